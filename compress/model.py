@@ -1,0 +1,104 @@
+"""The model noun: an exported program per graph, its weights, specs, components, and how to rebuild its module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.errors import CompressError
+from runtimes.spec import Dim, Modality, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What :func:`compress.save` cannot infer of an input: its modality and its dynamic dimensions.
+
+    ``dims`` has one entry per axis, counted from the first; axes not listed are fixed. A string is a :class:`Dim` with
+    default sizes; ``None`` leaves the axis fixed.
+    """
+
+    modality: Modality | None = None
+    dims: tuple[str | Dim | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A method of the module that is exported as one engine, with the names of its inputs and outputs."""
+
+    method: str = "forward"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factory:
+    """How to rebuild the module: ``package.module:function`` and its JSON keyword arguments."""
+
+    reference: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What makes the float program an int8 one: the scheme's name, the range of each tensor, and what stays float.
+
+    ``ranges`` maps the name of a node of the exported program to the ``(low, high)`` its values are clipped to;
+    preparing a program from it is deterministic.
+    """
+
+    scheme: str
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]]  # graph -> node -> (low, high)
+    settings: Mapping[str, Any]
+    keep_float: tuple[str, ...] = ()                          # globs over the module paths left in float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramGraph:
+    """One exported graph: a program whose inputs and outputs are the specs', in their order."""
+
+    program: ExportedProgram
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained multimodal model. Values only: a stage returns a new one and leaves its input as it found it."""
+
+    name: str
+    graphs: Mapping[str, ProgramGraph]
+    weights: Mapping[str, torch.Tensor]                       # the module's state dict, shared by all graphs
+    components: Mapping[str, str]                             # component name -> module path
+    example: Mapping[str, np.ndarray]
+    factory: Factory | None = None
+    channels: Mapping[str, Any] = field(default_factory=dict)  # what pruning changed, to re-apply to a factory's module
+    quantization: Quantization | None = None
+    module: torch.nn.Module | None = None                     # the live module, when this process has one
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.graph.outputs
+
+    @property
+    def graph(self) -> ProgramGraph:
+        """The only graph of a single-graph model."""
+        if len(self.graphs) != 1:
+            raise CompressError(f"model {self.name!r} has {len(self.graphs)} graphs ({list(self.graphs)}): name one")
+        return next(iter(self.graphs.values()))
+
+    def component_of(self, module_path: str) -> str:
+        """Name of the component a module path belongs to, the longest match; ``"other"`` where there is none."""
+        owners = [(len(path), name) for name, path in self.components.items()
+                  if path == "" or module_path == path or module_path.startswith(path + ".")]
+        return max(owners)[1] if owners else "other"

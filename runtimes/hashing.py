@@ -1,0 +1,52 @@
+"""The digests of files, folders and JSON values: SHA-256, in hexadecimal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from runtimes.errors import RuntimesError
+
+
+def bytes_digest(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _stream(file)
+
+
+def json_digest(value: Any) -> str:
+    """Digest of a JSON value in its canonical form: sorted keys, no spaces, UTF-8, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return bytes_digest(text.encode())
+
+
+def tree_files(folder: Path) -> dict[str, str]:
+    """Digest of every file below ``folder``, by its path relative to it with forward slashes.
+
+    Raises:
+        RuntimesError: if anything below ``folder`` is neither a regular file nor a folder (a link, a socket).
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise RuntimesError(f"{path} is a link or a special file: only regular files can be hashed")
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = file_digest(path)
+    return files
+
+
+def tree_digest(folder: Path) -> str:
+    """Digest of a folder: SHA-256 of the sorted list of (path, SHA-256) of its files."""
+    return json_digest(sorted(tree_files(folder).items()))
+
+
+def _stream(file: Any) -> str:  # Python 3.10, as on JetPack 6, has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""What goes in and out of a model: feeds, tensor specs with named dynamic dimensions, and the checks on a feed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from runtimes.errors import FeedError, RuntimesError
+
+Feed: TypeAlias = Mapping[str, np.ndarray]
+"""Input name -> array. Nothing in this project takes positional inputs."""
+
+Modality = Literal["image", "text", "audio", "video", "sensor", "embedding"]
+MODALITIES: tuple[str, ...] = get_args(Modality)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dynamic dimension: its name and the smallest, usual and largest size it takes.
+
+    ``opt`` is the size an engine is tuned for (TensorRT's optimisation profile; the shape a latency is measured at).
+    """
+
+    name: str
+    min: int = 1
+    opt: int = 1
+    max: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise RuntimesError(f"dimension name {self.name!r} is not an identifier")
+        if not 0 < self.min <= self.opt <= self.max:
+            raise RuntimesError(
+                f"dimension {self.name!r}: sizes must satisfy 0 < min <= opt <= max, "
+                f"got {self.min}, {self.opt}, {self.max}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output: ``shape`` mixes fixed sizes and :class:`Dim`; ``dtype`` is numpy's name for it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | Dim, ...]
+    batch_axis: int | None = 0
+    modality: Modality = "sensor"
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise RuntimesError(f"tensor {self.name!r}: unknown modality {self.modality!r}, expected one of {MODALITIES}")
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        return tuple(size for size in self.shape if isinstance(size, Dim))
+
+    def sized(self, **sizes: int) -> tuple[int, ...]:
+        """The concrete shape with every dynamic dimension at its ``opt`` size, or at the size given by name."""
+        return tuple(sizes.get(s.name, s.opt) if isinstance(s, Dim) else s for s in self.shape)
+
+    def describe(self) -> str:
+        sizes = ", ".join(f"{s.name}={s.min}..{s.max}" if isinstance(s, Dim) else str(s) for s in self.shape)
+        return f"{self.dtype}[{sizes}]"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": [
+                {"name": s.name, "min": s.min, "opt": s.opt, "max": s.max} if isinstance(s, Dim) else s
+                for s in self.shape
+            ],
+            "batch_axis": self.batch_axis,
+            "modality": self.modality,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
+        try:
+            return cls(
+                name=str(data["name"]),
+                dtype=np.dtype(data["dtype"]).name,
+                shape=tuple(
+                    Dim(str(s["name"]), int(s["min"]), int(s["opt"]), int(s["max"])) if isinstance(s, Mapping) else int(s)
+                    for s in data["shape"]
+                ),
+                batch_axis=None if data["batch_axis"] is None else int(data["batch_axis"]),
+                modality=data["modality"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RuntimesError(f"not a tensor spec: {data!r} ({error})") from error
+
+
+def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed") -> dict[str, np.ndarray]:
+    """Return ``feed`` as C-contiguous arrays in the order of ``specs``, or say which input is wrong and how.
+
+    Args:
+        specs: the inputs expected; dimensions of one name must agree across inputs.
+        feed: input name -> array.
+        source: what the message calls the feed (a file name, for a feed read from disk).
+
+    Raises:
+        FeedError: on a missing or unknown input, a wrong dtype, rank or size, or a value that is NaN or infinite.
+    """
+    specs = tuple(specs)
+    names = [spec.name for spec in specs]
+    missing = [name for name in names if name not in feed]
+    unknown = [name for name in feed if name not in names]
+    if missing or unknown:
+        problem = f"lacks input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
+        raise FeedError(f"{source} {problem}: expected the inputs {names}, got {list(feed)}")
+    sizes: dict[str, tuple[int, str]] = {}
+    return {spec.name: _check_tensor(spec, feed[spec.name], sizes, source) for spec in specs}
+
+
+def _check_tensor(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]], source: str) -> np.ndarray:
+    where = f"{source}: input {spec.name!r}"
+    array = np.asarray(value)
+    if array.dtype.name != spec.dtype:
+        raise FeedError(f"{where} has dtype {array.dtype.name}, expected {spec.dtype}: convert it with .astype({spec.dtype!r})")
+    if array.ndim != len(spec.shape):
+        raise FeedError(f"{where} has shape {array.shape}, expected {len(spec.shape)} dimensions: {spec.describe()}")
+    for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(expected, int):
+            if size != expected:
+                raise FeedError(f"{where} has shape {array.shape}, expected size {expected} on axis {axis}: {spec.describe()}")
+            continue
+        if not expected.min <= size <= expected.max:
+            raise FeedError(f"{where} has shape {array.shape}: {expected.name} is {size}, outside {expected.min}..{expected.max}")
+        first, owner = sizes.setdefault(expected.name, (size, spec.name))
+        if size != first:
+            raise FeedError(f"{where} has {expected.name}={size}, but input {owner!r} has {expected.name}={first}")
+    # A sum is finite exactly when no element is NaN or infinite, save for an overflow: then look at each element.
+    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise FeedError(f"{where} has a value that is not finite ({array[bad]}) at index {bad}")
+    return np.ascontiguousarray(array)
