@@ -51,7 +51,9 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
-            raise RuntimesError(f"tensor {self.name!r}: unknown modality {self.modality!r}, expected one of {MODALITIES}")
+            raise RuntimesError(
+                f"tensor {self.name!r}: unknown modality {self.modality!r}, expected one of {MODALITIES}"
+            )
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -82,16 +84,30 @@ class TensorSpec:
         try:
             return cls(
                 name=str(data["name"]),
-                dtype=np.dtype(data["dtype"]).name,
-                shape=tuple(
-                    Dim(str(s["name"]), int(s["min"]), int(s["opt"]), int(s["max"])) if isinstance(s, Mapping) else int(s)
-                    for s in data["shape"]
-                ),
+                dtype=_dtype_from_json(data["dtype"]),
+                shape=tuple(_size_from_json(size) for size in data["shape"]),
                 batch_axis=None if data["batch_axis"] is None else int(data["batch_axis"]),
                 modality=data["modality"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RuntimesError(f"not a tensor spec: {data!r} ({error})") from error
+
+
+def _size_from_json(size: Any) -> int | Dim:
+    if isinstance(size, Mapping):
+        return Dim(str(size["name"]), int(size["min"]), int(size["opt"]), int(size["max"]))
+    if int(size) < 0:
+        raise ValueError(f"size {size!r} is negative")
+    return int(size)
+
+
+def _dtype_from_json(name: Any) -> str:
+    if not isinstance(name, str) or not name.isalnum():  # numpy reads more into a string than a name
+        raise ValueError(f"{name!r} is not a dtype name")
+    dtype = np.dtype(name)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"dtype {name!r} is not a boolean, an integer or a real number")
+    return dtype.name
 
 
 def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed") -> dict[str, np.ndarray]:
@@ -120,16 +136,22 @@ def _check_tensor(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]
     where = f"{source}: input {spec.name!r}"
     array = np.asarray(value)
     if array.dtype.name != spec.dtype:
-        raise FeedError(f"{where} has dtype {array.dtype.name}, expected {spec.dtype}: convert it with .astype({spec.dtype!r})")
+        raise FeedError(
+            f"{where} has dtype {array.dtype.name}, expected {spec.dtype}: convert it with .astype({spec.dtype!r})"
+        )
     if array.ndim != len(spec.shape):
         raise FeedError(f"{where} has shape {array.shape}, expected {len(spec.shape)} dimensions: {spec.describe()}")
     for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(expected, int):
             if size != expected:
-                raise FeedError(f"{where} has shape {array.shape}, expected size {expected} on axis {axis}: {spec.describe()}")
+                raise FeedError(
+                    f"{where} has shape {array.shape}, expected size {expected} on axis {axis}: {spec.describe()}"
+                )
             continue
         if not expected.min <= size <= expected.max:
-            raise FeedError(f"{where} has shape {array.shape}: {expected.name} is {size}, outside {expected.min}..{expected.max}")
+            raise FeedError(
+                f"{where} has shape {array.shape}: {expected.name} is {size}, outside {expected.min}..{expected.max}"
+            )
         first, owner = sizes.setdefault(expected.name, (size, spec.name))
         if size != first:
             raise FeedError(f"{where} has {expected.name}={size}, but input {owner!r} has {expected.name}={first}")
