@@ -1,0 +1,181 @@
+"""Hardware targets: one row of data each, built in (``targets.toml`` beside this file) or the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import platform
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.errors import CompressError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # JetPack 6 has Python 3.10
+    import tomli as tomllib
+
+Scheme = Literal["x86-vnni", "x86", "arm64", "tensorrt"]
+Float = Literal["fp32", "bf16", "fp16"]
+Number = float  # inside the class below ``float`` is a field
+
+_BUILT_IN = Path(__file__).with_name("targets.toml")
+_VERSION = 1
+_VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # /proc/cpuinfo's names for u8 x s8 without saturation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What an engine is made for.
+
+    ``float`` is the precision of whatever an int8 engine does not compute in int8; ``half`` is the half-precision
+    control of the benchmarks, ``None`` where the backend has no such kernels. ``address`` is what the user gives to
+    ``ssh``. Rates are dense peaks. ``verified`` says in one sentence what was really seen working.
+    """
+
+    name: str
+    description: str
+    backend: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+    device: Literal["CPU", "GPU", "NPU"]
+    scheme: Scheme
+    float: Float
+    install: str                                 # the extra that brings its runtime
+    verified: str
+    half: Float | None = None
+    opset: int = 20
+    reach: Literal["local", "ssh"] = "local"
+    address: str | None = None
+    memory_gib: int | None = None
+    bandwidth_gbs: Number | None = None
+    int8_tops: Number | None = None
+    fp16_tflops: Number | None = None
+    tensorrt: str | None = None
+    jetpack: str | None = None                   # set on the Jetson rows alone
+    power_modes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError("a target's name is letters, digits, '.', '_' and '-'")
+        if self.address is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@:%+-]*", self.address):
+            raise ValueError(f"address {self.address!r} is not a host, user@host or a name of your ssh configuration")
+        if self.address is not None and self.reach != "ssh":
+            raise ValueError('an address is for a row with reach = "ssh"')
+        for field in ("tensorrt", "jetpack"):
+            if (version := getattr(self, field)) is not None and not re.fullmatch(r"\d+(\.\d+)*", version):
+                raise ValueError(f"{field} = {version!r} is not a version")
+
+
+def targets(*, folder: Path | None = None, home: Path | None = None) -> dict[str, Target]:
+    """Every target by name: the built-in rows, changed and extended by the user's, the current folder's last.
+
+    Args:
+        folder: where ``targets.toml`` is looked for; the current folder by default.
+        home: the user's home folder, whose ``.config/compress/targets.toml`` is read before ``folder``'s.
+
+    Raises:
+        CompressError: if a file is not of the form described in the built-in one; names file, row and key.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, Target] = {}
+    user = (home or Path.home()) / ".config" / "compress" / "targets.toml"
+    for file in (_BUILT_IN, user, (folder or Path()) / "targets.toml"):
+        for name, row in _read_rows(file).items():
+            rows[name] = {**rows.get(name, {}), **row, "name": name}
+            found[name] = _to_target(rows[name], f"{file}: target {name!r}")
+    return found
+
+
+def get_target(name: str) -> Target:
+    """The target called ``name``: ``local`` is the best row for this machine, ``jetson`` the Jetson with an address.
+
+    A row for this machine's CPU gets the scheme which that CPU can run: without VNNI or AMX the sums of u8 x s8
+    products saturate, so the weights must be 7-bit, and an ARM64 CPU takes s8 activations.
+
+    Raises:
+        CompressError: if there is no such target (with the nearest names), or ``jetson`` is not exactly one row.
+    """
+    rows = targets()
+    if name == "local":
+        name = _best_here()
+    elif name == "jetson":
+        name = _only_jetson(rows.values())
+    if name not in rows:
+        known = [*rows, "local", "jetson"]
+        begun = [row for row in known if name and row.startswith(name)]
+        near = begun or difflib.get_close_matches(name, known, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the targets are {', '.join(known)}"
+        raise CompressError(f"unknown target {name!r}: {hint} (own rows go into targets.toml)")
+    return _fit_this_cpu(rows[name])
+
+
+def _best_here() -> str:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return "openvino-cpu" if x86 and importlib.util.find_spec("openvino") is not None else "onnxruntime-cpu"
+
+
+def _only_jetson(rows: Iterable[Target]) -> str:
+    jetsons = [row for row in rows if row.jetpack is not None]
+    reachable = [row.name for row in jetsons if row.address is not None]
+    if len(reachable) != 1:
+        what = f"{', '.join(reachable)} have one" if reachable else "none has one"
+        raise CompressError(
+            f"target 'jetson' means the one Jetson row with an address, and {what}: name the row ("
+            f'{", ".join(row.name for row in jetsons)}), or write [target.{jetsons[0].name}] address = "user@host" '
+            "in targets.toml"
+        )
+    return reachable[0]
+
+
+def _fit_this_cpu(target: Target) -> Target:
+    if target.reach != "local" or target.device != "CPU" or target.scheme != "x86-vnni":
+        return target
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return dataclasses.replace(target, scheme="arm64")
+    return target if _VNNI_FLAGS & _cpu_flags() else dataclasses.replace(target, scheme="x86")
+
+
+def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """This CPU's flags; empty where they cannot be read, so that the scheme which is safe everywhere is taken."""
+    if not cpuinfo.is_file():
+        return set()
+    match = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return set(match[1].split()) if match else set()
+
+
+def _read_rows(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise CompressError(f"{file} cannot be read as TOML: {error}") from error
+    if content.get("version") != _VERSION:
+        found = content.get("version")
+        raise CompressError(f"{file}: version is {found!r}, expected `version = {_VERSION}` as the first line")
+    if extra := [key for key in content if key not in ("version", "target")]:
+        raise CompressError(f"{file}: unknown key {extra[0]!r}: a row begins with [target.NAME]")
+    rows = content.get("target", {})
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise CompressError(f"{file}: `target` must hold one table a row, each beginning with [target.NAME]")
+    known = [field.name for field in dataclasses.fields(Target) if field.name != "name"]
+    for name, row in rows.items():
+        for key in row:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+                raise CompressError(f"{file}: target {name!r}: unknown key {key!r}: {hint}")
+    return rows
+
+
+def _to_target(row: Mapping[str, Any], where: str) -> Target:
+    import msgspec
+
+    try:
+        return msgspec.convert(row, Target)
+    except msgspec.ValidationError as error:  # its text ends in "- at `$.key`"
+        raise CompressError(f"{where}: {str(error).replace('$.', '')}") from error
