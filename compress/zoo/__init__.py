@@ -1,0 +1,1 @@
+"""Models that come with the project: the demo's network, its task, and how it is trained."""

@@ -1,0 +1,206 @@
+"""The demo's network: a small vision transformer, a text encoder, cross-attention of words onto the image, a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own name
+from torch import Tensor, nn
+
+from compress.errors import CompressError
+
+PADDING = 0             # the question's token id that means "no word here"
+IMAGE_SIZE = 8          # pixels a side; every pixel is a token
+SHORTEST, LONGEST = 4, 12   # words in a question
+WORDS = 40              # rows of the embedding table; the vocabulary of digits_questions fits
+ANSWERS = 12            # yes, no, zero .. nine
+
+
+def build(
+    *,
+    width: int = 256,
+    head_dim: int = 32,
+    image_heads: Sequence[int] = (8, 8, 8, 8),
+    image_hidden: Sequence[int] = (1024, 1024, 1024, 1024),
+    text_heads: Sequence[int] = (8,),
+    text_hidden: Sequence[int] = (512,),
+    fusion_heads: Sequence[int] = (8,),
+    fusion_hidden: Sequence[int] = (1024,),
+    words: int = WORDS,
+    answers: int = ANSWERS,
+) -> nn.Module:
+    """Return the network with fresh weights; the factory ``compress.zoo.digits_vqa:build``.
+
+    Args:
+        width: channels of the residual stream, the same in every component.
+        head_dim: channels of one attention head.
+        image_heads, image_hidden: attention heads and feed-forward channels of each block of the image encoder, one
+            entry a block: a pruned network's shape is built by giving the pruned numbers.
+        text_heads, text_hidden: the same of the text encoder's blocks.
+        fusion_heads, fusion_hidden: the same of the cross-attention blocks.
+        words: rows of the embedding table. answers: size of the output.
+
+    Raises:
+        CompressError: if a component's two lists differ in length, are empty or hold a number below one.
+    """
+    for name, heads, hidden in (
+        ("image", image_heads, image_hidden), ("text", text_heads, text_hidden), ("fusion", fusion_heads, fusion_hidden)
+    ):
+        if len(heads) != len(hidden) or not heads or min(*heads, *hidden) < 1:
+            raise CompressError(
+                f"{name}_heads {list(heads)} and {name}_hidden {list(hidden)} must have one entry of at least 1 a block"
+            )
+    return DigitsVQA(
+        ImageEncoder(width, _blocks(width, head_dim, image_heads, image_hidden)),
+        TextEncoder(words, width, _blocks(width, head_dim, text_heads, text_hidden)),
+        Fusion(_blocks(width, head_dim, fusion_heads, fusion_hidden)),
+        Head(width, answers),
+    )
+
+
+class DigitsVQA(nn.Module):
+    """Answers a question about a picture of a digit."""
+
+    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, fusion: Fusion, head: Head) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.fusion = fusion
+        self.head = head
+
+    def forward(self, image: Tensor, question: Tensor) -> Tensor:
+        """Logits ``(batch, answers)``: images f32 ``(batch, 1, 8, 8)`` in [0, 1] words i64 ``(batch, length)``."""
+        words = question != PADDING
+        text = self.text_encoder(question, words)
+        logits: Tensor = self.head(self.fusion(text, self.image_encoder(image)), words)
+        return logits
+
+    def ask(self, image: Tensor, questions: Tensor) -> Tensor:
+        """Logits ``(batch, asked, answers)`` of several ``questions`` ``(batch, asked, length)`` about each image.
+
+        Equal to :meth:`forward` on every pair, with each image encoded once: a word attends to the image and to the
+        words of its own question only, so the questions of an image are one long query.
+        """
+        batch, asked, length = questions.shape
+        question = questions.flatten(0, 1)
+        words = question != PADDING
+        text = self.text_encoder(question, words).reshape(batch, asked * length, -1)
+        fused = self.fusion(text, self.image_encoder(image)).reshape(batch * asked, length, -1)
+        logits: Tensor = self.head(fused, words)
+        return logits.reshape(batch, asked, -1)
+
+
+class ImageEncoder(nn.Module):
+    """Convolution to one token a pixel, learned positions, transformer blocks: ``(batch, 64, width)``."""
+
+    def __init__(self, width: int, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.position = nn.Parameter(torch.randn(1, IMAGE_SIZE**2, width) * 0.02)
+        self.blocks = blocks
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.stem(image).flatten(2).transpose(1, 2) + self.position
+        for block in self.blocks:
+            tokens = block(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+
+class TextEncoder(nn.Module):
+    """Word embeddings, learned positions, transformer blocks blind to the padding: ``(batch, length, width)``."""
+
+    def __init__(self, words: int, width: int, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.position = nn.Parameter(torch.randn(1, LONGEST, width) * 0.02)
+        self.blocks = blocks
+
+    def forward(self, question: Tensor, words: Tensor) -> Tensor:
+        """``words`` is True ``(batch, length)`` where ``question`` is no padding."""
+        text: Tensor = self.embedding(question) + self.position[:, : question.shape[1]]
+        mask = words[:, None, None, :]
+        for block in self.blocks:
+            text = block(text, mask=mask)
+        return text
+
+
+class Fusion(nn.Module):
+    """The words look at the image: cross-attention blocks, text as query, image tokens as keys and values."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        for block in self.blocks:
+            text = block(text, context=image)
+        return text
+
+
+class Head(nn.Module):
+    """Mean over the words, then one linear layer: ``(batch, answers)``."""
+
+    def __init__(self, width: int, answers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.answer = nn.Linear(width, answers)
+
+    def forward(self, text: Tensor, words: Tensor) -> Tensor:
+        weight = words.to(text.dtype)[:, :, None]
+        pooled = (text * weight).sum(1) / weight.sum(1)
+        logits: Tensor = self.answer(self.norm(pooled))
+        return logits
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with ``context`` its attention is cross-attention onto those tokens."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, head_dim)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        normed = self.norm1(tokens)
+        tokens = tokens + self.attention(normed, normed if context is None else context, mask)
+        changed: Tensor = tokens + self.down(F.gelu(self.up(self.norm2(tokens))))
+        return changed
+
+
+class Attention(nn.Module):
+    """Multi-head attention of ``query`` onto ``context``.
+
+    ``heads`` and ``head_dim`` are read at run time: pruning rewrites them with the weights. The scale stays the one
+    the weights were trained with, so that removing channels that are zero changes nothing.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+        self.q = nn.Linear(width, heads * head_dim)
+        self.k = nn.Linear(width, heads * head_dim)
+        self.v = nn.Linear(width, heads * head_dim)
+        self.out = nn.Linear(heads * head_dim, width)
+
+    def forward(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(batch, tokens, width)``; ``mask`` is True where a context token may be seen, broadcast to the scores."""
+        q, k, v = self._split(self.q(query)), self._split(self.k(context)), self._split(self.v(context))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        merged: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return merged
+
+    def _split(self, channels: Tensor) -> Tensor:
+        batch, tokens, _ = channels.shape
+        return channels.view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+
+
+def _blocks(width: int, head_dim: int, heads: Sequence[int], hidden: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, h, head_dim, channels) for h, channels in zip(heads, hidden, strict=True))
