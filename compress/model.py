@@ -56,7 +56,7 @@ class Quantization:
     scheme: str
     ranges: Mapping[str, Mapping[str, tuple[float, float]]]  # graph -> node -> (low, high)
     settings: Mapping[str, Any]
-    keep_float: tuple[str, ...] = ()                          # globs over the module paths left in float
+    keep_float: tuple[str, ...] = ()  # globs over the module paths left in float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,13 @@ class Model:
 
     name: str
     graphs: Mapping[str, ProgramGraph]
-    weights: Mapping[str, torch.Tensor]                       # the module's state dict, shared by all graphs
-    components: Mapping[str, str]                             # component name -> module path
+    weights: Mapping[str, torch.Tensor]  # the module's state dict, shared by all graphs
+    components: Mapping[str, str]  # component name -> module path
     example: Mapping[str, np.ndarray]
     factory: Factory | None = None
     channels: Mapping[str, Any] = field(default_factory=dict)  # what pruning changed, to re-apply to a factory's module
     quantization: Quantization | None = None
-    module: torch.nn.Module | None = None                     # the live module, when this process has one
+    module: torch.nn.Module | None = None  # the live module, when this process has one
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -99,6 +99,9 @@ class Model:
 
     def component_of(self, module_path: str) -> str:
         """Name of the component a module path belongs to, the longest match; ``"other"`` where there is none."""
-        owners = [(len(path), name) for name, path in self.components.items()
-                  if path == "" or module_path == path or module_path.startswith(path + ".")]
+        owners = [
+            (len(path), name)
+            for name, path in self.components.items()
+            if path == "" or module_path == path or module_path.startswith(path + ".")
+        ]
         return max(owners)[1] if owners else "other"

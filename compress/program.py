@@ -1,0 +1,212 @@
+"""Exported programs: trace a module into one, store one as JSON that is safe to read back, and run one on a feed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._export.serde import schema
+from torch._export.serde.serialize import (
+    EnumEncoder,
+    ExportedProgramDeserializer,
+    ExportedProgramSerializer,
+    _dataclass_to_dict,
+    _dict_to_dataclass,
+)
+from torch.export import ExportedProgram
+
+from compress.errors import CompressError
+from compress.grammar import check_program
+from compress.model import Model, ProgramGraph
+from runtimes.spec import Feed, TensorSpec
+
+# --- tracing ----------------------------------------------------------------------------------------------------------
+
+
+def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method: str = "forward") -> ExportedProgram:
+    """Export ``module.method(**example)`` with the dynamic dimensions of ``inputs``; outputs become a flat tuple.
+
+    Raises:
+        CompressError: when the module cannot be traced, with torch's own first line.
+    """
+    dims = {d.name: torch.export.Dim(d.name, min=d.min, max=d.max) for spec in inputs for d in spec.dims if d.max > 1}
+    shapes = {
+        spec.name: {
+            axis: dims[d.name] for axis, d in enumerate(spec.shape) if not isinstance(d, int) and d.name in dims
+        }
+        for spec in inputs
+    }
+    feed = {spec.name: torch.from_numpy(_widened(spec, example[spec.name])) for spec in inputs}
+    was_training = module.training
+    try:
+        with _flat_outputs(module, method), torch.no_grad():
+            program = torch.export.export(module.eval(), (), feed, dynamic_shapes=shapes)
+    except Exception as error:  # tracing runs the user's code: anything may come out of it
+        raise CompressError(
+            f"{type(module).__name__}.{method} cannot be exported: {type(error).__name__}: {_first_line(error)} "
+            "(data-dependent control flow and untraceable code must be rewritten; a size torch calls constant must not "
+            "be declared dynamic)"
+        ) from error
+    finally:
+        module.train(was_training)
+    return program
+
+
+def named_outputs(module: nn.Module, example: Feed, method: str = "forward") -> dict[str, torch.Tensor]:
+    """Run ``module.method(**example)``: a lone tensor is called ``output``, a mapping keeps its keys."""
+    with torch.no_grad():
+        result = getattr(module, method)(**{name: torch.from_numpy(value) for name, value in example.items()})
+    return _named(result)
+
+
+def _named(result: Any) -> dict[str, torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return {"output": result}
+    items = result.items() if isinstance(result, Mapping) else [(f"output_{i}", v) for i, v in enumerate(result)]
+    named = {name: value for name, value in items if isinstance(value, torch.Tensor)}
+    if not named:
+        raise CompressError(
+            f"the model returned {type(result).__name__} without a tensor in it: return a tensor or a mapping"
+        )
+    return named
+
+
+@contextlib.contextmanager
+def _flat_outputs(module: nn.Module, method: str) -> Iterator[None]:
+    """Let ``module(...)`` call ``method`` and return a plain tuple, so that a program never names a user's class."""
+    original = getattr(module, method)
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(_named(original(*args, **kwargs)).values())
+
+    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    shadowed = "forward" in vars(module)
+    previous = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if shadowed:
+            module.forward = previous  # type: ignore[assignment]
+
+
+def _widened(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    """torch.export fixes a size of 1 (or of 0): repeat the example along dynamic axes that have it."""
+    for axis, size in enumerate(spec.shape):
+        if not isinstance(size, int) and array.shape[axis] == 1 and size.max > 1:
+            array = np.repeat(array, 2, axis=axis)
+    return np.ascontiguousarray(array)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no message"
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def program_runner(graph: ProgramGraph) -> Callable[[Feed], dict[str, np.ndarray]]:
+    """A function from feed to named outputs that runs ``graph`` in torch."""
+    module = graph.program.module(check_guards=False)
+    names = [spec.name for spec in graph.inputs]
+    outputs = [spec.name for spec in graph.outputs]
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            values = module(**{name: torch.from_numpy(np.ascontiguousarray(feed[name])) for name in names})
+        return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
+
+    return run
+
+
+def run_program(model: Model, feed: Feed, graph: str | None = None) -> dict[str, np.ndarray]:
+    """Run one graph of ``model`` in torch on ``feed``."""
+    return program_runner(model.graph if graph is None else model.graphs[graph])(feed)
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Dotted path of the innermost module that ``node`` was traced in; empty at the top."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = next(reversed(stack.values()))[0]
+    return path.removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+# --- storing ----------------------------------------------------------------------------------------------------------
+
+
+def program_to_json(program: ExportedProgram) -> str:
+    """The program without its tensors, in torch's own schema, free of stack traces, source paths and code lines."""
+    serialized = ExportedProgramSerializer().serialize(
+        program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
+    )
+    data = json.loads(json.dumps(_dataclass_to_dict(serialized.exported_program), cls=EnumEncoder))
+    _strip(data)
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def program_from_json(text: str, tensors: Mapping[str, torch.Tensor], source: str) -> ExportedProgram:
+    """Rebuild a program from :func:`program_to_json`'s text after checking every string in it; runs no code from it.
+
+    Args:
+        text: the JSON; may come from anybody.
+        tensors: parameters, buffers and constants by name.
+        source: what messages call the file.
+
+    Raises:
+        CompressError: on anything outside the closed set of operators, expressions and names; names the offender.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise CompressError(f"{source} is damaged: its program is not JSON ({error})") from error
+    _strip(data)
+    check_program(data, source)
+    constants, state = {}, {}
+    try:
+        program = _dict_to_dataclass(schema.ExportedProgram, data)
+        signature = program.graph_module.signature
+        for spec in signature.input_specs:
+            if spec.type == "parameter":
+                name = spec.parameter.parameter_name
+                state[name] = nn.Parameter(tensors[name], requires_grad=tensors[name].is_floating_point())
+            elif spec.type == "buffer" and spec.buffer.persistent:
+                state[spec.buffer.buffer_name] = tensors[spec.buffer.buffer_name]
+            elif spec.type == "buffer":
+                constants[spec.buffer.buffer_name] = tensors[spec.buffer.buffer_name]
+            elif spec.type == "tensor_constant":
+                name = spec.tensor_constant.tensor_constant_name
+                constants[name] = tensors[name]
+        return ExportedProgramDeserializer().deserialize(program, state, constants, None)
+    except CompressError:
+        raise
+    except Exception as error:  # a damaged program can fail anywhere inside the reader
+        raise CompressError(
+            f"{source} is damaged: its program cannot be read ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def _strip(data: Any) -> None:
+    """Drop what leaks the author's source (traces, guards) and what would be resolved by name on reading."""
+    if isinstance(data, dict):
+        if "guards_code" in data:
+            data["guards_code"] = []
+        if isinstance(data.get("metadata"), dict):
+            kept = data["metadata"].get("nn_module_stack")
+            data["metadata"] = {} if kept is None else {"nn_module_stack": kept}
+        for value in data.values():
+            _strip(value)
+    elif isinstance(data, list):
+        for value in data:
+            _strip(value)
