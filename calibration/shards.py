@@ -1,0 +1,132 @@
+"""Reading one shard: an ``.npz`` file with one array per input, samples along the leading axis."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.errors import CalibrationError
+from runtimes.errors import FeedError
+from runtimes.spec import Dim, TensorSpec, check_feed
+
+TARGET = "target"
+"""The array of labels a shard may hold beside its inputs."""
+
+_ANY_COUNT = Dim("samples", 1, 1, 1 << 48)
+_UNREADABLE = (  # what numpy, zipfile and zlib raise on a damaged, encrypted or pickled file
+    ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The samples of one file: arrays of shape ``(samples, ...)``, in the order of the specs, and their labels."""
+
+    feed: Mapping[str, np.ndarray]
+    target: np.ndarray | None
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.feed.values())))
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {**self.feed, **({} if self.target is None else {TARGET: self.target})}
+
+
+def shard_specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The specs of a shard's arrays: the batch axis first, and of any size."""
+    specs = []
+    for spec in inputs:
+        if spec.batch_axis is None:
+            raise CalibrationError(
+                f"input {spec.name!r} has no batch axis, so its samples cannot be stacked in a calibration set: "
+                "give it one, or make it a constant of the model")
+        rest = spec.shape[:spec.batch_axis] + spec.shape[spec.batch_axis + 1:]
+        specs.append(replace(spec, shape=(_ANY_COUNT, *rest), batch_axis=0))
+    if not specs:
+        raise CalibrationError("the model has no inputs: there is nothing a calibration set could hold")
+    return tuple(specs)
+
+
+def read_shard(path: Path, specs: Sequence[TensorSpec]) -> Shard:
+    """Read and check one ``.npz`` file; ``specs`` come from :func:`shard_specs`.
+
+    Raises:
+        CalibrationError: naming the file and the input, if the file cannot be read or does not match the specs.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    name = None
+    try:
+        with _open_npz(path) as file:
+            for name in file.files:
+                arrays[name] = file[name]
+    except _UNREADABLE as error:
+        raise _unreadable(path, name, error) from error
+    return check_shard(arrays, specs, source=str(path))
+
+
+def read_target(path: Path) -> np.ndarray:
+    """The labels of a shard alone; its other arrays stay on disk."""
+    try:
+        with _open_npz(path) as file:
+            return np.asarray(file[TARGET])
+    except _UNREADABLE as error:
+        raise _unreadable(path, TARGET, error) from error
+
+
+def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *, source: str) -> Shard:
+    """Check arrays with a leading sample axis against ``specs``; ``source`` is what messages call them."""
+    arrays = dict(arrays)
+    target = None if any(spec.name == TARGET for spec in specs) else arrays.pop(TARGET, None)
+    for name, array in arrays.items():
+        if array.ndim and len(array) == 0:
+            raise CalibrationError(f"{source}: input {name!r} holds no samples: remove the file, or write it again")
+    try:
+        feed = check_feed(specs, arrays, source=source)
+    except FeedError as error:
+        raise CalibrationError(f"{error}. Correct the calibration data, or the model's input specs") from error
+    feed = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in feed.items()}
+    shard = Shard(feed=feed, target=None if target is None else np.ascontiguousarray(target))
+    if shard.target is not None:
+        check_values(shard.target, f"{source}: {TARGET!r}")
+        if shard.target.ndim == 0 or len(shard.target) != shard.count:
+            raise CalibrationError(
+                f"{source}: {TARGET!r} has shape {shard.target.shape}, but the inputs hold {shard.count} samples: "
+                "give one label per sample along the leading axis")
+    return shard
+
+
+def check_values(array: np.ndarray, where: str) -> None:
+    """Refuse anything but finite numbers; ``where`` names the file and the array."""
+    if array.dtype.kind not in "biuf":
+        raise CalibrationError(f"{where} has dtype {array.dtype}: store booleans, integers or floats")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise CalibrationError(
+            f"{where} has a value that is not finite ({array[bad]}) at index {bad}: remove that sample")
+
+
+def _open_npz(path: Path) -> Any:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array without a name")
+    return file
+
+
+def _unreadable(path: Path, name: str | None, error: Exception) -> CalibrationError:
+    if isinstance(error, FileNotFoundError):
+        return CalibrationError(f"{path} does not exist: it was listed as a shard of the calibration set")
+    where = f"{path}: array {name!r}" if name is not None else str(path)
+    if "allow_pickle" in str(error) or "pickled" in str(error):
+        return CalibrationError(
+            f"{where} holds Python objects, which are never unpickled: store a plain array of numbers")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CalibrationError(f"{where} cannot be read, it is damaged or no .npz file ({reason}): write it again")
