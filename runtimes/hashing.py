@@ -25,8 +25,8 @@ def json_digest(value: Any) -> str:
     return bytes_digest(text.encode())
 
 
-def tree_files(folder: Path) -> dict[str, str]:
-    """Digest of every file below ``folder``, by its path relative to it with forward slashes.
+def tree_paths(folder: Path) -> dict[str, Path]:
+    """Every file below ``folder``, by its path relative to it with forward slashes.
 
     Raises:
         RuntimesError: if anything below ``folder`` is neither a regular file nor a folder (a link, a socket).
@@ -34,10 +34,15 @@ def tree_files(folder: Path) -> dict[str, str]:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise RuntimesError(f"{path} is a link or a special file: only regular files can be hashed")
+            raise RuntimesError(f"{path} is a link or a special file: replace it with a regular file")
         if path.is_file():
-            files[path.relative_to(folder).as_posix()] = file_digest(path)
+            files[path.relative_to(folder).as_posix()] = path
     return files
+
+
+def tree_files(folder: Path) -> dict[str, str]:
+    """Digest of every file below ``folder``, by its relative path; raises as :func:`tree_paths` does."""
+    return {name: file_digest(path) for name, path in tree_paths(folder).items()}
 
 
 def tree_digest(folder: Path) -> str:

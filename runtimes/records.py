@@ -49,7 +49,7 @@ def typed(value: Any, kind: type[T], where: str) -> T:
         value = _to_float(value, where)
     if type(value) is not kind:
         raise RuntimesError(f"{where} must be {_JSON_NAMES[kind]}, got {value!r:.80}: it is damaged, write it again")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def strings(record: Mapping[str, Any], key: str, where: str) -> dict[str, str]:

@@ -1,0 +1,246 @@
+"""A bundle: a directory for a device, whose ``manifest.json`` lists every other file with its size and SHA-256.
+
+``engines/<graph>/<target>/`` hold the engines, ``golden/`` a feed with the outputs expected of it. Reading a bundle
+checks all of it: nothing missing, added, changed or linked. Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from runtimes.arrays import parse_arrays
+from runtimes.engine import RECORD, Precision, State, choice, specs
+from runtimes.errors import RuntimesError
+from runtimes.hashing import bytes_digest, file_digest, json_digest, tree_paths
+from runtimes.records import get, inside, parse_record, string_list, typed, write_json
+from runtimes.spec import TensorSpec
+
+FORMAT, VERSION, MANIFEST = "compress.bundle", 1, "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineEntry:
+    """Where a target's engine lies in the bundle, and which it is."""
+
+    path: str
+    backend: str
+    precision: Precision
+    digest: str
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphEntry:
+    """A graph: its inputs and outputs by name, and its engine for each target."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    engines: Mapping[str, EngineEntry]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How to read an output: ``argmax`` over its last axis is an index into ``labels``."""
+
+    kind: Literal["argmax"]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A feed, the outputs expected of it, and by how much (largest absolute difference) each target may differ."""
+
+    feed: str
+    expected: str
+    tolerance: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle as its manifest describes it; ``digest`` is the manifest's SHA-256, and so covers every file."""
+
+    path: Path
+    digest: str
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    graphs: Mapping[str, GraphEntry]
+    answers: Mapping[str, Answer]
+    golden: Golden
+    files: Mapping[str, FileEntry]
+    accuracy: Mapping[str, Any]
+
+    def engine_files(self, entry: EngineEntry) -> dict[str, str]:
+        """The SHA-256 of each file of an engine, by its path relative to the engine's folder."""
+        return _below(self.files, entry.path)
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of an ``.npz`` file of the bundle, its bytes checked again."""
+        path = self.path / name
+        data = path.read_bytes()
+        if bytes_digest(data) != self.files[name].sha256:
+            raise RuntimesError(f"{path} was changed since the bundle was read: copy the bundle again")
+        return parse_arrays(data, str(path))
+
+
+def read_bundle(path: Path | str) -> Bundle:
+    """The bundle in folder ``path``, every file of it checked.
+
+    Raises:
+        RuntimesError: names the file that is missing, added, changed, a link, or not what the manifest must be.
+    """
+    folder = Path(path)
+    manifest = folder / MANIFEST
+    if manifest.is_symlink() or not manifest.is_file():
+        raise RuntimesError(f"{folder} is not a bundle: it has no {MANIFEST}; name the folder `compress bundle` wrote")
+    data = manifest.read_bytes()
+    record = parse_record(data, str(manifest), format=FORMAT, version=VERSION)
+    bundle = _parse(record, folder, bytes_digest(data), str(manifest))
+    _check_files(bundle)
+    return bundle
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    graphs: Mapping[str, GraphEntry],
+    answers: Mapping[str, Answer],
+    golden: Golden,
+    accuracy: Mapping[str, Any],
+) -> Bundle:
+    """Write the manifest of the files in ``folder``, last, once all of them are there; return the bundle, read back."""
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "model": {"inputs": [spec.to_json() for spec in inputs], "outputs": [spec.to_json() for spec in outputs]},
+        "graphs": {
+            graph: {
+                "inputs": list(entry.inputs),
+                "outputs": list(entry.outputs),
+                "engines": {target: dict(vars(engine)) for target, engine in entry.engines.items()},
+            }
+            for graph, entry in graphs.items()
+        },
+        "answers": {output: {"kind": answer.kind, "labels": list(answer.labels)} for output, answer in answers.items()},
+        "golden": {"feed": golden.feed, "expected": golden.expected, "tolerance": dict(golden.tolerance)},
+        "files": {
+            file: {"sha256": file_digest(path), "size": path.stat().st_size}
+            for file, path in tree_paths(Path(folder)).items()
+            if file != MANIFEST
+        },
+        "accuracy": dict(accuracy),
+    }
+    write_json(Path(folder) / MANIFEST, record)
+    return read_bundle(folder)
+
+
+def _parse(record: Mapping[str, Any], folder: Path, digest: str, where: str) -> Bundle:
+    listed = _items(record, "files", where)
+    files = {inside(name, where): _file(entry, f"{where}: file {name!r}") for name, entry in listed}
+    model, golden = get(record, "model", dict, where), get(record, "golden", dict, where)
+    graphs = _items(record, "graphs", where)
+    bundle = Bundle(
+        path=folder,
+        digest=digest,
+        name=get(record, "name", str, where),
+        inputs=specs(model, "inputs", where),
+        outputs=specs(model, "outputs", where),
+        graphs={name: _graph(entry, files, f"{where}: graph {name!r}") for name, entry in graphs},
+        answers={name: _answer(entry, f"{where}: answer {name!r}") for name, entry in _items(record, "answers", where)},
+        golden=Golden(
+            feed=_listed(golden, "feed", files, where),
+            expected=_listed(golden, "expected", files, where),
+            tolerance={name: _tolerance(value, f"{where}: tolerance of {name!r}")
+                       for name, value in get(golden, "tolerance", dict, where).items()},
+        ),
+        files=files,
+        accuracy=get(record, "accuracy", dict, where),
+    )
+    if not bundle.graphs:
+        raise RuntimesError(f"{where} lists no graph: write the bundle again")
+    return bundle
+
+
+def _items(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, typed(value, dict, f"{where}: {name!r}")) for name, value in get(record, key, dict, where).items()]
+
+
+def _file(record: Mapping[str, Any], where: str) -> FileEntry:
+    return FileEntry(sha256=get(record, "sha256", str, where), size=get(record, "size", int, where))
+
+
+def _answer(record: Mapping[str, Any], where: str) -> Answer:
+    return Answer(kind=choice(record, "kind", Literal["argmax"], where), labels=string_list(record, "labels", where))
+
+
+def _tolerance(value: Any, where: str) -> float:
+    tolerance = typed(value, float, where)
+    if not 0 <= tolerance < math.inf:
+        raise RuntimesError(f"{where} is {tolerance}, expected a finite number of at least 0: write the bundle again")
+    return tolerance
+
+
+def _listed(record: Mapping[str, Any], key: str, files: Mapping[str, FileEntry], where: str) -> str:
+    name = inside(get(record, key, str, where), where)
+    if name not in files:
+        raise RuntimesError(f"{where}: golden {key} {name!r} is not one of the files listed: write the bundle again")
+    return name
+
+
+def _graph(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> GraphEntry:
+    engines = _items(record, "engines", where)
+    return GraphEntry(
+        inputs=string_list(record, "inputs", where),
+        outputs=string_list(record, "outputs", where),
+        engines={target: _engine(entry, files, f"{where}: engine {target!r}") for target, entry in engines},
+    )
+
+
+def _engine(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> EngineEntry:
+    path = inside(get(record, "path", str, where), where)
+    digest = get(record, "digest", str, where)
+    members = _below(files, path)
+    if RECORD not in members:
+        raise RuntimesError(f"{where}: no file {path}/{RECORD} is listed: write the bundle again")
+    if json_digest(sorted(members.items())) != digest:
+        raise RuntimesError(f"{where}: the files below {path} do not add up to its digest: write the bundle again")
+    return EngineEntry(
+        path=path,
+        backend=get(record, "backend", str, where),
+        precision=choice(record, "precision", Precision, where),
+        digest=digest,
+        state=choice(record, "state", State, where),
+    )
+
+
+def _below(files: Mapping[str, FileEntry], folder: str) -> dict[str, str]:
+    prefix = folder + "/"
+    return {name.removeprefix(prefix): entry.sha256 for name, entry in files.items() if name.startswith(prefix)}
+
+
+def _check_files(bundle: Bundle) -> None:
+    paths = tree_paths(bundle.path)
+    del paths[MANIFEST]
+    for name in sorted(bundle.files.keys() - paths.keys()):
+        raise RuntimesError(f"{bundle.path / name} is missing: copy the bundle again")
+    for name in sorted(paths.keys() - bundle.files.keys()):
+        raise RuntimesError(f"{paths[name]} is not listed in {MANIFEST}: remove it, or copy the bundle again")
+    for name, path in paths.items():
+        if path.stat().st_size != bundle.files[name].size or file_digest(path) != bundle.files[name].sha256:
+            raise RuntimesError(f"{path} is not the file {MANIFEST} lists (SHA-256 or size): copy the bundle again")

@@ -1,0 +1,168 @@
+"""The measuring agent: opens one engine in a fresh process on the device, times it, runs data through it.
+
+``python -m runtimes.measure JOB.json``. The job::
+
+    {"engine": folder, "threads": int or null,
+     "latency": {"feed": path.npz, "warmup_s": seconds, "duration_s": seconds, "min_runs": int} or null,
+     "outputs": {"shards": [path.npz, ...], "inputs": [name, ...], "batch": int, "into": path.npz} or null,
+     "layers": bool, "result": path.json}
+
+What is inside the clock: the backend's own call with arrays that are already in memory, copying the outputs out of the
+backend included; checking the feed, and pre- and post-processing, are not. ``load_ms`` is reading, checking and
+compiling the engine, without importing the vendor's package.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtimes.arrays import read_arrays, write_arrays
+from runtimes.backends import Runner, import_backend, open_engine
+from runtimes.engine import Engine, read_engine
+from runtimes.errors import RuntimesError
+from runtimes.machine import machine_facts, peak_memory_bytes
+from runtimes.records import get, string_list, typed, write_json
+from runtimes.spec import check_feed
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do ``job`` in this process, write its result where it says, and return it.
+
+    The high-water mark of memory is read after the latency runs, before data and profiling add to it, and once before
+    the engine is opened (``baseline_memory_bytes``).
+
+    Raises:
+        RuntimesError: if the job, the engine or a file it names cannot be used.
+    """
+    where = "measurement job"
+    result_path = Path(get(job, "result", str, where))
+    threads = job.get("threads")
+    engine = read_engine(get(job, "engine", str, where))
+    latency, outputs = job.get("latency"), job.get("outputs")
+    feed = None if latency is None else _read_feed(engine, Path(get(latency, "feed", str, where)))
+
+    import_backend(engine.backend)
+    baseline = peak_memory_bytes()
+    start = time.perf_counter_ns()
+    runner = open_engine(engine, threads=None if threads is None else typed(threads, int, f"{where}: 'threads'"))
+    load_ns = time.perf_counter_ns() - start
+    try:
+        latencies = None if latency is None or feed is None else _time_runs(runner, feed, latency)
+        peak = peak_memory_bytes()
+        samples = None if outputs is None else _write_outputs(engine, runner, outputs)
+        layers = [dict(vars(layer)) for layer in runner.layers(feed)] if job.get("layers") else None
+        versions = {**runner.versions(), "numpy": np.__version__}
+    finally:
+        runner.close()
+    result = {
+        "digest": engine.digest,
+        "backend": engine.backend,
+        "device": engine.device,
+        "precision": engine.precision,
+        "threads": threads,
+        "load_ms": load_ns / 1e6,
+        "latencies_ns": latencies,
+        "baseline_memory_bytes": baseline,
+        "peak_memory_bytes": peak if latency is not None else peak_memory_bytes(),
+        "samples": samples,
+        "layers": layers,
+        "versions": versions,
+        "machine": machine_facts(),
+    }
+    write_json(result_path, result)
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m runtimes.measure JOB.json", file=sys.stderr)
+        return 2
+    try:
+        measure(_read_job(Path(arguments[0])))
+    except RuntimesError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    try:
+        return typed(json.loads(path.read_bytes()), dict, str(path))
+    except (OSError, ValueError) as error:
+        raise RuntimesError(f"{path} is not a measurement job ({error}): name the job's JSON file") from error
+
+
+def _time_runs(runner: Runner, feed: dict[str, np.ndarray], settings: Mapping[str, Any]) -> list[int]:
+    """The time of each run in nanoseconds, warm-up left out; at least ``min_runs``, for at least ``duration_s``."""
+    where = "measurement job: 'latency'"
+    warmup_ns = int(get(settings, "warmup_s", float, where) * 1e9)
+    duration_ns = int(get(settings, "duration_s", float, where) * 1e9)
+    min_runs = get(settings, "min_runs", int, where)
+    clock, run = time.perf_counter_ns, runner.run
+    until = clock() + warmup_ns
+    run(feed)
+    while clock() < until:
+        run(feed)
+    times: list[int] = []
+    gc.collect()
+    gc.disable()    # a collection inside the clock is Python's time, not the engine's
+    try:
+        until = clock() + duration_ns
+        while len(times) < min_runs or clock() < until:
+            start = clock()
+            run(feed)
+            times.append(clock() - start)
+    finally:
+        gc.enable()
+    return times
+
+
+def _write_outputs(engine: Engine, runner: Runner, settings: Mapping[str, Any]) -> int:
+    """Run every sample of the shards through the engine, write all outputs to one ``.npz``; return how many samples."""
+    where = "measurement job: 'outputs'"
+    shards, names = string_list(settings, "shards", where), string_list(settings, "inputs", where)
+    batch, into = get(settings, "batch", int, where), Path(get(settings, "into", str, where))
+    if batch < 1 or not shards:
+        raise RuntimesError(f"{where}: needs a shard and a batch of at least 1, got {len(shards)} and {batch}")
+    parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in engine.outputs}
+    samples = 0
+    for feed in _batches([Path(shard) for shard in shards], names, batch):
+        for name, value in runner.run(check_feed(engine.inputs, feed, source="shard")).items():
+            parts[name].append(value)
+        samples += len(next(iter(feed.values())))
+    try:
+        stacked = {name: np.concatenate(values) for name, values in parts.items()}
+    except ValueError as error:
+        raise RuntimesError(f"{where}: the outputs of the samples differ in shape ({error})") from error
+    write_arrays(into, stacked)
+    return samples
+
+
+def _batches(shards: list[Path], names: tuple[str, ...], batch: int) -> Iterator[dict[str, np.ndarray]]:
+    """Feeds of up to ``batch`` samples, in order; the last of a shard may be smaller."""
+    for path in shards:
+        arrays = read_arrays(path)
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise RuntimesError(f"{path} lacks input {missing[0]!r}: it has {list(arrays)}")
+        counts = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in names}
+        if len(set(counts.values())) != 1 or not all(counts.values()):
+            raise RuntimesError(f"{path}: the inputs must hold equally many samples and at least one, got {counts}")
+        for start in range(0, counts[names[0]], batch):
+            yield {name: arrays[name][start : start + batch] for name in names}
+
+
+def _read_feed(engine: Engine, path: Path) -> dict[str, np.ndarray]:
+    return check_feed(engine.inputs, read_arrays(path), source=str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

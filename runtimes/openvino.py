@@ -1,0 +1,131 @@
+"""Run an OpenVINO IR (``.xml`` and ``.bin``) on a CPU, GPU or NPU with OpenVINO's runtime."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from runtimes.backends import Layer, Runner, zero_feed
+from runtimes.engine import Engine
+from runtimes.errors import RuntimesError
+from runtimes.spec import Feed
+
+# The options an engine may set: how to compute, never where to read or write (CACHE_DIR, CONFIG_FILE).
+OPTIONS = frozenset({
+    "CPU_DENORMALS_OPTIMIZATION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING",
+    "EXECUTION_MODE_HINT", "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "NUM_STREAMS", "PERFORMANCE_HINT",
+    "SCHEDULING_CORE_TYPE",
+})
+
+PRECISIONS = {"u8": "int8", "i8": "int8", "boolean": "bool"}    # OpenVINO's name -> ours, where they differ
+PROFILED_RUNS = 5
+
+
+def open_runner(engine: Engine, files: Mapping[str, bytes], threads: int | None) -> Runner:
+    return OpenVINORunner(engine, files, threads)
+
+
+class OpenVINORunner:
+    """One compiled model with one infer request; concurrent calls of :meth:`run` take turns."""
+
+    def __init__(self, engine: Engine, files: Mapping[str, bytes], threads: int | None) -> None:
+        self._engine = engine
+        self._settings = _settings(engine, threads)
+        xml = files[engine.entry]
+        weights = str(PurePosixPath(engine.entry).with_suffix(".bin"))
+        if not engine.entry.endswith(".xml") or not xml.lstrip().startswith(b"<") or weights not in files:
+            raise RuntimesError(f"{engine.path / engine.entry} is not an OpenVINO IR (.xml and .bin): export it again")
+        self._xml = xml
+        self._weights = np.frombuffer(files[weights], np.uint8)     # the compiled model reads it in place: keep it
+        self._compiled = self._compile(self._settings)
+        self._inputs = _positions(engine, "input", [s.name for s in engine.inputs], self._compiled.inputs)
+        self._outputs = _positions(engine, "output", [s.name for s in engine.outputs], self._compiled.outputs)
+        self._request = self._compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        arrays = {position: feed[name] for name, position in self._inputs.items()}
+        with self._lock:
+            try:
+                # Inputs are read where they are; outputs are copied out of the request's own buffers.
+                results = self._request.infer(arrays, share_inputs=True, share_outputs=False).to_tuple()
+            except RuntimeError as error:
+                where = f"engine {self._engine.path}"
+                raise RuntimesError(f"{where}: OpenVINO cannot run this feed: {_last(error)}") from error
+        return {name: results[position] for name, position in self._outputs.items()}
+
+    def layers(self, feed: Feed | None = None) -> list[Layer]:
+        feed = zero_feed(self._engine) if feed is None else feed
+        compiled = self._compile({**self._settings, "PERF_COUNT": "YES"})
+        request = compiled.create_infer_request()
+        for _ in range(PROFILED_RUNS):
+            request.infer({position: feed[name] for name, position in self._inputs.items()})
+        layers = [_layer(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+        return [layer for layer in layers if layer is not None]
+
+    def versions(self) -> dict[str, str]:
+        import openvino
+
+        return {"openvino": str(openvino.__version__)}
+
+    def close(self) -> None:
+        del self._request, self._compiled, self._weights, self._xml
+
+    def _compile(self, settings: Mapping[str, Any]) -> Any:
+        import openvino
+
+        core, device = openvino.Core(), self._engine.device
+        try:
+            model = core.read_model(model=self._xml, weights=openvino.Tensor(self._weights, shared_memory=True))
+            return core.compile_model(model, device, dict(settings))
+        except RuntimeError as error:
+            raise RuntimesError(
+                f"engine {self._engine.path}: OpenVINO cannot open it on {device} (this machine has "
+                f"{core.available_devices}): {_last(error)}"
+            ) from error
+
+
+def _settings(engine: Engine, threads: int | None) -> dict[str, Any]:
+    refused = sorted(set(engine.options) - OPTIONS)
+    if refused:
+        raise RuntimesError(
+            f"engine {engine.path} sets the OpenVINO option {refused[0]!r}, which an engine may not set: "
+            f"export it again with some of {sorted(OPTIONS)}"
+        )
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **engine.options}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
+def _positions(engine: Engine, kind: str, names: list[str], ports: list[Any]) -> dict[str, int]:
+    known = {name: position for position, port in enumerate(ports) for name in port.names}
+    if not set(names) <= known.keys() or (kind == "input" and len(names) != len(ports)):
+        raise RuntimesError(
+            f"engine {engine.path}: its record names the {kind}s {names}, the model has {list(known)}: export it again"
+        )
+    return {name: known[name] for name in names}
+
+
+def _layer(node: Any) -> Layer | None:
+    """The layer of a node of the runtime model, or ``None`` for one that is folded away and never runs."""
+    info = {key: str(getattr(value, "value", value)) for key, value in node.get_rt_info().items()}
+    if info.get("layerType") in ("Input", "Const", "Output") or not info.get("execTimeMcs", "").isdigit():
+        return None
+    precision = info["runtimePrecision"].lower()
+    return Layer(
+        name=node.get_friendly_name(),
+        type=info["layerType"],
+        precision=PRECISIONS.get(precision, precision),
+        time_us=float(info["execTimeMcs"]),
+    )
+
+
+def _last(error: Exception) -> str:
+    """The sentence that matters of OpenVINO's chain of "Exception from file:line" lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join([line for line in lines if not line.startswith("Exception from")] or lines)[:500]
