@@ -271,8 +271,8 @@ def _spooled(shards: Iterable[Shard], inputs: tuple[TensorSpec, ...], *, name: s
         writer.close()
         return _opened(spool.folder, writer.shards, inputs, name=name, spool=spool)
     except OSError as error:
-        raise CalibrationError(f"{name}: cannot spool the samples to {spool.folder} ({error}): free some space there, or "
-                               "write the set with calibration.write") from error
+        raise CalibrationError(f"{name}: cannot spool the samples to {spool.folder} ({error}): free some space there, "
+                               "or write the set with calibration.write") from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:
