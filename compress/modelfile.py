@@ -125,11 +125,13 @@ def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str
             f"the example has an input {strange[0]!r}, but {graph.method}() takes {list(parameters)}: "
             "use the names of its parameters"
         )
-    training = module.training
-    outputs = named_outputs(module.eval(), example, graph.method)
-    module.train(training)
     inputs = tuple(specs[name] for name in names)
-    program = trace(module, example, inputs, graph.method)
+    training = module.training
+    try:
+        outputs = named_outputs(module.eval(), example, graph.method)
+        program = trace(module, example, inputs, graph.method)
+    finally:
+        module.train(training)
     return ProgramGraph(program=program, inputs=inputs, outputs=_output_specs(program, inputs, list(outputs)))
 
 

@@ -33,6 +33,8 @@ from runtimes.spec import Feed, TensorSpec
 def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method: str = "forward") -> ExportedProgram:
     """Export ``module.method(**example)`` with the dynamic dimensions of ``inputs``; outputs become a flat tuple.
 
+    The module is traced in the mode it is in.
+
     Raises:
         CompressError: when the module cannot be traced, with torch's own first line.
     """
@@ -44,19 +46,15 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
         for spec in inputs
     }
     feed = {spec.name: torch.from_numpy(_widened(spec, example[spec.name])) for spec in inputs}
-    was_training = module.training
     try:
         with _flat_outputs(module, method), torch.no_grad():
-            program = torch.export.export(module.eval(), (), feed, dynamic_shapes=shapes)
+            return torch.export.export(module, (), feed, dynamic_shapes=shapes)
     except Exception as error:  # tracing runs the user's code: anything may come out of it
         raise CompressError(
             f"{type(module).__name__}.{method} cannot be exported: {type(error).__name__}: {_first_line(error)} "
             "(data-dependent control flow and untraceable code must be rewritten; a size torch calls constant must not "
             "be declared dynamic)"
         ) from error
-    finally:
-        module.train(was_training)
-    return program
 
 
 def named_outputs(module: nn.Module, example: Feed, method: str = "forward") -> dict[str, torch.Tensor]:

@@ -1,0 +1,149 @@
+"""Write a program as ONNX, the interchange every engine is built from; int8 as QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+
+from compress.errors import CompressError
+from compress.model import ProgramGraph
+
+LARGEST = 1_800_000_000  # bytes: protobuf's own limit is 2 GiB
+
+
+def write_onnx(graph: ProgramGraph, path: Path, *, opset: int = 20) -> Path:
+    """Write one graph to ``path`` with the names and the dynamic dimensions of its specs.
+
+    Stack traces, source paths and module names that the exporter embeds are left out: they would leak the author's
+    source, and change the digest from checkout to checkout. Weights' transposes and dead casts are folded so that each
+    int8 constant reaches its MatMul, Gemm or Conv through one DequantizeLinear.
+
+    Raises:
+        CompressError: if torch's exporter refuses the program; names the first operator it has no translation for.
+    """
+    names = [spec.name for spec in graph.inputs]
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                graph.program, dynamo=True, opset_version=opset, input_names=names,
+                output_names=[spec.name for spec in graph.outputs], optimize=True, verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # the exporter wraps whatever went wrong in its own hierarchy
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = next((part for part in str(cause).splitlines() if part.strip()), type(cause).__name__)
+        raise CompressError(f"torch cannot write this model as ONNX opset {opset}: {line[:300]}") from error
+    assert exported is not None
+    model = exported.model
+    _name_dimensions(model, graph)
+    fold_weight_transposes(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    strip_metadata(model)
+    number_values(model, [*names, *(spec.name for spec in graph.outputs)])
+    proto = ir.to_proto(model)
+    if proto.ByteSize() > LARGEST:
+        raise CompressError(
+            f"the ONNX of this graph would be {proto.ByteSize()} bytes: this release writes at most {LARGEST}"
+        )
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns and prints on every run about its own internals; its failures are exceptions all the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _name_dimensions(model: ir.Model, graph: ProgramGraph) -> None:
+    for values, specs in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.shape = ir.Shape([size if isinstance(size, int) else size.name for size in spec.shape])
+
+
+def fold_weight_transposes(model: ir.Model) -> None:
+    """``Transpose(DequantizeLinear(w))`` of a constant becomes ``DequantizeLinear(w transposed)``."""
+    for node in list(model.graph):
+        if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
+            continue
+        source = node.inputs[0]
+        dequantize = source.producer() if source is not None else None
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or not _is_constant(dequantize.inputs[0]):
+            continue
+        order = _attribute(node, "perm", list(reversed(range(len(dequantize.inputs[0].shape or ())))))
+        _replace_by_transposed(model.graph, node, dequantize, order)
+
+
+def _replace_by_transposed(graph: ir.Graph, node: ir.Node, dequantize: ir.Node, order: Sequence[int]) -> None:
+    weight, *parameters = dequantize.inputs
+    assert weight is not None
+    assert weight.const_value is not None
+    array = np.ascontiguousarray(weight.const_value.numpy().transpose(order))
+    name = f"{weight.name}_transposed"
+    if name not in graph.initializers:
+        constant = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        constant.shape, constant.dtype = ir.Shape(array.shape), weight.dtype
+        graph.register_initializer(constant)
+    axis = list(order).index(_attribute(dequantize, "axis", 1))
+    folded = ir.node("DequantizeLinear", inputs=[graph.initializers[name], *parameters], attributes={"axis": axis})
+    folded.outputs[0].shape, folded.outputs[0].dtype = ir.Shape(array.shape), node.outputs[0].dtype
+    graph.insert_before(node, folded)
+    node.outputs[0].replace_all_uses_with(folded.outputs[0])
+    graph.remove(node, safe=True)
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Remove everything that is about how the model was written, not about what it computes."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.producer_name, model.producer_version = "compress", None
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+        if value.const_value is not None:
+            value.const_value.metadata_props.clear()
+            value.const_value.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def number_values(model: ir.Model, kept: Sequence[str]) -> None:
+    """Give every unnamed node a name in graph order; layers are reported by it."""
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{index}"

@@ -1,0 +1,123 @@
+"""Quantization: choose the range of every tensor that an int8 operator reads, from a calibration set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.errors import CompressError
+
+if TYPE_CHECKING:
+    from calibration import CalibrationSet
+    from compress.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """How ranges are chosen. The integers themselves are the target's (:mod:`compress.quantize.schemes`)."""
+
+    ranges: Literal["minmax", "percentile"] = field(
+        default="percentile", metadata={"help": "How a tensor's range is chosen from its statistics."}
+    )
+    percentile: float = field(
+        default=99.99, metadata={"help": "Share of values kept by --ranges percentile, in percent."}
+    )
+    samples: int = field(default=300, metadata={"help": "Use at most this many calibration samples."})
+    keep_float: tuple[str, ...] = field(
+        default=(), metadata={"help": "Module-path glob left in float; may be given several times."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise CompressError(f"percentile is {self.percentile}: it must be in (50, 100]")
+        if self.samples < 1:
+            raise CompressError(f"samples is {self.samples}: at least one calibration sample is needed")
+        if self.ranges not in ("minmax", "percentile"):
+            raise CompressError(f"ranges is {self.ranges!r}: expected 'minmax' or 'percentile'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeResult:
+    """``model`` is the float program with its ranges; ``operators`` says per operator int8, or float and why."""
+
+    model: Model
+    operators: tuple[Mapping[str, Any], ...]
+    samples: int
+
+    def summary(self) -> dict[str, Any]:
+        int8 = [o for o in self.operators if o["precision"] == "int8"]
+        quantization = self.model.quantization
+        assert quantization is not None
+        return {
+            "scheme": quantization.scheme,
+            "ranges": quantization.settings["ranges"],
+            "samples": self.samples,
+            "int8": len(int8),
+            "float": len(self.operators) - len(int8),
+            "operators": [dict(o) for o in self.operators],
+        }
+
+
+def quantize(
+    model: Model,
+    data: CalibrationSet,
+    *,
+    scheme: str,
+    config: QuantizeConfig = QuantizeConfig(),
+    progress: Callable[[int, int], None] | None = None,
+) -> QuantizeResult:
+    """Return ``model`` with the range of each tensor that an int8 operator reads under ``scheme``.
+
+    Batch normalisations behind a convolution are folded into it first, which changes the float program, not its values.
+
+    Args:
+        model: a float model.
+        data: calibration samples for its inputs.
+        scheme: a name of :data:`compress.quantize.schemes.SCHEMES`; a target's row names its own.
+        config: see :class:`QuantizeConfig`.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        CompressError: if the model is quantized already, nothing in it can be, or an activation is not finite.
+    """
+    from compress.quantize.annotate import find_operators
+    from compress.quantize.collect import collect_ranges
+    from compress.quantize.prepare import fold_batch_norms, int8_operators
+    from compress.quantize.schemes import get_scheme
+
+    get_scheme(scheme)
+    if model.quantization is not None:
+        raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
+    if len(model.graphs) != 1:
+        raise CompressError(
+            f"model {model.name!r} has {len(model.graphs)} graphs: this release quantizes models with one graph"
+        )
+    model = fold_batch_norms(model)
+    table: list[dict[str, Any]] = []
+    ranges: dict[str, dict[str, tuple[float, float]]] = {}
+    used = min(len(data), config.samples)
+    for name, graph in model.graphs.items():
+        module = graph.program.module(check_guards=False)
+        operators = find_operators(module, config.keep_float)
+        chosen = int8_operators(operators)
+        if not chosen:
+            raise CompressError(
+                f"nothing in graph {name!r} of {model.name!r} can run in int8: "
+                + ("; ".join(f"{o.path}: {o.float_reason}" for o in operators[:3]) or "it has no operator with weights")
+            )
+        ranges[name] = collect_ranges(module, chosen, graph, data.take(used), config, progress)
+        table += [
+            {
+                "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
+                "precision": "float" if o.float_reason else "int8", "reason": o.float_reason,
+            }
+            for o in operators
+        ]  # fmt: skip
+    from compress.model import Quantization
+
+    settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": data.digest}
+    quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float)
+    quantized = dataclasses.replace(model, quantization=quantization)
+    return QuantizeResult(model=quantized, operators=tuple(table), samples=used)

@@ -1,0 +1,128 @@
+"""Which operators of a program run in int8: the annotation that torchao's PT2E flow reads, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    MovingAveragePerChannelMinMaxObserver,
+)
+from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from compress.program import module_path
+from compress.quantize.schemes import Integers, Scheme
+
+_WEIGHTED = {
+    torch.ops.aten.linear.default: "linear",
+    torch.ops.aten.conv1d.default: "conv1d",
+    torch.ops.aten.conv2d.default: "conv2d",
+}
+_DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """An operator with weights: what it is, where it is, which tensor feeds it, and why it stays float if it does."""
+
+    node: str
+    op: str
+    path: str
+    activation: str
+    float_reason: str | None = None
+
+
+def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[Operator]:
+    """All operators with weights in the order they run; ``keep_float`` are globs over module paths."""
+    operators = []
+    for node in module.graph.nodes:
+        if node.target in _WEIGHTED:
+            path = module_path(node)
+            kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
+            reason = f"kept float by {kept!r}" if kept is not None else None
+            if node.args[1].op != "get_attr":
+                reason = "its weight is computed at run time"
+            operators.append(
+                Operator(
+                    node=node.name, op=_WEIGHTED[node.target], path=path, activation=node.args[0].name,
+                    float_reason=reason,
+                )
+            )  # fmt: skip
+        elif node.target is torch.ops.aten.embedding.default:
+            operators.append(
+                Operator(
+                    node=node.name, op="embedding", path=module_path(node), activation="",
+                    float_reason="a table look-up multiplies nothing: int8 would save memory, not time",
+                )
+            )  # fmt: skip
+    return operators
+
+
+class SchemeQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates each int8 operator with the scheme's grids: fixed ranges for activations, min-max for weights."""
+
+    def __init__(
+        self, scheme: Scheme, ranges: Mapping[str, tuple[float, float]], operators: Sequence[Operator]
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.ranges = ranges
+        self.activation_of = {operator.node: operator.activation for operator in operators}
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        specs = {name: _fixed(self.scheme.activations, *limits) for name, limits in self.ranges.items()}
+        for node in model.graph.nodes:
+            if node.name in self.activation_of:
+                activation, weight = node.args[:2]
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                    input_qspec_map={
+                        activation: specs[self.activation_of[node.name]],
+                        weight: _per_channel(self.scheme.weights),
+                    },
+                    _annotated=True,
+                )
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to add: an operator this class annotates is one every target runs."""
+
+
+def _fixed(grid: Integers, low: float, high: float) -> FixedQParamsQuantizationSpec:
+    scale, zero_point = grid.scale_and_zero_point(low, high)
+    return FixedQParamsQuantizationSpec(
+        dtype=_DTYPES[grid.dtype],
+        scale=scale,
+        zero_point=zero_point,
+        quant_min=grid.low,
+        quant_max=grid.high,
+        qscheme=torch.per_tensor_symmetric if grid.symmetric else torch.per_tensor_affine,
+    )
+
+
+def _per_channel(grid: Integers) -> QuantizationSpec:
+    # An averaging constant of 1 makes the observer follow a weight that trains, instead of remembering its past.
+    observer: Callable[..., object] = MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0, ch_axis=0)
+    return QuantizationSpec(
+        dtype=_DTYPES[grid.dtype],
+        quant_min=grid.low,
+        quant_max=grid.high,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=observer),
+    )
+
+
+def sources(module: GraphModule, operators: Sequence[Operator]) -> list[Node]:
+    """The nodes whose values the int8 ``operators`` read, each once, in the order they run."""
+    wanted = {operator.activation for operator in operators}
+    return [node for node in module.graph.nodes if node.name in wanted]
