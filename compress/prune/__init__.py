@@ -1,0 +1,143 @@
+"""Structured pruning: remove the least important channels and heads, and every channel tied to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.errors import CompressError
+
+if TYPE_CHECKING:
+    from calibration.dataset import CalibrationSet
+    from compress.model import Model
+
+Importance = Literal["taylor", "magnitude"]
+
+__all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "prune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How much to prune, by which measure, and what to leave whole."""
+
+    macs: float = field(default=0.5, metadata={"help": "share of the model's MACs to KEEP, in (0, 1]: 0.5 halves the work"})
+    round_to: int = field(default=8, metadata={"help": "channel counts stay multiples of this, for the kernels"})
+    keep: tuple[str, ...] = field(default=(), metadata={"help": "globs of module paths left untouched, with all under them"})
+    importance: Importance = field(
+        default="taylor", metadata={"help": "taylor (how far the outputs move, from the samples) or magnitude (weights only)"})
+    max_share: float = field(default=0.9, metadata={"help": "largest share of its channels or heads one layer may lose"})
+    samples: int = field(default=256, metadata={"help": "samples that importance is measured on"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.macs <= 1:
+            raise CompressError(f"prune: macs={self.macs} is the share of MACs to keep: give a number in (0, 1]")
+        if self.round_to < 1:
+            raise CompressError(f"prune: round_to={self.round_to} must be at least 1")
+        if self.importance not in ("taylor", "magnitude"):
+            raise CompressError(f"prune: importance={self.importance!r} is unknown: give 'taylor' or 'magnitude'")
+        if not 0 < self.max_share < 1:
+            raise CompressError(f"prune: max_share={self.max_share} would empty a layer or spare all: give a number in (0, 1)")
+        if self.samples < 1:
+            raise CompressError(f"prune: samples={self.samples} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedGroup:
+    """Units that were ranked together: ``before`` and ``after`` count hidden channels or attention heads."""
+
+    name: str
+    kind: Literal["channels", "heads"]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentChange:
+    """MACs of one sample and parameters of one component, before and after."""
+
+    name: str
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """The smaller model, and what was removed, what was not and why."""
+
+    model: Model
+    removed: Mapping[str, int]                   # module path -> output channels removed
+    groups: tuple[PrunedGroup, ...]              # everything that could be pruned, also what was left whole
+    macs_before: int
+    macs_after: int
+    components: tuple[ComponentChange, ...]
+    skipped: Mapping[str, str]                   # module path -> why it could not be pruned
+    check: float                                 # largest output difference between the zeroed original and the result
+
+    @property
+    def gave_nothing(self) -> tuple[str, ...]:
+        """Components that are as large as before."""
+        return tuple(c.name for c in self.components if c.params_after == c.params_before > 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of the stage, without the model."""
+        return {
+            "macs_before": self.macs_before, "macs_after": self.macs_after, "check_max_abs": self.check,
+            "components": [vars(component) for component in self.components],
+            "gave_nothing": list(self.gave_nothing),
+            "groups": [vars(group) for group in self.groups],
+            "removed": dict(self.removed), "skipped": dict(self.skipped),
+        }
+
+
+def prune(
+    model: Model, data: CalibrationSet, config: PruneConfig = PruneConfig(), *, factory: str | None = None,  # noqa: B008
+) -> PruneResult:
+    """Return a physically smaller copy of ``model`` that keeps at most ``config.macs`` of its MACs.
+
+    Args:
+        model: a float model with a factory (or its live module).
+        data: real samples: what importance is measured on and every removal is checked with.
+        config: how much, by which measure, and what not.
+        factory: ``package.module:function`` that the user trusts to rebuild the module.
+
+    Raises:
+        CompressError: if the model is quantized or cannot be rebuilt, nothing in it can be pruned, the share cannot be
+            reached (with the smallest that can), or a removal would change the function (naming the group).
+    """
+    import copy
+
+    from compress.complexity import count
+    from compress.model import Graph, Input
+    from compress.modelfile import build_module, export_model
+    from compress.prune.structured import prune_module
+
+    if model.quantization is not None:
+        raise CompressError(f"model {model.name!r} is quantized: prune first, then quantize")
+    if len(model.graphs) != 1:
+        raise CompressError(f"model {model.name!r} has {len(model.graphs)} graphs ({', '.join(model.graphs)}): "
+                            "prune takes models with one graph; save it with its forward() as the only one")
+    live = model.module if factory is None else None
+    module = build_module(model, factory) if live is None else copy.deepcopy(live)
+    name = next(iter(model.graphs))
+    calls = {name: Graph("forward", tuple(spec.name for spec in model.inputs))}
+    before = count(model.graph.program, model)
+    pruned = prune_module(module, calls, data.batches, before.modules, config)
+    attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
+    for path, changed in pruned.attributes.items():
+        attributes.setdefault(path, {}).update(changed)
+    smaller = export_model(
+        pruned.module, name=model.name, example=model.example, components=model.components, factory=model.factory,
+        inputs={spec.name: Input(modality=spec.modality, dims=tuple(None if isinstance(s, int) else s for s in spec.shape))
+                for spec in model.inputs},
+        graphs=calls, channels={**model.channels, "attributes": attributes})
+    after = count(smaller.graph.program, smaller)
+    components = tuple(ComponentChange(
+        name=component, macs_before=cost.macs, macs_after=after.components[component].macs,
+        params_before=cost.params, params_after=after.components[component].params,
+    ) for component, cost in before.components.items())
+    return PruneResult(
+        model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
+        macs_after=after.total.macs, components=components, skipped=pruned.skipped, check=pruned.check)

@@ -1,0 +1,159 @@
+"""Remove units for a trial or for good, and prove that what is left computes what the zeroed original computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from compress.errors import CompressError
+from compress.prune.channels import Role, axis_of, cut, is_depthwise, weight_of
+from compress.prune.forward import Calls, TensorFeed, call
+from compress.prune.groups import Group
+
+TOLERANCE = 1e-4                                 # of the largest output; fp32 sums in another order differ by ~1e-6
+
+Removal: TypeAlias = Mapping[str, tuple[Group, tuple[int, ...]]]
+"""Group name -> the group and the units it loses."""
+
+
+class FunctionChanged(Exception):
+    """A removal that is not what it should be; says how the outputs differ."""
+
+
+def remove(module: nn.Module, removal: Removal) -> dict[str, dict[str, int]]:
+    """Cut the units out of ``module``, in place; returns the attributes rewritten, for the model's channel map."""
+    attributes: dict[str, dict[str, int]] = {}
+    for (path, role), channels in _channels(removal, ("in", "out")).items():
+        layer = module.get_submodule(path)
+        cut(layer, role, channels)
+        if is_depthwise(layer) or getattr(layer, "groups", 1) != 1:
+            attributes.setdefault(path, {})["groups"] = int(layer.groups)  # type: ignore[arg-type]
+    for group, units in removal.values():
+        kept = group.units - len(units)
+        for path, per_unit in group.attributes.items():
+            for name, value in per_unit.items():
+                setattr(module.get_submodule(path), name, value * kept)
+                attributes.setdefault(path, {})[name] = value * kept
+    return attributes
+
+
+def zero(module: nn.Module, removal: Removal) -> None:
+    """Zero, in place and at full size, the weights that read the units: the function the smaller module must have."""
+    for (path, role), channels in _channels(removal, ("in",)).items():
+        layer = module.get_submodule(path)
+        weight = weight_of(layer).detach().clone()
+        weight.index_fill_(axis_of(layer, role), torch.tensor(channels, device=weight.device), 0.0)
+        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+
+
+@contextmanager
+def restored(module: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
+    """Whatever happens inside to the layers of ``groups``, they are as before after."""
+    paths = {edit.path for group in groups for edit in group.edits} | {p for g in groups for p in g.attributes}
+    before = []
+    for path in sorted(paths):
+        layer = module.get_submodule(path)
+        before.append((layer, {**layer.__dict__, "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)}))
+    try:
+        yield
+    finally:
+        for layer, state in before:
+            layer.__dict__.clear()
+            layer.__dict__.update(state)
+
+
+def compare(module: nn.Module, removal: Removal, calls: Calls, feed: TensorFeed) -> float:
+    """Largest absolute difference between the zeroed module's outputs and the smaller one's; ``module`` is restored.
+
+    Raises:
+        FunctionChanged: if the smaller module cannot run, an output has another shape, or one differs by more than
+            ``TOLERANCE`` of the largest output.
+    """
+    groups = [group for group, _ in removal.values()]
+    with torch.no_grad():
+        with restored(module, groups):
+            zero(module, removal)
+            expected = call(module, calls, feed)
+        with restored(module, groups):
+            remove(module, removal)
+            try:
+                found = call(module, calls, feed)
+            except Exception as error:  # the user's forward, on sizes it was not written for
+                raise FunctionChanged(f"forward fails: {type(error).__name__}: {_first_line(error)}") from error
+    return difference(expected, found)
+
+
+def difference(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> float:
+    worst = 0.0
+    for name, value in expected.items():
+        other = found.get(name)
+        if other is None or other.shape != value.shape:
+            raise FunctionChanged(f"output {name} has shape {None if other is None else tuple(other.shape)} "
+                                  f"instead of {tuple(value.shape)}")
+        if not value.is_floating_point() or value.numel() == 0:
+            continue                                      # an arg-max may flip where two scores tie
+        if not torch.isfinite(value).all():
+            raise CompressError(f"output {name} of the original is not finite on the calibration samples: "
+                                "pruning cannot be checked on it")
+        deviation = float((value - other).abs().max())
+        scale = float(value.abs().max())
+        if not deviation <= TOLERANCE * scale + 1e-7:
+            raise FunctionChanged(f"with the removed units zeroed, output {name} moves by {deviation:.3g} "
+                                  f"(its largest value is {scale:.3g})")
+        worst = max(worst, deviation)
+    return worst
+
+
+def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: TensorFeed) -> Group | str:
+    """The first of ``alternatives`` that loses every third unit and keeps its function, or why none does."""
+    reason = ""
+    for group in alternatives:
+        units = tuple(range(0, group.units, 3))
+        if len(units) == group.units:
+            return f"it has {group.units} unit"
+        try:
+            compare(module, {group.name: (group, units)}, calls, feed)
+        except FunctionChanged as error:
+            reason = reason or f"a trial removal changed the function: {error}"
+        else:
+            return group
+    return reason
+
+
+def prove(module: nn.Module, removal: Removal, calls: Calls, feed: TensorFeed) -> float:
+    """:func:`compare` for the removal that is about to be made; names the group at fault.
+
+    Raises:
+        CompressError: if the smaller module is not the zeroed one.
+    """
+    try:
+        return compare(module, removal, calls, feed)
+    except FunctionChanged as error:
+        fault, reason = "the groups together", error
+        for name, (group, units) in removal.items():
+            try:
+                compare(module, {name: (group, units)}, calls, feed)
+            except FunctionChanged as alone:
+                fault, reason = f"group {name!r}", alone
+                break
+        raise CompressError(f"pruning {fault} would change the function of the model: {reason}. Nothing was pruned; "
+                            f"leave it out with keep={[name for name in removal if repr(name) in fault] or list(removal)}"
+                            ) from reason
+
+
+def _channels(removal: Removal, roles: tuple[Role, ...]) -> dict[tuple[str, Role], list[int]]:
+    """All channels each layer side loses, counted in its original channels: several groups may share a concatenation."""
+    found: dict[tuple[str, Role], set[int]] = {}
+    for group, units in removal.values():
+        for edit in group.edits:
+            if edit.role in roles:
+                found.setdefault((edit.path, edit.role), set()).update(edit.channels(units))
+    return {place: sorted(channels) for place, channels in found.items() if channels}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
