@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -49,6 +49,8 @@ def shard_specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
             raise CalibrationError(
                 f"input {spec.name!r} has no batch axis, so its samples cannot be stacked in a calibration set: "
                 "give it one, or make it a constant of the model")
+        if spec.name == TARGET:
+            raise CalibrationError(f"an input is called {TARGET!r}, the name of the labels in a data set: rename it")
         rest = spec.shape[:spec.batch_axis] + spec.shape[spec.batch_axis + 1:]
         specs.append(replace(spec, shape=(_ANY_COUNT, *rest), batch_axis=0))
     if not specs:
@@ -65,9 +67,9 @@ def read_shard(path: Path, specs: Sequence[TensorSpec]) -> Shard:
     arrays: dict[str, np.ndarray] = {}
     name = None
     try:
-        with _open_npz(path) as file:
-            for name in file.files:
-                arrays[name] = file[name]
+        with path.open("rb") as file, _as_npz(file) as npz:
+            for name in npz.files:
+                arrays[name] = npz[name]
     except _UNREADABLE as error:
         raise _unreadable(path, name, error) from error
     return check_shard(arrays, specs, source=str(path))
@@ -76,8 +78,8 @@ def read_shard(path: Path, specs: Sequence[TensorSpec]) -> Shard:
 def read_target(path: Path) -> np.ndarray:
     """The labels of a shard alone; its other arrays stay on disk."""
     try:
-        with _open_npz(path) as file:
-            return np.asarray(file[TARGET])
+        with path.open("rb") as file, _as_npz(file) as npz:
+            return np.asarray(npz[TARGET])
     except _UNREADABLE as error:
         raise _unreadable(path, TARGET, error) from error
 
@@ -85,7 +87,7 @@ def read_target(path: Path) -> np.ndarray:
 def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *, source: str) -> Shard:
     """Check arrays with a leading sample axis against ``specs``; ``source`` is what messages call them."""
     arrays = dict(arrays)
-    target = None if any(spec.name == TARGET for spec in specs) else arrays.pop(TARGET, None)
+    target = arrays.pop(TARGET, None)
     for name, array in arrays.items():
         if array.ndim and len(array) == 0:
             raise CalibrationError(f"{source}: input {name!r} holds no samples: remove the file, or write it again")
@@ -94,14 +96,15 @@ def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *
     except FeedError as error:
         raise CalibrationError(f"{error}. Correct the calibration data, or the model's input specs") from error
     feed = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in feed.items()}
-    shard = Shard(feed=feed, target=None if target is None else np.ascontiguousarray(target))
-    if shard.target is not None:
-        check_values(shard.target, f"{source}: {TARGET!r}")
-        if shard.target.ndim == 0 or len(shard.target) != shard.count:
+    if target is not None:
+        count = len(feed[specs[0].name])
+        if target.ndim == 0 or len(target) != count:
             raise CalibrationError(
-                f"{source}: {TARGET!r} has shape {shard.target.shape}, but the inputs hold {shard.count} samples: "
+                f"{source}: {TARGET!r} has shape {target.shape}, but the inputs hold {count} samples: "
                 "give one label per sample along the leading axis")
-    return shard
+        check_values(target, f"{source}: {TARGET!r}")
+        target = np.ascontiguousarray(target.astype(target.dtype.newbyteorder("="), copy=False))
+    return Shard(feed=feed, target=target)
 
 
 def check_values(array: np.ndarray, where: str) -> None:
@@ -114,11 +117,11 @@ def check_values(array: np.ndarray, where: str) -> None:
             f"{where} has a value that is not finite ({array[bad]}) at index {bad}: remove that sample")
 
 
-def _open_npz(path: Path) -> Any:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
+def _as_npz(file: BinaryIO) -> Any:  # an open file: np.load leaks the one it opens when its contents are damaged
+    npz = np.load(file, allow_pickle=False)
+    if not isinstance(npz, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array without a name")
-    return file
+    return npz
 
 
 def _unreadable(path: Path, name: str | None, error: Exception) -> CalibrationError:
