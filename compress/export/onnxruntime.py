@@ -1,0 +1,54 @@
+"""Build an ONNX Runtime engine: the ONNX file itself, opened once so that a broken model fails here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from compress.errors import CompressError
+from compress.export.building import import_backend, new_folder, read_onnx
+from compress.targets import Target
+from runtimes.engine import Engine, Precision, write_engine
+from runtimes.spec import TensorSpec
+
+
+def build(
+    onnx: Path,
+    target: Target,
+    into: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    precision: Precision,
+) -> Engine:
+    """Write the engine folder ``into`` from the file ``onnx``; nothing is left of it after a failure.
+
+    Raises:
+        CompressError: if the file, its inputs or the precision do not fit (``read_onnx``), or ONNX Runtime refuses it.
+    """
+    source = read_onnx(onnx, target, inputs=inputs, outputs=outputs, precision=precision)
+    runtime = import_backend("onnxruntime", target)
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 4  # what it has to say is in the exception
+    with new_folder(into):
+        model = source.copy(into)
+        try:
+            runtime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the binding has ten exception classes with no base but this
+            said = re.sub(r"Load model from .* failed:", "", str(error)).strip()
+            raise CompressError(f"ONNX Runtime refuses {onnx}: {said}") from error
+        return write_engine(
+            into,
+            backend="onnxruntime",
+            device=target.device,
+            precision=precision,
+            entry=model.name,
+            inputs=inputs,
+            outputs=outputs,
+            options={},
+            source=source.digest,
+            built_with={"onnxruntime": runtime.__version__},
+            state="runnable",
+        )
