@@ -40,7 +40,7 @@ def build(
         try:
             model = openvino.Core().read_model(onnx)
             model.reshape({spec.name: _bounded(spec, openvino) for spec in inputs})
-            _rename(model)
+            _rename(model, Counter())
             openvino.save_model(model, into / "model.xml", compress_to_fp16=False)
         except RuntimeError as error:
             raise CompressError(f"OpenVINO refuses {onnx}: {_reason(error)}") from error
@@ -64,17 +64,16 @@ def _bounded(spec: TensorSpec, openvino: Any) -> Any:
     return openvino.PartialShape(sizes)
 
 
-def _rename(model: Any) -> None:
-    """Number the operations that OpenVINO named after a counter of the process, such as ``Constant_9``, anew.
+def _rename(model: Any, count: Counter[str]) -> None:
+    """Number the operations that OpenVINO named after a counter of the process, ``Constant_9`` or ``Add_7_1``, anew.
 
     An ONNX node whose own name looks like that is renumbered too; the names of tensors stay.
     """
-    count: Counter[str] = Counter()
     for operation in model.get_ordered_ops():
         for body in _bodies(operation):
-            _rename(body)
+            _rename(body, count)
         kind = operation.get_type_name()
-        if re.fullmatch(rf"{kind}_\d+", operation.get_friendly_name()):
+        if re.fullmatch(rf"{kind}(_\d+)+", operation.get_friendly_name()):
             operation.set_friendly_name(f"{kind}_{count[kind]}")
             count[kind] += 1
 

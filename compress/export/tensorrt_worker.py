@@ -4,8 +4,8 @@ The libraries are found through ``LD_LIBRARY_PATH``, which counts only if it was
 on an odd ONNX file must not take the pipeline with it. Imports nothing of this project.
 
 The argument is the job, a JSON file: ``{"module", "python_path", "onnx", "engine", "log", "profile": {input: [min,
-opt, max]}, "parent", "result"}``. The result is another: ``{"error": text}``, or ``{"error": null, "version", "layers": {type:
-count}, "tensors": {dtype: count}, "warnings": [...]}``.
+opt, max]}, "parent", "result"}``. The result is another: ``{"error": text}``, or ``{"error": null, "version",
+"layers": {type: count}, "tensors": {dtype: count}, "warnings": [...]}``.
 """
 
 from __future__ import annotations
