@@ -81,7 +81,7 @@ def open_engine(engine: Engine, *, threads: int | None = None, expected: Mapping
             "build it on the device it is for, and open that engine"
         )
     import_backend(engine.backend)
-    files = _read_checked(engine, expected)
+    files = read_files(engine, expected)
     module = importlib.import_module(BACKENDS[engine.backend].module)
     opener = cast(Callable[[Engine, Mapping[str, bytes], int | None], Runner], module.open_runner)
     return opener(engine, files, threads)
@@ -121,7 +121,8 @@ def zero_feed(engine: Engine) -> dict[str, np.ndarray]:
     return {spec.name: np.zeros(spec.sized(), dtype=spec.dtype) for spec in engine.inputs}
 
 
-def _read_checked(engine: Engine, expected: Mapping[str, str] | None) -> dict[str, bytes]:
+def read_files(engine: Engine, expected: Mapping[str, str] | None = None) -> dict[str, bytes]:
+    """The bytes of each of the engine's files, read once and checked as :func:`open_engine` says."""
     paths = tree_paths(engine.path)
     if expected is not None:
         for name in sorted(expected.keys() ^ paths.keys()):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends import Layer, Runner, zero_feed
+from runtimes.backends import Layer, Runner, read_files, zero_feed
 from runtimes.engine import Engine
 from runtimes.errors import RuntimesError
 from runtimes.onnxfile import refuse_external_data
@@ -40,9 +40,7 @@ class ONNXRuntimeRunner:
         if engine.device != "CPU":
             raise RuntimesError(f"engine {engine.path} is for {engine.device}: backend onnxruntime runs on CPU only")
         self._engine, self._threads = engine, threads
-        self._model = files[engine.entry]
-        refuse_external_data(self._model, str(engine.path / engine.entry))
-        self._session = self._open(self._options())
+        self._session = _open(engine, files, self._options())
         self._names = [spec.name for spec in engine.outputs]
         _check_names(engine, "input", [spec.name for spec in engine.inputs], self._session.get_inputs())
         _check_names(engine, "output", self._names, self._session.get_outputs())
@@ -60,7 +58,7 @@ class ONNXRuntimeRunner:
             options = self._options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._open(options)
+            session = _open(self._engine, read_files(self._engine), options)
             for _ in range(PROFILED_RUNS):
                 session.run(self._names, dict(feed))
             events = json.loads(Path(session.end_profiling()).read_bytes())
@@ -72,7 +70,7 @@ class ONNXRuntimeRunner:
         return {"onnxruntime": str(onnxruntime.__version__)}
 
     def close(self) -> None:
-        del self._session, self._model
+        del self._session
 
     def _options(self) -> Any:
         import onnxruntime
@@ -91,13 +89,16 @@ class ONNXRuntimeRunner:
             options.add_session_config_entry(key, value)
         return options
 
-    def _open(self, options: Any) -> Any:
-        import onnxruntime
 
-        try:
-            return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions share no base class
-            raise RuntimesError(f"engine {self._engine.path}: ONNX Runtime cannot open it: {error}") from error
+def _open(engine: Engine, files: Mapping[str, bytes], options: Any) -> Any:
+    import onnxruntime
+
+    model = files[engine.entry]
+    refuse_external_data(model, str(engine.path / engine.entry))
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class
+        raise RuntimesError(f"engine {engine.path}: ONNX Runtime cannot open it: {error}") from error
 
 
 def _owned(array: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends import Layer, Runner, zero_feed
+from runtimes.backends import Layer, Runner, read_files, zero_feed
 from runtimes.engine import Engine
 from runtimes.errors import RuntimesError
 from runtimes.spec import Feed
@@ -35,13 +35,7 @@ class OpenVINORunner:
     def __init__(self, engine: Engine, files: Mapping[str, bytes], threads: int | None) -> None:
         self._engine = engine
         self._settings = _settings(engine, threads)
-        xml = files[engine.entry]
-        weights = str(PurePosixPath(engine.entry).with_suffix(".bin"))
-        if not engine.entry.endswith(".xml") or not xml.lstrip().startswith(b"<") or weights not in files:
-            raise RuntimesError(f"{engine.path / engine.entry} is not an OpenVINO IR (.xml and .bin): export it again")
-        self._xml = xml
-        self._weights = np.frombuffer(files[weights], np.uint8)     # the compiled model reads it in place: keep it
-        self._compiled = self._compile(self._settings)
+        self._compiled = _compile(engine, files, self._settings)
         self._inputs = _positions(engine, "input", [s.name for s in engine.inputs], self._compiled.inputs)
         self._outputs = _positions(engine, "output", [s.name for s in engine.outputs], self._compiled.outputs)
         self._request = self._compiled.create_infer_request()
@@ -60,7 +54,7 @@ class OpenVINORunner:
 
     def layers(self, feed: Feed | None = None) -> list[Layer]:
         feed = zero_feed(self._engine) if feed is None else feed
-        compiled = self._compile({**self._settings, "PERF_COUNT": "YES"})
+        compiled = _compile(self._engine, read_files(self._engine), {**self._settings, "PERF_COUNT": "YES"})
         request = compiled.create_infer_request()
         for _ in range(PROFILED_RUNS):
             request.infer({position: feed[name] for name, position in self._inputs.items()})
@@ -73,20 +67,25 @@ class OpenVINORunner:
         return {"openvino": str(openvino.__version__)}
 
     def close(self) -> None:
-        del self._request, self._compiled, self._weights, self._xml
+        del self._request, self._compiled
 
-    def _compile(self, settings: Mapping[str, Any]) -> Any:
-        import openvino
 
-        core, device = openvino.Core(), self._engine.device
-        try:
-            model = core.read_model(model=self._xml, weights=openvino.Tensor(self._weights, shared_memory=True))
-            return core.compile_model(model, device, dict(settings))
-        except RuntimeError as error:
-            raise RuntimesError(
-                f"engine {self._engine.path}: OpenVINO cannot open it on {device} (this machine has "
-                f"{core.available_devices}): {_last(error)}"
-            ) from error
+def _compile(engine: Engine, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Any:
+    import openvino
+
+    xml, weights = files[engine.entry], str(PurePosixPath(engine.entry).with_suffix(".bin"))
+    if not engine.entry.endswith(".xml") or not xml.lstrip().startswith(b"<") or weights not in files:
+        raise RuntimesError(f"{engine.path / engine.entry} is not an OpenVINO IR (.xml and .bin): export it again")
+    core = openvino.Core()
+    try:
+        # The tensor copies the bytes, so that the model and not this function decides how long they live.
+        model = core.read_model(model=xml, weights=openvino.Tensor(np.frombuffer(files[weights], np.uint8)))
+        return core.compile_model(model, engine.device, dict(settings))
+    except RuntimeError as error:
+        raise RuntimesError(
+            f"engine {engine.path}: OpenVINO cannot open it on {engine.device} (this machine has "
+            f"{core.available_devices}): {_last(error)}"
+        ) from error
 
 
 def _settings(engine: Engine, threads: int | None) -> dict[str, Any]:

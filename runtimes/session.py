@@ -162,6 +162,6 @@ def _self_test(session: Session, bundle: Bundle) -> None:
         difference = np.abs(result.astype(np.float64) - expected[name].astype(np.float64)).max(initial=0.0)
         if not difference <= tolerance:  # so that NaN fails
             raise RuntimesError(
-                f"{where}: output {name!r} differs by {difference:.3g} from the expected one, {tolerance:.3g} is allowed: "
+                f"{where}: output {name!r} differs from the expected one by {difference:.3g}, allowed {tolerance:.3g}: "
                 "this device computes something else; do not use it, and report the backend's version"
             )

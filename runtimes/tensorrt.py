@@ -1,0 +1,208 @@
+"""Run a TensorRT or TensorRT-for-RTX engine on an NVIDIA GPU; the two packages share one Python API.
+
+Written, never run: no machine this was developed on had an NVIDIA GPU. Its calls are exercised against a fake only.
+API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/ and NVIDIA's cuda-python.
+
+A plan is code for the GPU: its digest is checked before it is deserialised, and no plug-in library is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from runtimes.backends import Layer, Runner, install_command
+from runtimes.engine import Engine
+from runtimes.errors import RuntimesError
+from runtimes.spec import Feed
+
+# A word of the engine inspector's "Format/Datatype" -> our name of the precision.
+PRECISIONS = {"int8": "int8", "fp8": "f8", "half": "f16", "fp16": "f16", "bf16": "bf16", "bfloat16": "bf16",
+              "float": "f32", "fp32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
+
+
+def open_runner(engine: Engine, files: Mapping[str, bytes], threads: int | None) -> Runner:
+    """``threads`` means nothing on a GPU and is not used."""
+    return TensorRTRunner(engine, files[engine.entry])
+
+
+class TensorRTRunner:
+    """One execution context, one stream, and a device buffer per tensor; concurrent calls of :meth:`run` take turns."""
+
+    def __init__(self, engine: Engine, plan: bytes) -> None:
+        if engine.options:
+            raise RuntimesError(f"engine {engine.path} sets {sorted(engine.options)}: TensorRT takes no options")
+        self._engine = engine
+        self._trt = importlib.import_module(engine.backend)     # the backend is called what its package is
+        self._cuda = Cuda(engine)
+        messages: list[str] = []
+        self._logger = _logger(self._trt, messages)             # TensorRT keeps a pointer to it
+        self._runtime = self._trt.Runtime(self._logger)
+        self._plan = self._runtime.deserialize_cuda_engine(plan)
+        if self._plan is None:
+            reason, built = "; ".join(messages) or "no reason given", dict(engine.built_with)
+            raise RuntimesError(
+                f"engine {engine.path}: TensorRT {self._trt.__version__} cannot open it ({reason}): "
+                f"it runs on the kind of GPU and the version it was built for ({built}): build it here"
+            )
+        self._check_names()
+        self._context = self._plan.create_execution_context()
+        if self._context is None:
+            raise RuntimesError(f"engine {engine.path}: not enough GPU memory to run it: close what else uses the GPU")
+        self._stream = self._cuda.stream()
+        self._buffers: dict[str, tuple[int, int]] = {}          # tensor -> address, size in bytes
+        self._lock = threading.Lock()
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        with self._lock:
+            for spec in self._engine.inputs:
+                array = feed[spec.name]
+                if not self._context.set_input_shape(spec.name, array.shape):
+                    raise RuntimesError(
+                        f"engine {self._engine.path}: input {spec.name!r} of shape {array.shape} is outside the shapes "
+                        "it was built for: build it again with a wider range"
+                    )
+                self._cuda.copy_in(self._bind(spec.name, array.nbytes), array, self._stream)
+            outputs = {spec.name: self._output(spec.name) for spec in self._engine.outputs}
+            if not self._context.execute_async_v3(self._stream):
+                raise RuntimesError(f"engine {self._engine.path}: TensorRT could not run this feed")
+            for name, array in outputs.items():
+                self._cuda.copy_out(array, self._buffers[name][0], self._stream)
+            self._cuda.wait(self._stream)
+            return outputs
+
+    def layers(self, feed: Feed | None = None) -> list[Layer]:
+        """From the engine inspector; an engine built without detailed profiling names its layers and no more."""
+        inspector = self._plan.create_engine_inspector()
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return [_layer(record) for record in json.loads(text)["Layers"]]
+
+    def versions(self) -> dict[str, str]:
+        return {self._engine.backend: str(self._trt.__version__), "cuda": self._cuda.version()}
+
+    def close(self) -> None:
+        for address, _ in self._buffers.values():
+            self._cuda.free(address)
+        self._buffers.clear()
+        self._cuda.end(self._stream)
+        del self._context, self._plan, self._runtime    # in this order: each refers to the next
+
+    def _check_names(self) -> None:
+        engine, mode = self._engine, self._trt.TensorIOMode
+        found = [self._plan.get_tensor_name(index) for index in range(self._plan.num_io_tensors)]
+        for kind, specs in ((mode.INPUT, engine.inputs), (mode.OUTPUT, engine.outputs)):
+            names = {name for name in found if self._plan.get_tensor_mode(name) == kind}
+            if names != {spec.name for spec in specs}:
+                raise RuntimesError(
+                    f"engine {engine.path}: its record names {[spec.name for spec in specs]}, the plan has "
+                    f"{sorted(names)}: build it again"
+                )
+
+    def _output(self, name: str) -> np.ndarray:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise RuntimesError(
+                f"engine {self._engine.path}: the shape of output {name!r} depends on values, which is not supported"
+            )
+        array = np.empty(shape, self._trt.nptype(self._plan.get_tensor_dtype(name)))
+        self._bind(name, array.nbytes)
+        return array
+
+    def _bind(self, name: str, size: int) -> int:
+        """The address of a device buffer of at least ``size`` bytes, given to the context as the tensor ``name``."""
+        address, held = self._buffers.get(name, (0, 0))
+        if held < size or not address:
+            if address:
+                self._cuda.free(address)
+                del self._buffers[name]
+            address = self._cuda.allocate(max(size, 1))
+            self._buffers[name] = (address, size)
+            self._context.set_tensor_address(name, address)
+        return address
+
+
+class Cuda:
+    """The few calls of the CUDA runtime a runner makes; a failed one is an error that names the call."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._where = f"engine {engine.path}"
+        try:
+            self._api = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise RuntimesError(
+                f"backend {engine.backend!r} needs NVIDIA's cuda-python ({error}): {install_command(engine.backend)}"
+            ) from error
+        status, *count = self._api.cudaGetDeviceCount()
+        if status != self._api.cudaError_t.cudaSuccess or count[0] < 1:
+            raise RuntimesError(
+                f"{self._where} needs an NVIDIA GPU and CUDA sees none ({status}): "
+                "run it on the device it was built for, or choose another target of the bundle"
+            )
+
+    def stream(self) -> int:
+        return int(self._call("cudaStreamCreate"))
+
+    def allocate(self, size: int) -> int:
+        return int(self._call("cudaMalloc", size))
+
+    def free(self, address: int) -> None:
+        self._call("cudaFree", address)
+
+    def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
+
+    def copy_out(self, array: np.ndarray, address: int, stream: int) -> None:
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
+
+    def wait(self, stream: int) -> None:
+        self._call("cudaStreamSynchronize", stream)
+
+    def end(self, stream: int) -> None:
+        self._call("cudaStreamDestroy", stream)
+
+    def version(self) -> str:
+        version = int(self._call("cudaRuntimeGetVersion"))
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._api, name)(*arguments)
+        if status != self._api.cudaError_t.cudaSuccess:
+            raise RuntimesError(f"{self._where}: {name} failed on the GPU ({status}): free memory, or restart the app")
+        return values[0] if values else None
+
+
+def _logger(trt: Any, messages: list[str]) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                messages.append(message)
+
+    return Logger()
+
+
+def _layer(record: Any) -> Layer:
+    """A layer of the inspector's JSON: int8 if an input of it is, else what it puts out."""
+    if isinstance(record, str):
+        return Layer(name=record, type="unknown", precision="unknown", time_us=None)
+    inputs, outputs = ([_precision(tensor) for tensor in record.get(key, [])] for key in ("Inputs", "Outputs"))
+    return Layer(
+        name=record["Name"],
+        type=record.get("LayerType", "unknown"),
+        precision="int8" if "int8" in inputs else (outputs or inputs or ["unknown"])[0],
+        time_us=None,
+    )
+
+
+def _precision(tensor: Mapping[str, Any]) -> str:
+    words = str(tensor.get("Format/Datatype", "")).lower().replace(",", " ").split()
+    return next((PRECISIONS[word] for word in words if word in PRECISIONS), "unknown")
