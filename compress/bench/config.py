@@ -1,0 +1,72 @@
+"""What is measured, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from compress.bench.record import Role
+from compress.errors import CompressError
+from compress.targets import Target
+from runtimes.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``restarts`` processes per engine, each timed for ``duration_s`` and for ``min_runs`` at least."""
+
+    restarts: int
+    warmup_s: float
+    duration_s: float
+    min_runs: int
+
+
+# Six restarts are the fewest whose order statistics enclose the median with 95 %.
+PRESETS: Mapping[str, Plan] = {
+    "quick": Plan(restarts=6, warmup_s=0.3, duration_s=1.0, min_runs=30),
+    "full": Plan(restarts=12, warmup_s=1.0, duration_s=5.0, min_runs=200),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """How to measure. What is None is the preset's."""
+
+    preset: Literal["quick", "full"] = field(default="quick", metadata={"help": "quick (6 restarts) or full (12)"})
+    restarts: int | None = field(default=None, metadata={"help": "processes per engine, instead of the preset's"})
+    warmup_s: float | None = field(default=None, metadata={"help": "seconds not counted in each process"})
+    duration_s: float | None = field(default=None, metadata={"help": "seconds timed in each process"})
+    min_runs: int | None = field(default=None, metadata={"help": "fewest runs timed in each process"})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads; default: the physical cores available"})
+    max_drop: float = field(default=0.01, metadata={"help": "accuracy budget, in the metric's own unit"})
+    timeout_s: float = field(default=900.0, metadata={"help": "seconds after which a measuring process is ended"})
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise CompressError(f"unknown preset {self.preset!r}, expected one of {list(PRESETS)}")
+        for name in ("restarts", "min_runs", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise CompressError(f"{name} must be at least 1, got {value}")
+        for name in ("warmup_s", "duration_s", "max_drop"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise CompressError(f"{name} must not be negative, got {value}")
+        if not self.timeout_s > 0:
+            raise CompressError(f"timeout_s must be positive, got {self.timeout_s}")
+
+    def plan(self) -> Plan:
+        """The preset with what is given instead."""
+        preset = asdict(PRESETS[self.preset])
+        given = {name: getattr(self, name) for name in preset}
+        return Plan(**{**preset, **{name: value for name, value in given.items() if value is not None}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An engine to measure. ``asked`` is what its model wants in int8, from :func:`asked_for_int8`; None: not known."""
+
+    name: str
+    role: Role
+    engine: Engine
+    target: Target
+    asked: Mapping[str, str] | None = None

@@ -1,0 +1,192 @@
+"""How sure a figure is: intervals of a mean score, of the drop between two engines, and of a latency over restarts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from compress.errors import CompressError
+
+CONFIDENCE = 0.95
+RESAMPLES = 5000
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure with its 95 % interval, in the figure's own unit; ``n`` is the number of samples behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+def mean_interval(scores: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0) -> Estimate:
+    """The mean of per-sample scores.
+
+    Args:
+        scores: shape ``(samples,)``.
+        groups: shape ``(samples,)``, equal for samples that are not independent (the questions asked of one image).
+        seed: of the bootstrap.
+
+    Scores that are all 0 or 1 get Wilson's score interval (Wilson 1927, doi:10.1080/01621459.1927.10502953), with the
+    effective sample size of clustered data where there are groups; other scores get a percentile bootstrap over groups.
+
+    Raises:
+        CompressError: if there are fewer than two samples (or groups), or the groups are not one per sample.
+    """
+    scores, groups = _checked(scores, groups)
+    n = len(scores)
+    if not _is_binary(scores):
+        low, high = _bootstrap(scores, groups, seed)
+        return Estimate(value=float(scores.mean()), low=low, high=high, n=n, method="bootstrap")
+    size = n / _design_effect(scores, groups)
+    p, z2 = float(scores.mean()), _Z**2
+    centre = (p + z2 / (2 * size)) / (1 + z2 / size)
+    half = _Z * math.sqrt(p * (1 - p) / size + z2 / (4 * size**2)) / (1 + z2 / size)
+    # At a share of 0 or 1 the bound is exactly that share; rounding must not put it beyond.
+    return Estimate(value=p, low=max(0.0, centre - half) if p > 0 else 0.0,
+                    high=min(1.0, centre + half) if p < 1 else 1.0, n=n, method="Wilson")
+
+
+def paired_drop(
+    reference: np.ndarray, candidate: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0
+) -> Estimate:
+    """How much lower ``candidate`` scores than ``reference`` on the same samples: the mean of the paired differences.
+
+    Args:
+        reference, candidate: shape ``(samples,)``, the scores of two engines on the same samples in the same order.
+        groups: shape ``(samples,)``, equal for samples that are not independent (the questions asked of one image).
+        seed: of the bootstrap.
+
+    0/1 scores get Tango's score interval, which is McNemar's test inverted (Tango 1998, Statistics in Medicine
+    17:891-908): unlike a bootstrap it does not shrink to nothing where the two engines never disagreed. With groups
+    its counts are those of the effective sample size, n over the design effect (Rao and Scott 1992, Biometrics
+    48:577-585). Other scores get a percentile bootstrap that draws whole groups.
+
+    Raises:
+        CompressError: if the two differ in length, there are fewer than two samples (or groups), or the groups are not
+            one per sample.
+    """
+    if len(reference) != len(candidate):
+        raise CompressError(f"{len(reference)} reference scores and {len(candidate)} of the candidate "
+                            "cannot be paired: evaluate both on the same samples")
+    reference, groups = _checked(reference, groups)
+    candidate, _ = _checked(candidate, None)
+    difference = reference - candidate
+    n, value = len(difference), float(difference.mean())
+    if not (_is_binary(reference) and _is_binary(candidate)):
+        low, high = _bootstrap(difference, groups, seed)
+        return Estimate(value=value, low=low, high=high, n=n, method="bootstrap")
+    # Where no pair disagrees the design effect has to come from the scores themselves, which cluster alike.
+    effect = _design_effect(difference if difference.any() else reference, groups)
+    lost, won = float((difference > 0).sum()), float((difference < 0).sum())
+    low, high = tango_interval(lost / effect, won / effect, n / effect)
+    return Estimate(value=value, low=low, high=high, n=n, method="Tango")
+
+
+def verdict(drop: Estimate, budget: float) -> str:
+    """Return "within budget", "over budget", or "undecidable at n=..." where the interval lies on both sides.
+
+    ``budget`` is the largest drop allowed, in the unit of ``drop``.
+    """
+    if drop.high <= budget:
+        return "within budget"
+    return "over budget" if drop.low > budget else f"undecidable at n={drop.n}"
+
+
+def tango_interval(lost: float, won: float, n: float) -> tuple[float, float]:
+    """95 % score interval of ``(lost - won) / n``, for ``n`` pairs of which ``lost`` and ``won`` disagree.
+
+    The bounds are where Tango's statistic meets the normal quantile; it falls as the tried difference grows, so each is
+    found by bisection between the estimate and the end of the scale.
+    """
+    estimate = (lost - won) / n
+
+    def is_inside(difference: float) -> bool:
+        linear = (2 * n - lost + won) * difference - lost - won
+        root = math.sqrt(max(0.0, linear**2 + 8 * n * won * difference * (1 - difference)))
+        share = (root - linear) / (4 * n)  # likeliest share of won pairs, were ``difference`` the truth
+        variance = max(0.0, n * (2 * share + difference * (1 - difference)))
+        return (lost - won - n * difference) ** 2 <= _Z**2 * variance
+
+    def bound(end: float) -> float:
+        inside, outside = estimate, end
+        if is_inside(outside):
+            return outside
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if is_inside(middle) else (inside, middle)
+        return inside
+
+    return bound(-1.0), bound(1.0)
+
+
+def median_interval(values: np.ndarray | list[float]) -> tuple[float, float, float]:
+    """``(low, high, coverage)`` for the median over restarts, from order statistics, whatever the distribution.
+
+    The k-th smallest and k-th largest of n values enclose the median with probability ``1 - 2 P(Bin(n, 1/2) < k)``; the
+    largest k that reaches 95 % is taken (David and Nagaraja 2003, Order Statistics, section 7.1). Six values are the
+    fewest that do (the smallest and the largest: 96.9 %); below that the range is returned with the coverage it has.
+    An interval over the runs inside a process would be far too narrow: they are not independent.
+    """
+    ordered = sorted(float(value) for value in values)
+    n = len(ordered)
+    if n == 0:
+        raise CompressError("no restarts: a median needs at least one value")
+    below = 0.0
+    chosen, coverage = 0, 1 - 2 * 0.5**n
+    for k in range((n + 1) // 2):
+        below += math.comb(n, k) * 0.5**n
+        if 1 - 2 * below < CONFIDENCE:
+            break
+        chosen, coverage = k, 1 - 2 * below
+    return ordered[chosen], ordered[n - 1 - chosen], coverage
+
+
+def _checked(scores: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores as float64, and the group of each sample as an index counted from 0."""
+    scores = np.asarray(scores, dtype=np.float64)
+    labels = np.arange(len(scores)) if groups is None else np.asarray(groups)
+    if labels.shape != scores.shape:
+        raise CompressError(f"groups have shape {labels.shape} and scores {scores.shape}: give one group per sample")
+    _, index = np.unique(labels, return_inverse=True)
+    if len(index) == 0 or index.max() < 1:
+        raise CompressError(f"{len(scores)} samples in {len(np.unique(index))} groups: an interval needs at least two")
+    return scores, index
+
+
+def _is_binary(scores: np.ndarray) -> bool:
+    return bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def _design_effect(scores: np.ndarray, groups: np.ndarray) -> float:
+    """Variance of the mean of clustered scores over that of independent ones, at least 1.
+
+    Where the scores do not vary there is nothing to estimate it from, and each group counts as one sample.
+    """
+    n, count = len(scores), int(groups.max()) + 1
+    if count == n:
+        return 1.0
+    residual = scores - scores.mean()
+    if not residual.any():
+        return n / count
+    sums = np.bincount(groups, weights=residual)
+    return max(1.0, float((sums @ sums) / (residual @ residual) * count / (count - 1)))
+
+
+def _bootstrap(scores: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap of the mean, drawing groups with replacement (Efron and Tibshirani 1993, chapter 13)."""
+    rng = np.random.default_rng(seed)
+    sums, sizes = np.bincount(groups, weights=scores), np.bincount(groups)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[i] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
