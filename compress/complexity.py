@@ -1,4 +1,4 @@
-"""How much a model computes and stores: multiply-accumulates and parameters per operation, per module, per component."""
+"""How much a model computes and stores: multiply-accumulates and parameters per operation, module and component."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One node of the program; ``macs`` counts multiply-accumulates, ``params`` the parameters it is the first to read."""
+    """One node of the program: its multiply-accumulates, and the parameters it is the first to read."""
 
     name: str
     module: str                                  # module path, "" for the root
@@ -70,7 +70,7 @@ def count(program: ExportedProgram, model: Model, sizes: Mapping[str, int] | Non
     """
     graph = next((graph for graph in model.graphs.values() if graph.program is program), None)
     if graph is None:
-        raise CompressError(f"the program to count is not a graph of model {model.name!r}, which has {list(model.graphs)}")
+        raise CompressError(f"the program to count is not a graph of model {model.name!r}: it has {list(model.graphs)}")
     shapes = []
     for spec in graph.inputs:
         batch = None if spec.batch_axis is None else spec.shape[spec.batch_axis]
@@ -95,7 +95,7 @@ def count(program: ExportedProgram, model: Model, sizes: Mapping[str, int] | Non
 
 
 def count_operations(program: ExportedProgram, shapes: Sequence[tuple[int, ...]]) -> tuple[Operation, ...]:
-    """The operations of ``program`` for user inputs of these ``shapes``, in its order, with their MACs and parameters."""
+    """The operations of ``program`` for user inputs of these ``shapes``, in its order, with their cost."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.export.graph_signature import InputKind
@@ -113,7 +113,7 @@ def count_operations(program: ExportedProgram, shapes: Sequence[tuple[int, ...]]
             before = flops.get_total_flops()
             result = super().run_node(n)
             if n.op == "call_function" and isinstance(result, torch.Tensor | tuple | list):
-                inputs = self.map_nodes_to_values(n.args, n)
+                inputs: Any = self.map_nodes_to_values(n.args, n)
                 macs = _own_rule(str(n.target), inputs)
                 if macs is None:
                     macs = (flops.get_total_flops() - before) // 2
@@ -138,7 +138,8 @@ def count_operations(program: ExportedProgram, shapes: Sequence[tuple[int, ...]]
             try:
                 Counter(program.graph_module, garbage_collect_values=True).run(*feed, enable_io_processing=False)
             except (RuntimeError, NotImplementedError) as error:
-                raise CompressError(f"the program cannot be counted for input shapes {list(shapes)}: {error}") from error
+                raise CompressError(f"the program cannot be counted for inputs of shapes {list(shapes)}: {error}"
+                                    ) from error
     return tuple(found)
 
 
@@ -153,11 +154,11 @@ def _own_rule(op: str, inputs: tuple[Any, ...]) -> int | None:
     if "scaled_dot_product_attention" in op:
         query, key, value = inputs[:3]
         *batch, queries, width = query.shape
-        return prod(batch) * queries * key.shape[-2] * (width + value.shape[-1])
+        return int(prod(batch) * queries * key.shape[-2] * (width + value.shape[-1]))
     kind = re.search(r"\b(lstm|gru|rnn)", op.lower())
     if kind is not None:
         tensors = [i for i in inputs if hasattr(i, "shape")]
         weights = [w for i in inputs if isinstance(i, list | tuple) for w in i if hasattr(w, "shape")] or tensors[1:]
         steps = prod(tensors[0].shape[:-1])               # batch x length
-        return steps * sum(prod(w.shape) for w in weights if len(w.shape) == 2)
+        return int(steps * sum(prod(w.shape) for w in weights if len(w.shape) == 2))
     return None

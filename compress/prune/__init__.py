@@ -9,24 +9,29 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.errors import CompressError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from calibration.dataset import CalibrationSet
-    from compress.model import Model
+    from compress.model import Graph, Model
 
 Importance = Literal["taylor", "magnitude"]
 
-__all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "prune"]
+__all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "prunable", "prune"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """How much to prune, by which measure, and what to leave whole."""
 
-    macs: float = field(default=0.5, metadata={"help": "share of the model's MACs to KEEP, in (0, 1]: 0.5 halves the work"})
+    macs: float = field(
+        default=0.5, metadata={"help": "share of the model's MACs to KEEP, in (0, 1]: 0.5 halves the work"})
     round_to: int = field(default=8, metadata={"help": "channel counts stay multiples of this, for the kernels"})
-    keep: tuple[str, ...] = field(default=(), metadata={"help": "globs of module paths left untouched, with all under them"})
+    keep: tuple[str, ...] = field(
+        default=(), metadata={"help": "globs of module paths left untouched, with all under them"})
     importance: Importance = field(
-        default="taylor", metadata={"help": "taylor (how far the outputs move, from the samples) or magnitude (weights only)"})
-    max_share: float = field(default=0.9, metadata={"help": "largest share of its channels or heads one layer may lose"})
+        default="taylor", metadata={"help": "taylor (how far the outputs move on samples) or magnitude (of weights)"})
+    max_share: float = field(
+        default=0.9, metadata={"help": "largest share of its channels or heads one layer may lose, in (0, 1)"})
     samples: int = field(default=256, metadata={"help": "samples that importance is measured on"})
 
     def __post_init__(self) -> None:
@@ -37,7 +42,7 @@ class PruneConfig:
         if self.importance not in ("taylor", "magnitude"):
             raise CompressError(f"prune: importance={self.importance!r} is unknown: give 'taylor' or 'magnitude'")
         if not 0 < self.max_share < 1:
-            raise CompressError(f"prune: max_share={self.max_share} would empty a layer or spare all: give a number in (0, 1)")
+            raise CompressError(f"prune: max_share={self.max_share} must be in (0, 1): 1 would empty a layer")
         if self.samples < 1:
             raise CompressError(f"prune: samples={self.samples} must be at least 1")
 
@@ -93,7 +98,7 @@ class PruneResult:
 
 
 def prune(
-    model: Model, data: CalibrationSet, config: PruneConfig = PruneConfig(), *, factory: str | None = None,  # noqa: B008
+    model: Model, data: CalibrationSet, config: PruneConfig = PruneConfig(), *, factory: str | None = None,
 ) -> PruneResult:
     """Return a physically smaller copy of ``model`` that keeps at most ``config.macs`` of its MACs.
 
@@ -107,22 +112,12 @@ def prune(
         CompressError: if the model is quantized or cannot be rebuilt, nothing in it can be pruned, the share cannot be
             reached (with the smallest that can), or a removal would change the function (naming the group).
     """
-    import copy
-
     from compress.complexity import count
-    from compress.model import Graph, Input
-    from compress.modelfile import build_module, export_model
+    from compress.model import Input
+    from compress.modelfile import export_model
     from compress.prune.structured import prune_module
 
-    if model.quantization is not None:
-        raise CompressError(f"model {model.name!r} is quantized: prune first, then quantize")
-    if len(model.graphs) != 1:
-        raise CompressError(f"model {model.name!r} has {len(model.graphs)} graphs ({', '.join(model.graphs)}): "
-                            "prune takes models with one graph; save it with its forward() as the only one")
-    live = model.module if factory is None else None
-    module = build_module(model, factory) if live is None else copy.deepcopy(live)
-    name = next(iter(model.graphs))
-    calls = {name: Graph("forward", tuple(spec.name for spec in model.inputs))}
+    module, calls = _module(model, factory)
     before = count(model.graph.program, model)
     pruned = prune_module(module, calls, data.batches, before.modules, config)
     attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
@@ -130,8 +125,9 @@ def prune(
         attributes.setdefault(path, {}).update(changed)
     smaller = export_model(
         pruned.module, name=model.name, example=model.example, components=model.components, factory=model.factory,
-        inputs={spec.name: Input(modality=spec.modality, dims=tuple(None if isinstance(s, int) else s for s in spec.shape))
-                for spec in model.inputs},
+        inputs={spec.name: Input(
+            modality=spec.modality, dims=tuple(None if isinstance(size, int) else size for size in spec.shape),
+        ) for spec in model.inputs},
         graphs=calls, channels={**model.channels, "attributes": attributes})
     after = count(smaller.graph.program, smaller)
     components = tuple(ComponentChange(
@@ -141,3 +137,35 @@ def prune(
     return PruneResult(
         model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
         macs_after=after.total.macs, components=components, skipped=pruned.skipped, check=pruned.check)
+
+
+def prunable(
+    model: Model, config: PruneConfig = PruneConfig(), *, factory: str | None = None,
+) -> tuple[tuple[PrunedGroup, ...], dict[str, str]]:
+    """What :func:`prune` could shrink (``after`` as ``before``), and module path -> why it could not shrink the rest.
+
+    Tried on the model's own example. Raises CompressError as :func:`prune` does.
+    """
+    from compress.prune.forward import tensors
+    from compress.prune.structured import find_groups
+
+    module, calls = _module(model, factory)
+    groups, skipped = find_groups(module, calls, tensors(model.example), config)
+    return tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups), skipped
+
+
+def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Graph]]:
+    """A module of one's own to work on, and the method that its only graph runs."""
+    import copy
+
+    from compress.model import Graph
+    from compress.modelfile import build_module
+
+    if model.quantization is not None:
+        raise CompressError(f"model {model.name!r} is quantized: prune first, then quantize")
+    if len(model.graphs) != 1:
+        raise CompressError(f"model {model.name!r} has {len(model.graphs)} graphs ({', '.join(model.graphs)}): "
+                            "prune takes models with one graph; save it with its forward() as the only one")
+    live = model.module if factory is None else None
+    module = build_module(model, factory) if live is None else copy.deepcopy(live).eval()
+    return module, {next(iter(model.graphs)): Graph("forward", tuple(spec.name for spec in model.inputs))}

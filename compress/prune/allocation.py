@@ -1,4 +1,4 @@
-"""Which units go: the least important per multiply-accumulate first, over all layers, until the model is small enough."""
+"""Which units go: the least important per multiply-accumulate first, over all layers, until the goal is met."""
 
 from __future__ import annotations
 

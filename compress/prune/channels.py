@@ -1,4 +1,4 @@
-"""Make a module's tensors smaller: cut channels out of layers, and re-apply a pruned model's shapes to a fresh module."""
+"""Make a module's tensors smaller: cut channels out of layers; give a fresh module a pruned model's shapes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cut(layer: nn.Module, role: Role, removed: Iterable[int]) -> None:
     gone = set(removed)
     kept = torch.tensor([i for i in range(width_of(layer, role)) if i not in gone], dtype=torch.long)
     axis = axis_of(layer, role)
-    if role == "out" or axis == 0 and not isinstance(layer, TRANSPOSED):
+    if role == "out":
         for name in ("bias", "running_mean", "running_var"):
             _select(layer, name, 0, kept)
     depthwise = is_depthwise(layer)
@@ -73,7 +73,8 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
         for name, value in attributes.items():
             # The map comes from a file: it may change a number the module already has, and nothing else.
             if type(modules[path].__dict__.get(name)) is not int or type(value) is not int:
-                raise CompressError(f"the channel map sets {path}.{name} to {value!r}: it may only replace whole numbers")
+                raise CompressError(
+                    f"the channel map sets {path}.{name} to {value!r}: it may only replace whole numbers")
             setattr(modules[path], name, value)
     for key, weight in weights.items():
         path, _, name = key.rpartition(".")

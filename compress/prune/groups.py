@@ -1,11 +1,11 @@
-"""Which channels must go together: dependency groups, from Torch-Pruning's graph, in units that can be removed alone."""
+"""Which channels must go together: dependency groups from Torch-Pruning's graph, in units that can go alone."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,9 @@ def find_channel_groups(
     groups: list[Group] = []
     taken: set[tuple[str, int]] = set()          # producing channels that an earlier group owns
     for name, layer in roots:
+        if "weight" not in layer._parameters:
+            skipped[name] = "it computes its weight (a parametrization): it has none to cut"
+            continue
         if layer not in graph.module2node:
             skipped[name] = "its output does not reach an output of the model"
             continue
@@ -95,10 +98,10 @@ def find_channel_groups(
         except Exception as error:  # as above
             skipped[name] = f"Torch-Pruning cannot follow its channels ({type(error).__name__}: {error})"
             continue
-        reason = _refusal(graph, found, names, claimed | shared)
-        group = None if reason else _to_group(graph, found, names)
+        refusal = _refusal(found, names, claimed, shared)
+        group = None if refusal else _to_group(graph, found, names)
         if group is None:
-            skipped[name] = reason or "no layer reads its channels: they are an output of the model"
+            skipped[name] = refusal or "no layer reads its channels: they are an output of the model"
             continue
         owned = {(edit.path, c) for edit in group.producers for unit in edit.index for c in unit}
         if taken & owned:
@@ -109,7 +112,7 @@ def find_channel_groups(
     return groups, skipped
 
 
-def _refusal(graph: Any, found: Any, names: Mapping[Any, str], off_limits: set[str]) -> str | None:
+def _refusal(found: Any, names: Mapping[Any, str], claimed: set[str], shared: set[str]) -> str | None:
     """Why a dependency group is not pruned, or None: only what keeps the function when the channels are zero stays."""
     for item in found:
         layer = item.dep.target.module
@@ -119,12 +122,14 @@ def _refusal(graph: Any, found: Any, names: Mapping[Any, str], off_limits: set[s
             return "its channels are mixed with a bare parameter of the module"
         if kind == "_OutputOp":
             return "its channels reach an output of the model"
-        if name in off_limits:
-            return f"its channels are shared with {name!r}, an attention projection or a tied weight"
+        if name in claimed:
+            return f"its channels are read by {name!r}, a projection of attention, together with a residual stream"
+        if name in shared:
+            return f"the weight of {name!r} is another layer's too"
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS)):
             if getattr(layer, "groups", 1) != 1 and not is_depthwise(layer):
                 return f"its channels pass through the grouped convolution {name!r}"
-            if "weight" not in layer._parameters and not isinstance(layer, BATCH_NORMS):
+            if "weight" not in layer._parameters:
                 return f"layer {name!r} computes its weight (a parametrization): it has none to cut"
             continue
         if name or not kind.startswith("_"):
@@ -164,7 +169,23 @@ def _to_group(graph: Any, found: Any, names: Mapping[Any, str]) -> Group | None:
     if not any(edit.role == "in" for edit in made):
         return None
     name = next(edit.path for edit in made if edit.role == "out")
-    return Group(name=name, kind="channels", units=len(order), edits=made)
+    return _with_gates(Group(name=name, kind="channels", units=len(order), edits=made))
+
+
+def _with_gates(group: Group) -> Group:
+    """Torch-Pruning follows one half of a gated layer (``a, b = up(x).chunk(2)``): pair each gate with its channel.
+
+    Units that no layer reads cannot go alone. Where they are as many as the others they are taken for the gates, in
+    order; the trial tells whether that is right.
+    """
+    read = [unit for unit in range(group.units) if any(edit.index[unit] for edit in group.consumers)]
+    unread = [unit for unit in range(group.units) if unit not in set(read)]
+    if len(unread) != len(read):
+        return group
+    pairs = list(zip(read, unread, strict=True))
+    edits = tuple(replace(edit, index=tuple(tuple(sorted(edit.index[a] + edit.index[b])) for a, b in pairs))
+                  for edit in group.edits)
+    return replace(group, units=len(read), edits=edits)
 
 
 class _Opaque:
@@ -179,12 +200,11 @@ class _Opaque:
         raise NotImplementedError
 
     def get_out_channels(self, layer: nn.Module) -> int:
-        if isinstance(layer, nn.MultiheadAttention):
-            return int(layer.embed_dim)
-        return int(getattr(layer, "hidden_size", 1)) * (2 if getattr(layer, "bidirectional", False) else 1)
+        width = int(getattr(layer, "hidden_size", getattr(layer, "embed_dim", 1)))
+        return width * (2 if getattr(layer, "bidirectional", False) else 1)
 
     def get_in_channels(self, layer: nn.Module) -> int:
-        return int(layer.embed_dim) if isinstance(layer, nn.MultiheadAttention) else int(getattr(layer, "input_size", 1))
+        return int(getattr(layer, "input_size", getattr(layer, "embed_dim", 1)))
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -1,11 +1,12 @@
-"""Attention heads: our own rule, because Torch-Pruning cuts the projections and leaves the number of heads as it was."""
+"""Attention heads: our own rule, because Torch-Pruning cuts the projections and leaves the number of heads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
+from compress.prune.channels import width_of
 from compress.prune.groups import Edit, Group
 
 PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("to_q", "to_k", "to_v"),
@@ -56,9 +57,9 @@ def _groups(
     heads_name = next((name for name in HEADS if type(getattr(layer, name, None)) is int), None)
     if heads_name is None:
         return f"attention that does not say how many heads it has ({', '.join(HEADS)})"
-    heads = getattr(layer, heads_name)
-    widths = [module.get_submodule(name).out_features for name in names]
-    inner = module.get_submodule(output).in_features
+    heads = int(getattr(layer, heads_name))
+    widths = [width_of(module.get_submodule(name), "out") for name in names]
+    inner = width_of(module.get_submodule(output), "in")
     parts = 3 if len(names) == 1 else 1                   # a fused projection holds q, k and v, one after the other
     if any(width != parts * inner for width in widths) or inner % heads:
         return f"its projections are {widths} wide with {heads} heads: grouped or shared heads are not pruned"
@@ -78,7 +79,7 @@ def _groups(
         if type(getattr(layer, name, None)) is int and getattr(layer, name) == heads:
             certain[name] = 1
     maybe = certain | {name: size for name in MAYBE_INNER if getattr(layer, name, None) == inner}
-    variants: list[Mapping[str, int]] = [certain] + ([maybe] if maybe != certain else [])
+    variants: list[dict[str, int]] = [certain] + ([maybe] if maybe != certain else [])
     return tuple(Group(name=path, kind="heads", units=heads, edits=edits, attributes={path: v}) for v in variants)
 
 
@@ -88,7 +89,8 @@ def _rows(heads: int, size: int) -> tuple[tuple[int, ...], ...]:
 
 def _projections(layer: nn.Module) -> tuple[str, ...] | None:
     for names in (*PROJECTIONS, *((name,) for name in FUSED)):
-        if all(isinstance(getattr(layer, name, None), nn.Linear) for name in names):
+        parts = [getattr(layer, name, None) for name in names]
+        if all(isinstance(part, nn.Linear) and "weight" in part._parameters for part in parts):
             return names
     return None
 

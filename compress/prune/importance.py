@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def taylor(
     ``E[(v . J_u a_u)^2] = |J_u a_u|^2`` for ``v ~ N(0, 1)``, so one backward pass a batch gives every unit of every
     layer in the same unit: outputs are divided by their standard deviation first. No labels are needed.
 
-    Source: Molchanov et al. 2019, arXiv:1906.10771 (first-order Taylor), with Hutchinson's estimator in the loss's place.
+    Source: Molchanov et al. 2019, arXiv:1906.10771 (first-order Taylor); Hutchinson's estimator in the loss's place.
     """
     totals = [np.zeros(group.units) for group in groups]
     generator = torch.Generator().manual_seed(SEED)
@@ -77,12 +77,13 @@ def taylor(
     scores = [total / samples for total in totals]
     for group, score in zip(groups, scores, strict=True):
         if not np.isfinite(score).all():
-            raise CompressError(f"the importance of {group.name!r} is not finite: check the weights and the calibration set")
+            raise CompressError(f"the importance of {group.name!r} is not finite: check the weights and the samples")
     return scores
 
 
 def _accumulate(
-    totals: list[np.ndarray], groups: Sequence[Group], path: str, layer: nn.Module, value: torch.Tensor, gradient: torch.Tensor,
+    totals: list[np.ndarray], groups: Sequence[Group], path: str, layer: nn.Module,
+    value: torch.Tensor, gradient: torch.Tensor,
 ) -> None:
     product = (value.detach() * gradient).double()
     if product.dim() == 1:
@@ -104,7 +105,7 @@ def _per_unit(per_channel: torch.Tensor, edit: Edit) -> np.ndarray:
     return np.asarray(summed.numpy())
 
 
-def _reader(read: dict[str, list[torch.Tensor]], path: str):  # type: ignore[no-untyped-def]
+def _reader(read: dict[str, list[torch.Tensor]], path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if inputs and inputs[0].requires_grad:
             read.setdefault(path, []).append(inputs[0])

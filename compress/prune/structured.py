@@ -39,7 +39,8 @@ class Pruned:
 
 
 def prune_module(
-    module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[Feed]], macs: Mapping[str, int], config: PruneConfig,
+    module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[Feed]], macs: Mapping[str, int],
+    config: PruneConfig,
 ) -> Pruned:
     """Return a smaller copy of ``module``, which is left as it was.
 
