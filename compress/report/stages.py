@@ -1,0 +1,81 @@
+"""What each stage did, in one line, and where it stands on the run's time line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.report import units
+from compress.report.schema import Stage, summary
+from compress.report.summaries import DistillSummary, ExportSummary, PruneSummary, QuantizeSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """``start`` and ``width`` are shares of the whole run's time."""
+
+    stage: Stage
+    label: str
+    result: str
+    start: float
+    width: float
+
+
+def stage_rows(stages: Sequence[Stage]) -> tuple[StageRow, ...]:
+    """The stages in the order they ran, each beginning where the one before it ended."""
+    total = sum(stage.seconds or 0.0 for stage in stages) or 1.0
+    rows, start = [], 0.0
+    for stage in stages:
+        width = (stage.seconds or 0.0) / total
+        rows.append(StageRow(stage=stage, label=label(stage), result=result(stage), start=start, width=width))
+        start += width
+    return tuple(rows)
+
+
+def label(stage: Stage) -> str:
+    return f"{stage.stage} for {stage.target_scheme}" if stage.target_scheme else stage.stage
+
+
+def result(stage: Stage) -> str:
+    """What came out, in one line; empty where the stage told nothing."""
+    found = summary(stage)
+    for kind, tell in _TELL.items():
+        if isinstance(found, kind):
+            return tell(found)
+    if isinstance(found, dict):
+        return ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, str | int | float))
+    return ""
+
+
+def _pruned(found: PruneSummary) -> str:
+    less = 1 - found.macs_after / found.macs_before if found.macs_before else 0.0
+    text = f"{units.count(found.macs_before)} → {units.count(found.macs_after)} MACs (−{less:.0%})"
+    return text + (f", {_many(len(found.skipped), 'part')} left as they were" if found.skipped else "")
+
+
+def _distilled(found: DistillSummary) -> str:
+    share = found.metric in (None, "accuracy")
+    text = _many(len(found.history), "epoch")
+    if found.before is not None and found.after is not None:
+        text += f", {found.metric or 'metric'} {units.score(found.before, share)} → {units.score(found.after, share)}"
+    return text
+
+
+def _quantized(found: QuantizeSummary) -> str:
+    low = sum(operator.precision == "int8" for operator in found.operators)
+    kept = len(found.operators) - low
+    return f"{_many(low, 'operator')} in int8, {kept} in float; {found.ranges} ranges of {_many(found.samples, 'sample')}"
+
+
+def _exported(found: ExportSummary) -> str:
+    return f"{_many(len(found.built), 'engine')} built" + (f", {len(found.not_built)} not built" if found.not_built else "")
+
+
+_TELL: Mapping[type, Callable[[Any], str]] = {
+    PruneSummary: _pruned, DistillSummary: _distilled, QuantizeSummary: _quantized, ExportSummary: _exported,
+}
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

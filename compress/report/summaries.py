@@ -1,0 +1,93 @@
+"""What the report reads of each stage's own summary, by the stage's name.
+
+Keys that the report does not read are kept in report.json and ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True):
+    """A section that another stage writes: these keys at least."""
+
+
+class ComponentChange(Open):
+    name: str
+    macs_before: Count
+    macs_after: Count
+    params_before: Count
+    params_after: Count
+
+
+class PruneSummary(Open):
+    macs_before: Count
+    macs_after: Count
+    components: list[ComponentChange] = []
+    removed: dict[str, Count] = {}                # module -> channels removed
+    skipped: dict[str, str] = {}                  # module -> why nothing could be removed
+    gave_nothing: list[str] = []                  # components that are as large as before
+    check_max_abs: float | None = None            # largest output difference between the zeroed original and the result
+
+
+class Epoch(Open):
+    epoch: Amount
+    loss: float
+    metric: float | None = None
+
+
+class DistillSummary(Open):
+    metric: str | None = None
+    before: float | None = None                   # the metric before the first epoch and after the last
+    after: float | None = None
+    history: list[Epoch] = []
+
+
+class Operator(Open):
+    """An operator with weights, and why it stays float where it does."""
+
+    path: str
+    op: str
+    component: str
+    precision: str                                # "int8" or "float"
+    reason: str | None = None
+
+
+class QuantizeSummary(Open):
+    scheme: str
+    ranges: str                                   # the method, such as "percentile"
+    samples: Count
+    operators: list[Operator] = []
+    size_bytes: dict[str, Count] = {}             # component -> bytes of its weights once quantized
+
+
+class BuiltEngine(Open):
+    target: str
+    precision: str
+    backend: str | None = None
+    state: str = "runnable"
+    digest: str | None = None
+    size_bytes: Count | None = None
+
+
+class NotBuilt(Open):
+    target: str
+    reason: str
+    precision: str | None = None
+
+
+class ExportSummary(Open):
+    built: list[BuiltEngine] = []
+    not_built: list[NotBuilt] = []
+
+
+SUMMARIES: Mapping[str, type[Open]] = {
+    "prune": PruneSummary, "distill": DistillSummary, "quantize": QuantizeSummary, "export": ExportSummary,
+}

@@ -1,0 +1,122 @@
+"""The terminal's view: the verdict, one row per engine, and the facts a reader must not miss."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING
+
+from compress.bench.record import BenchRow
+from compress.report import units
+from compress.report.credit import credits
+from compress.report.page import verdict
+from compress.report.schema import Record
+from compress.report.stages import stage_rows
+from compress.report.verdict import AGAINST, headline, is_share
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WIDTH = 80                                       # where the output is no terminal
+
+
+def print_report(record: Record, file: IO[str] | None = None) -> None:
+    """Print ``record`` to ``file`` (standard output by default), without colour where that is no terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=file, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, emoji=False, width=_WIDTH, color_system=None)
+    console.print(f"[bold]{escape(record.name)}[/bold]")
+    found = verdict(record)
+    if found and found.sentence:
+        console.print(escape(found.sentence))
+        if found.max_drop is not None:
+            said = {True: "within the budget", False: "over the budget", None: "not checked"}.get(found.within, "undecidable")
+            console.print(f"Budget: a drop of at most {_budget(found.max_drop, record)}: {said}.")
+    for table in (_engines(record), _credit(record), _stages(record)):
+        if table is not None:
+            console.print()
+            console.print(table)
+    for line in _remarks(record):
+        console.print(escape(line), soft_wrap=True)
+
+
+def _engines(record: Record) -> Table | None:
+    if record.bench is None:
+        return None
+    share, best = is_share(record.bench), headline(record.bench, record.verdict.max_drop if record.verdict else None)
+    table = _table("engine", "p50 ms", "speed-up", "score", "change", "size")
+    for row in record.bench.rows:
+        table.add_row(_text(f"{row.name}" + (f" ({row.status})" if row.latency_ms is None else "")), *_figures(row, share),
+                      style="bold" if best and row.name == best.name else "")
+    table.caption = "speed-up and change against the original's fp32 engine, with 95 % intervals; bold: the verdict's"
+    return table
+
+
+def _figures(row: BenchRow, share: bool) -> tuple[str, ...]:
+    time, score, gain = row.latency_ms, row.accuracy, row.speedup.get(AGAINST)
+    drop = score.drop if score else None
+    return (
+        units.number(time.p50) if time else "–",
+        units.factor(gain.ratio) if gain else "–",
+        units.score(score.value, share) if score else "–",
+        units.change_with_interval(drop.points, drop.interval, share).replace(" points ", "\n") if drop else "–",
+        units.size(row.size_bytes),
+    )
+
+
+def _credit(record: Record) -> Table | None:
+    found = credits(record.bench) if record.bench else ()
+    if not found:
+        return None
+    table = _table("what made it faster", "gain by step", "in all")
+    for credit in found:
+        steps = ", ".join(f"{step.cause} {units.factor(step.gain)}" for step in credit.steps)
+        table.add_row(_text(credit.target), steps, units.factor(credit.total))
+    return table
+
+
+def _stages(record: Record) -> Table | None:
+    if not record.stages:
+        return None
+    table = _table("stage", "result", "time", "memory")
+    table.columns[1].justify = "left"
+    for row in stage_rows(record.stages):
+        seconds, memory = row.stage.seconds, row.stage.peak_memory_bytes
+        time = "–" if seconds is None else units.seconds(seconds)
+        table.add_row(_text(row.label), _text(row.result or "–"), f"{time}\nreused" if row.stage.reused else time,
+                      "–" if memory is None else units.size(memory))
+    return table
+
+
+def _remarks(record: Record) -> list[str]:
+    """Layers that did not run as asked, steps of the parity ladder that are flagged, engines that failed."""
+    rows = record.bench.rows if record.bench else ()
+    lines = [f"{row.name}: {row.reason}" for row in rows if row.reason]
+    lines += [f"{row.name}: {len(row.unexpected)} layers asked in int8 ran in another precision" for row in rows if row.unexpected]
+    lines += [f"parity, {step.name}: {flag}" for step in (record.parity.steps if record.parity else ()) for flag in step.flags]
+    return ["", *lines] if lines else []
+
+
+def _table(*headings: str) -> Table:
+    """A table whose names wrap and are never cut: the first column left, figures right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", show_edge=False)
+    table.add_column(headings[0], overflow="fold", ratio=None)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _text(value: str) -> str:
+    from rich.markup import escape
+
+    return escape(value)
+
+
+def _budget(max_drop: float, record: Record) -> str:
+    if record.bench is None or is_share(record.bench):
+        return f"{100 * max_drop:g} points"
+    return f"{max_drop:g}"

@@ -1,0 +1,83 @@
+"""Figures as people read them: three significant digits, the unit beside them, a real minus sign."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``value`` with ``digits`` significant digits and no exponent between 1e-4 and 1e15: ``12.3``, ``1,230``."""
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    rounded = round(value, digits - 1 - size)
+    size = math.floor(math.log10(abs(rounded)))  # 9.996 became 10.0, which has a digit more before its point
+    if not -4 <= size < 15:
+        return _minus(f"{value:.{digits - 1}e}")
+    return _minus(f"{rounded:,.{max(0, digits - 1 - size)}f}")
+
+
+def milliseconds(value: float) -> str:
+    return f"{number(value)} ms"
+
+
+def seconds(value: float) -> str:
+    """A duration: ``0.42 s``, ``12.3 s``, ``3 min 05 s``, ``1 h 02 min``."""
+    if value < 60:
+        return f"{number(value, 2 if value < 1 else 3)} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units: ``640 B``, ``1.23 kB``, ``4.56 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{number(value)} {unit}"
+
+
+def count(value: float) -> str:
+    """A large count: ``640``, ``12.3 k``, ``4.56 M``, ``1.2 G``."""
+    for unit in ("", " k", " M", " G"):
+        if value < 999.5 or unit == " G":
+            break
+        value /= 1000
+    return f"{number(value)}{unit}" if unit else f"{value:,.0f}"
+
+
+def factor(value: float) -> str:
+    """A ratio: ``3.4×``, ``0.87×``, ``12×``."""
+    return f"{number(value, 2)}×"
+
+
+def score(value: float, is_share: bool) -> str:
+    """A metric's value: in per cent with one decimal where the metric is a share, else four significant digits."""
+    return f"{100 * value:.1f} %" if is_share else number(value, 4)
+
+
+def change(points: float, is_share: bool) -> str:
+    """A drop of ``points`` (hundredths of the metric) told as a change: ``−0.3`` in points, or in the metric's own unit."""
+    if not is_share:
+        return _minus(f"{-points / 100:+.3g}") if points else "0"
+    text = f"{-points:+.1f}"
+    return "0.0" if float(text) == 0 else _minus(text)
+
+
+def change_with_interval(points: float, interval: Sequence[float], is_share: bool) -> str:
+    """``−0.3 points [−0.6, +0.1]``; the interval of a drop turns round when it is told as a change."""
+    unit = " points" if is_share else ""
+    return f"{change(points, is_share)}{unit} [{change(interval[1], is_share)}, {change(interval[0], is_share)}]"
+
+
+def short(digest: str) -> str:
+    """The first twelve digits of a digest, as version control shows them."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
