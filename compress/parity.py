@@ -110,6 +110,23 @@ class ParityResult:
                 "passed": self.passed, "noise_floor": dict(self.noise_floor),
                 "steps": [step.to_json() for step in self.steps]}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ParityResult:
+        """The result read back from its JSON.
+
+        Raises:
+            CompressError: if it is another format or version, or damaged.
+        """
+        import msgspec
+
+        if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
+            raise CompressError(f"a parity record has format {FORMAT!r} version {VERSION}, this one says "
+                                f"{record.get('format')!r} version {record.get('version')!r}: run parity again")
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError as error:
+            raise CompressError(f"the parity record is damaged: {error}: run parity again") from error
+
 
 def parity(
     steps: Sequence[ParityStep],

@@ -136,7 +136,15 @@ def test_record_and_table() -> None:
     record = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert (record["format"], record["version"], record["passed"], record["samples"]) == ("compress.parity", 1, True, 2)
     assert record["steps"][1]["from_previous"]["output"]["agreement"] == 1.0
+    assert ParityResult.from_json(record) == result
     assert list(table(result).columns[0].cells) == ["step 1"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"version": 2}, "'compress.parity' version 2"), ({"steps": [{}]}, "damaged: .*steps")])
+def test_another_record_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(CompressError, match=message):
+        ParityResult.from_json({**ladder(REFERENCE, REFERENCE).to_json(), **change})
 
 
 @pytest.mark.parametrize(("steps", "message"), [

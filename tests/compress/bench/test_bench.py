@@ -1,0 +1,269 @@
+"""The orchestration: what is run in which order, what becomes of failures, and real engines in real processes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.dataset import CalibrationSet, open_set
+from compress.bench import BenchConfig, BenchRecord, Candidate, bench
+from compress.bench.agent import AgentError
+from compress.bench.record import BenchRow, Role
+from compress.errors import CompressError
+from compress.metrics import Metric, get_metric
+from compress.targets import get_target
+from runtimes.arrays import write_arrays
+from runtimes.engine import Engine, Precision, write_engine
+from runtimes.spec import Dim, TensorSpec
+
+MS = 1_000_000
+INPUTS = (TensorSpec(name="x", dtype="float32", shape=(Dim("batch", 1, 1, 8), 4)),)
+OUTPUTS = (TensorSpec(name="output", dtype="float32", shape=(Dim("batch", 1, 1, 8), 3)),)
+FEED = {"x": np.ones((1, 4), np.float32)}
+RESULT = {"load_ms": 5.0, "peak_memory_bytes": 1000, "layers": None, "latencies_ns": None, "versions": {"numpy": "2"},
+          "machine": {"cpu": "a CPU"}}
+
+
+def candidate(
+    folder: Path, name: str, role: Role = "candidate", precision: Precision = "fp32", state: str = "runnable",
+    target: str = "onnxruntime-cpu", model: bytes | None = None, asked: dict[str, str] | None = None,
+) -> Candidate:
+    path = folder / name
+    path.mkdir()
+    (path / "model.onnx").write_bytes(name.encode() if model is None else model)
+    engine = write_engine(
+        path, backend="onnxruntime", device="CPU", precision=precision, entry="model.onnx", inputs=INPUTS,
+        outputs=OUTPUTS, options={}, source="0" * 64, built_with={}, state=state)
+    return Candidate(name=name, role=role, engine=engine, target=get_target(target), asked=asked)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> CalibrationSet:
+    """Twenty samples of class 0, 1, 2, 0, ...: the class is where x has its one, the fourth column is noise."""
+    rng = np.random.default_rng(0)
+    target = np.arange(20) % 3
+    x = np.concatenate([np.eye(3, dtype=np.float32)[target], rng.random((20, 1), np.float32)], axis=1)
+    folder = tmp_path / "validation"
+    folder.mkdir()
+    np.savez(folder / "0.npz", x=x[:12], target=target[:12])
+    np.savez(folder / "1.npz", x=x[12:], target=target[12:])
+    return open_set(folder, INPUTS)
+
+
+class FakeAgent:
+    """Answers as the measuring process does: ``wrong`` samples of each engine are off, each run takes ``ms``."""
+
+    def __init__(self, candidates: list[Candidate], ms: Mapping[str, float], wrong: Mapping[str, int]) -> None:
+        self.names = {str(one.engine.path): one.name for one in candidates}
+        self.engines: dict[str, Engine] = {one.name: one.engine for one in candidates}
+        self.ms, self.wrong = ms, wrong
+        self.calls: list[tuple[str, str]] = []
+        self.fail: dict[tuple[str, str], AgentError | dict[str, Any]] = {}
+
+    def __call__(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
+        name, step = self.names[job["engine"]], folder.name
+        self.calls.append((name, step))
+        answer = self.fail.get((name, step), {})
+        if isinstance(answer, AgentError):
+            raise answer
+        result = {**RESULT, "digest": self.engines[name].digest}
+        if job["outputs"]:
+            target = np.concatenate([np.load(shard)["target"] for shard in job["outputs"]["shards"]])
+            target[:self.wrong.get(name, 0)] += 1
+            folder.mkdir(parents=True)
+            write_arrays(Path(job["outputs"]["into"]), {"output": np.eye(4, dtype=np.float32)[target]})
+        if job["latency"]:
+            result["latencies_ns"] = [int(self.ms[name] * MS)] * 100
+        if job["layers"]:
+            result["layers"] = [{"name": "head", "type": "MatMul", "precision": "f32", "time_us": 1.0}]
+        return {**result, **answer}
+
+
+def run(
+    candidates: list[Candidate], data: CalibrationSet | None, tmp_path: Path, agent: FakeAgent, restarts: int = 2,
+    **more: Any,
+) -> BenchRecord:
+    return bench(candidates, feed=FEED, data=data, metric=get_metric("accuracy"), baseline="original", agent=agent,
+                 config=BenchConfig(restarts=restarts, threads=1), workdir=tmp_path / "work", **more)
+
+
+def by_name(record: BenchRecord) -> dict[str, BenchRow]:
+    return {row.name: row for row in record.rows}
+
+
+def test_order_is_abba_after_the_accuracy(tmp_path: Path, data: CalibrationSet) -> None:
+    candidates = [candidate(tmp_path, name) for name in ("original", "small", "int8")]
+    agent = FakeAgent(candidates, {"original": 9, "small": 5, "int8": 3}, {})
+    told: list[tuple[int, int, str]] = []
+    record = run(candidates, data, tmp_path, agent, progress=lambda *what: told.append(what))
+    forward = ["original", "small", "int8"]
+    assert agent.calls == ([(name, "accuracy") for name in forward] + [(name, "round-0") for name in forward]
+                           + [(name, "round-1") for name in forward[::-1]])
+    assert record.order == tuple((name, int(step[-1])) for name, step in agent.calls[3:])
+    assert told[0] == (0, 9, "original: accuracy")
+    assert told[-1] == (9, 9, "done")
+
+
+def test_figures_of_the_rows(tmp_path: Path, data: CalibrationSet) -> None:
+    candidates = [candidate(tmp_path, "original", "original"), candidate(tmp_path, "original bf16", "original", "bf16"),
+                  candidate(tmp_path, "int8", "shipped", "int8", asked={"head": "logits"})]
+    agent = FakeAgent(candidates, {"original": 9, "original bf16": 4.5, "int8": 3}, {"int8": 5, "original": 1})
+    record = run(candidates, data, tmp_path, agent, restarts=6)
+    rows = by_name(record)
+    int8 = rows["int8"]
+    assert int8.status == "measured"
+    assert int8.latency_ms is not None
+    assert (int8.latency_ms.p50, int8.latency_ms.p99, int8.throughput_per_s) == (3.0, 3.0, pytest.approx(1000 / 3))
+    assert {key: (gain.against, gain.ratio) for key, gain in int8.speedup.items()} == {
+        "vs_original_fp32": ("original", 3.0), "vs_original_bf16": ("original bf16", 1.5)}
+    assert set(rows["original"].speedup) == {"vs_original_bf16"}
+    assert int8.accuracy is not None
+    assert int8.accuracy.value == 0.75
+    assert int8.accuracy.drop is not None
+    assert int8.accuracy.drop.points == pytest.approx(20.0)
+    assert int8.accuracy.drop.verdict == "undecidable at n=20"
+    assert rows["original"].accuracy is not None
+    assert rows["original"].accuracy.drop is None
+    assert (int8.load_ms, int8.peak_memory_bytes, int8.precisions) == (5.0, 1000, {"f32": 1})
+    assert int8.unexpected == ("head: MatMul in f32",)
+    assert rows["original"].unexpected is None
+    assert int8.size_bytes == sum(path.stat().st_size for path in (tmp_path / "int8").iterdir())
+    assert (record.machine, record.versions) == ({"cpu": "a CPU"}, {"numpy": "2"})
+    assert record.data == {"name": "validation", "digest": data.digest, "count": 20}
+    assert (record.config["threads"], record.config["batch"], record.config["duration_s"]) == (1, 1, 1.0)
+    assert not list((tmp_path / "work").rglob("outputs.npz"))
+
+
+def test_each_target_has_its_own_original(tmp_path: Path) -> None:
+    """The OpenVINO row is compared with OpenVINO's original; a target without one, with the baseline."""
+    candidates = [candidate(tmp_path, "original", "original"),
+                  candidate(tmp_path, "ov", "original", target="openvino-cpu"),
+                  candidate(tmp_path, "ov int8", target="openvino-cpu"), candidate(tmp_path, "rtx int8", target="rtx")]
+    agent = FakeAgent(candidates, {"original": 9, "ov": 8, "ov int8": 4, "rtx int8": 3}, {})
+    rows = by_name(run(candidates, None, tmp_path, agent))
+    assert rows["ov int8"].speedup["vs_original_fp32"].against == "ov"
+    assert rows["rtx int8"].speedup["vs_original_fp32"].against == "original"
+    assert rows["ov int8"].accuracy is None
+
+
+@pytest.mark.parametrize(("step", "failure", "reason"), [
+    ("accuracy", AgentError("the process was killed by SIGSEGV"), "killed by SIGSEGV"),
+    ("round-1", AgentError("no result after 2 s"), "no result after 2 s"),
+    ("round-0", {"latencies_ns": []}, "timed no run"),
+    ("accuracy", {"digest": "f" * 64}, "the process ran engine ffffffffffff, not .*: the files changed"),
+    ("round-1", {"digest": "f" * 64}, "the process ran engine ffffffffffff"),
+])
+def test_a_failure_is_a_row_and_takes_no_further_time(
+    tmp_path: Path, data: CalibrationSet, step: str, failure: AgentError | dict[str, Any], reason: str
+) -> None:
+    candidates = [candidate(tmp_path, "original"), candidate(tmp_path, "int8")]
+    agent = FakeAgent(candidates, {"original": 9, "int8": 3}, {})
+    agent.fail["int8", step] = failure
+    rows = by_name(run(candidates, data, tmp_path, agent, restarts=3))
+    assert agent.calls[-1][0] == "original"
+    assert [name for name, _ in agent.calls].count("original") == 4
+    assert agent.calls.index(("int8", step)) == max(i for i, call in enumerate(agent.calls) if call[0] == "int8")
+    assert rows["original"].status == "measured"
+    row = rows["int8"]
+    assert (row.status, row.latency_ms, row.accuracy, row.speedup) == ("failed", None, None, {})
+    assert row.reason is not None
+    assert re.search(reason, row.reason)
+
+
+def test_a_failed_baseline_leaves_the_others_without_comparison(tmp_path: Path, data: CalibrationSet) -> None:
+    candidates = [candidate(tmp_path, "original"), candidate(tmp_path, "int8")]
+    agent = FakeAgent(candidates, {"original": 9, "int8": 3}, {})
+    agent.fail["original", "round-0"] = AgentError("crash")
+    row = by_name(run(candidates, data, tmp_path, agent))["int8"]
+    assert (row.status, row.speedup) == ("measured", {})
+    assert row.accuracy is not None
+    assert row.accuracy.drop is None
+
+
+def test_what_cannot_run_here_keeps_its_state(tmp_path: Path) -> None:
+    candidates = [candidate(tmp_path, "original"), candidate(tmp_path, "rtx", state="built, not run", target="rtx")]
+    agent = FakeAgent(candidates, {"original": 9}, {})
+    row = by_name(run(candidates, None, tmp_path, agent))["rtx"]
+    assert (row.status, row.state, row.reason, row.latency_ms) == ("built, not run", "built, not run", None, None)
+    assert {name for name, _ in agent.calls} == {"original"}
+
+
+def test_outputs_the_metric_refuses_are_that_engines_failure(tmp_path: Path, data: CalibrationSet) -> None:
+    candidates = [candidate(tmp_path, "original"), candidate(tmp_path, "int8")]
+    agent = FakeAgent(candidates, {"original": 9, "int8": 3}, {"int8": 1})
+
+    def certain(outputs: Mapping[str, np.ndarray], target: np.ndarray) -> np.ndarray:
+        if outputs["output"].argmax(-1)[0] != target[0]:
+            raise CompressError("metric 'certain' gave nan for sample 0")
+        return np.ones(len(target))
+
+    record = bench(candidates, feed=FEED, data=data, metric=Metric(name="certain", per_sample=certain), agent=agent,
+                   baseline="original", config=BenchConfig(restarts=1), workdir=tmp_path / "work")
+    assert by_name(record)["int8"].reason == "metric 'certain' gave nan for sample 0"
+
+
+def test_refusals(tmp_path: Path) -> None:
+    original, int8 = candidate(tmp_path, "original"), candidate(tmp_path, "int8")
+    agent = FakeAgent([original, int8], {}, {})
+    with pytest.raises(CompressError, match="two candidates have one name"):
+        run([original, original], None, tmp_path, agent)
+    with pytest.raises(CompressError, match=r"baseline 'original' is not among the candidates \['int8'\]"):
+        run([int8], None, tmp_path, agent)
+    without = open_set([{"x": np.ones((2, 4), np.float32)}], INPUTS, name="photos")
+    with pytest.raises(CompressError, match="'photos' has no targets"):
+        run([original], without, tmp_path, agent)
+    assert agent.calls == []
+
+
+def classifier(weight: np.ndarray, bias: float = 0.0) -> bytes:
+    """x [batch, 4] -> output [batch, 3] = x W + b."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="head"), helper.make_node("Add", ["y", "b"], ["output"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weight.astype(np.float32), "w"), numpy_helper.from_array(np.float32([bias] * 3), "b")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def test_real_engines_in_real_processes(tmp_path: Path, data: CalibrationSet) -> None:
+    """An engine that is right, one that never finds class 0, one that is no model, one changed after it was read."""
+    onnx.checker.check_model(classifier(np.eye(4, 3)))
+    blind = np.eye(4, 3)
+    blind[0] = [0, 1, 0]
+    candidates = [candidate(tmp_path, "original", "original", model=classifier(np.eye(4, 3))),
+                  candidate(tmp_path, "blind", model=classifier(blind)),
+                  candidate(tmp_path, "damaged", model=b"no ONNX"),
+                  candidate(tmp_path, "changed", model=classifier(blind))]
+    (tmp_path / "changed" / "model.onnx").write_bytes(classifier(np.eye(4, 3), bias=1.0))
+    config = BenchConfig(restarts=2, warmup_s=0.01, duration_s=0.02, min_runs=100, threads=1)
+    record = bench(candidates, feed=FEED, data=data, metric=get_metric("accuracy"), config=config, baseline="original",
+                   workdir=tmp_path / "work")
+    rows = by_name(record)
+    assert {name: row.status for name, row in rows.items()} == {
+        "original": "measured", "blind": "measured", "damaged": "failed", "changed": "failed"}
+    original, other = rows["original"], rows["blind"]
+    assert original.accuracy is not None
+    assert other.accuracy is not None
+    assert (original.accuracy.value, other.accuracy.value) == (1.0, 13 / 20)
+    assert other.accuracy.drop is not None
+    assert other.accuracy.drop.verdict == "over budget"
+    assert original.latency_ms is not None
+    assert original.latency_ms.runs >= 200
+    assert 0 < original.latency_ms.min <= original.latency_ms.p50 <= original.latency_ms.max
+    assert [layer.precision for layer in original.layers] == ["f32"]
+    assert sum(original.precisions.values()) == 1
+    assert "damaged" in str(rows["damaged"].reason)
+    assert "the files changed while they were measured" in str(rows["changed"].reason)
+    assert "onnxruntime" in record.versions
+    assert record.machine["cores"] >= 1
+    assert BenchRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record

@@ -1,0 +1,81 @@
+"""The figures of a row by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compress.bench.figures import accuracy, latency, speedup
+from compress.intervals import tango_interval
+
+MS = 1_000_000
+
+
+def restarts(*medians: int, runs: int = 5) -> list[list[int]]:
+    """Each restart takes ``median`` ms, plus and minus one ms about it."""
+    return [[(median + offset) * MS for offset in np.resize([-1, 0, 1, 0, 0], runs)] for median in medians]
+
+
+def test_p50_is_the_median_of_the_restarts_medians() -> None:
+    found = latency(restarts(10, 30, 20, 12, 11, 13))
+    assert found.restart_p50 == (10, 30, 20, 12, 11, 13)
+    assert (found.p50, found.interval, found.coverage) == (12.5, (10, 30), 0.96875)
+    assert (found.min, found.max, found.restarts, found.runs) == (9, 31, 6, 30)
+    assert found.mean == pytest.approx(16.0)
+
+
+def test_one_slow_restart_does_not_move_the_interval_of_twelve() -> None:
+    """Of twelve restarts the third and the tenth bound the median."""
+    found = latency(restarts(*range(10, 21), 500))
+    assert (found.p50, found.interval) == (15.5, (12, 19))
+
+
+@pytest.mark.parametrize(("runs", "given"), [
+    (9, ""), (10, "p90"), (20, "p90 p95"), (99, "p90 p95"), (100, "p90 p95 p99")])
+def test_a_percentile_needs_runs_beyond_it(runs: int, given: str) -> None:
+    found = latency(restarts(10, 12, runs=runs))
+    assert [name for name in ("p90", "p95", "p99") if getattr(found, name) is not None] == given.split()
+
+
+def test_percentiles_are_of_each_restart() -> None:
+    """Runs of 1..100 ms and of 101..200 ms: p99 is 99.01 and 199.01, whose median is 149.01; pooled it would be 198."""
+    found = latency([[i * MS for i in range(1, 101)], [i * MS for i in range(101, 201)]])
+    assert found.p99 == pytest.approx(149.01)
+    assert found.p90 == pytest.approx((90.1 + 190.1) / 2)
+
+
+def test_speedup_is_paired_by_round() -> None:
+    """The machine slows down fivefold over the rounds; the ratio of each round does not see it."""
+    slow, fast = latency(restarts(20, 40, 60, 80, 100, 120)), latency(restarts(10, 20, 30, 40, 50, 60))
+    found = speedup("original", slow, fast)
+    assert (found.against, found.ratio, found.interval) == ("original", 2.0, (2.0, 2.0))
+
+
+def test_drop_in_points() -> None:
+    reference, scores = np.ones(200), np.ones(200)
+    scores[:4] = 0
+    found = accuracy("accuracy", scores, reference, 0.01, None)
+    assert found.value == 0.98
+    assert found.drop is not None
+    low, high = tango_interval(4, 0, 200)
+    assert (found.drop.points, found.drop.interval) == (pytest.approx(2.0), pytest.approx((100 * low, 100 * high)))
+    assert (found.drop.n, found.drop.method, found.drop.verdict) == (200, "Tango", "undecidable at n=200")
+    assert accuracy("accuracy", scores, reference, 0.06, None).drop.verdict == "within budget"  # type: ignore[union-attr]
+    assert accuracy("accuracy", scores, reference, 0.0, None).drop.verdict == "over budget"  # type: ignore[union-attr]
+    assert accuracy("accuracy", scores, None, 0.01, None).drop is None
+
+
+def test_comparison_of_an_engine_with_itself() -> None:
+    """A/A, 400 times: a spread between processes ten times that within, and a drift; at most 5 % differ."""
+    rng = np.random.default_rng(5)
+    different = 0
+    for _ in range(400):
+        drift = np.linspace(1, 1.2, 6)
+        sides = []
+        for _ in range(2):
+            level = 10 * drift * rng.lognormal(sigma=0.03, size=6)
+            runs = level[:, None] * MS * rng.lognormal(sigma=0.003, size=(6, 50))
+            sides.append(latency(runs.astype(int).tolist()))
+        low, high = speedup("self", *sides).interval
+        different += not low <= 1 <= high
+    assert different / 400 == pytest.approx(1 / 32, abs=0.03)  # the 3.1 % of six restarts

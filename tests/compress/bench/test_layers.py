@@ -1,0 +1,120 @@
+"""Layer precisions, on records by hand; the names are those of ONNX Runtime 1.31 and OpenVINO 2026.4."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.bench.layers import asked_for_int8, precisions, unexpected
+from compress.bench.record import LayerRow
+from runtimes.backends import open_engine
+from runtimes.engine import write_engine
+from runtimes.spec import Dim, TensorSpec
+
+
+def layer(name: str, type: str, precision: str) -> LayerRow:
+    return LayerRow(name=name, type=type, precision=precision, time_us=None)
+
+
+LAYERS = [
+    layer("Q0", "QuantizeLinear", "int8"),
+    layer("node_linear_1", "MatMulIntegerToFloat", "int8"),
+    layer("fused node_linear_2/MatMulAddFusion", "FusedGemm", "f32"),
+    layer("cast", "Convert", "f32"),
+    layer("output", "FullyConnected", "bf16"),
+    layer("stem", "Convolution", "int8"),
+]
+
+
+def test_only_arithmetic_layers_are_counted() -> None:
+    assert precisions(LAYERS) == {"bf16": 1, "f32": 1, "int8": 2}
+
+
+def test_layers_that_did_not_get_int8() -> None:
+    asked = {"node_linear_1": "linear_1", "node_linear_2": "linear_2", "node_linear_12": "linear_12",
+             "node_linear_20": "output", "node_linear": "linear", "stem": "conv"}
+    assert unexpected(asked, LAYERS) == ("node_linear_2: FusedGemm in f32", "node_linear_20: FullyConnected in bf16")
+
+
+def test_what_a_model_asks_for(tmp_path: Path) -> None:
+    """Both operands dequantized: asked for. A float weight, or a float activation: not."""
+    def dequantize(name: str) -> onnx.NodeProto:
+        return helper.make_node("DequantizeLinear", [name, "scale"], [f"{name}_float"], name=f"dq_{name}")
+
+    weights = {"a": np.ones((2, 2), np.int8), "b": np.ones((2, 2), np.float32), "scale": np.float32(1)}
+    nodes = [dequantize("x"), dequantize("a"),
+             helper.make_node("MatMul", ["x_float", "a_float"], ["y1"], name="both"),
+             helper.make_node("MatMul", ["x_float", "b"], ["y2"], name="float_weight"),
+             helper.make_node("MatMul", ["y2", "a_float"], ["y3"], name="float_input"),
+             helper.make_node("Add", ["x_float", "a_float"], ["y4"], name="sum")]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.INT8, [2, 2])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("y1", "y2", "y3", "y4")],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    assert asked_for_int8(tmp_path / "model.onnx") == {"both": "y1"}
+
+
+def quantized(file: Path, shape: list[int | str]) -> None:
+    """Two int8 MatMuls, each with a bias and a Relu, and a float head."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, np.ndarray] = {
+        "scale": np.array(0.02, np.float32), "zero": np.array(128, np.uint8), "scales": np.full(64, 0.01, np.float32),
+        "zeros": np.zeros(64, np.int8), "bias": np.zeros(64, np.float32),
+        "w": rng.integers(-127, 127, (64, 64)).astype(np.int8), "head": rng.normal(size=(64, 10)).astype(np.float32)}
+    nodes, last = [], "x"
+    for i in range(2):
+        nodes += [helper.make_node("QuantizeLinear", [last, "scale", "zero"], [f"q{i}"]),
+                  helper.make_node("DequantizeLinear", [f"q{i}", "scale", "zero"], [f"dq{i}"]),
+                  helper.make_node("DequantizeLinear", ["w", "scales", "zeros"], [f"dw{i}"], axis=1),
+                  helper.make_node("MatMul", [f"dq{i}", f"dw{i}"], [f"m{i}"], name=f"node_MatMul_{i}"),
+                  helper.make_node("Add", [f"m{i}", "bias"], [f"a{i}"]), helper.make_node("Relu", [f"a{i}"], [f"r{i}"])]
+        last = f"r{i}"
+    nodes.append(helper.make_node("MatMul", [last, "head"], ["output"], name="node_MatMul_2"))
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+                              [helper.make_tensor_value_info("output", TensorProto.FLOAT, [*shape[:-1], 10])],
+                              [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+
+
+def layers_of(backend: str, model: Path, folder: Path, size: tuple[int, ...]) -> list[LayerRow]:
+    folder.mkdir()
+    if backend == "openvino":
+        openvino = pytest.importorskip("openvino")
+        openvino.save_model(openvino.convert_model(model), folder / "model.xml", compress_to_fp16=False)
+    else:
+        shutil.copy(model, folder / "model.onnx")
+    specs = [TensorSpec(name=name, dtype="float32", shape=(Dim("batch"), *size, last))
+             for name, last in (("x", 64), ("output", 10))]
+    engine = write_engine(
+        folder, backend=backend, device="CPU", precision="int8", inputs=specs[:1], outputs=specs[1:], source="0" * 64,
+        entry="model.xml" if backend == "openvino" else "model.onnx", built_with={}, state="runnable",
+        options={"INFERENCE_PRECISION_HINT": "f32"} if backend == "openvino" else {})
+    runner = open_engine(engine, threads=1)
+    try:
+        return [LayerRow(**vars(layer)) for layer in runner.layers()]
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_real_backends_run_what_is_asked_in_int8(backend: str, tmp_path: Path) -> None:
+    quantized(tmp_path / "model.onnx", ["batch", 4, 64])
+    asked = asked_for_int8(tmp_path / "model.onnx")
+    found = layers_of(backend, tmp_path / "model.onnx", tmp_path / backend, (4,))
+    assert asked == {"node_MatMul_0": "m0", "node_MatMul_1": "m1"}
+    assert precisions(found) == {"f32": 1, "int8": 2}
+    assert unexpected(asked, found) == ()
+    assert unexpected({"node_MatMul_2": "output"}, found) != ()
+
+
+def test_a_real_fall_back_is_seen(tmp_path: Path) -> None:
+    """ONNX Runtime makes a Gemm of a two-dimensional MatMul and its bias, and runs that in float."""
+    quantized(tmp_path / "model.onnx", ["batch", 64])
+    found = layers_of("onnxruntime", tmp_path / "model.onnx", tmp_path / "engine", ())
+    assert len(unexpected(asked_for_int8(tmp_path / "model.onnx"), found)) == 2

@@ -1,0 +1,72 @@
+"""Evaluation: the value by hand, whatever the batch and the shards, and what is said of a set that cannot be scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibration.dataset import CalibrationSet, open_set
+from compress.errors import CompressError
+from compress.evaluate import evaluate, targets_of
+from compress.intervals import mean_interval
+from compress.metrics import Metric, get_metric
+from runtimes.spec import Dim, Feed, TensorSpec
+
+SPEC = TensorSpec(name="x", dtype="float32", shape=(Dim("batch"), 2))
+LOGITS = np.array([[2, 1], [0, 3], [5, 4], [1, 6], [0, 1]], np.float32)
+TARGET = np.array([0, 1, 1, 1, 0])  # right, right, wrong, right, wrong
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> CalibrationSet:
+    np.savez(tmp_path / "0.npz", x=LOGITS[:2], target=TARGET[:2])
+    np.savez(tmp_path / "1.npz", x=LOGITS[2:], target=TARGET[2:])
+    return open_set(tmp_path, [SPEC], name="validation")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 100])
+def test_value_by_hand(data: CalibrationSet, batch: int) -> None:
+    seen: list[int] = []
+    done: list[tuple[int, int]] = []
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        seen.append(len(feed["x"]))
+        return {"output": feed["x"]}
+
+    found = evaluate(run, data, get_metric("accuracy"), batch, progress=lambda *what: done.append(what))
+    np.testing.assert_array_equal(found.per_sample, [1, 1, 0, 1, 0])
+    assert found.value == pytest.approx(0.6)
+    assert max(seen) <= batch
+    assert done[-1] == (5, 5)
+    interval = mean_interval(np.array([1, 1, 0, 1, 0]))
+    assert found.to_json() == {"metric": "accuracy", "data": data.digest, "value": 0.6, "n": 5,
+                               "interval": [interval.low, interval.high]}
+
+
+def test_groups_widen_the_interval(data: CalibrationSet) -> None:
+    alone = evaluate(lambda feed: {"output": feed["x"]}, data, get_metric("accuracy"))
+    groups = np.array([0, 0, 1, 0, 1])
+    grouped = evaluate(lambda feed: {"output": feed["x"]}, data, get_metric("accuracy"), groups=groups)
+    assert grouped.estimate.low < alone.estimate.low
+
+
+def test_a_failing_metric_names_the_samples(data: CalibrationSet) -> None:
+    with pytest.raises(CompressError, match=r"'validation', samples 2 to 3: metric 'accuracy' failed .* one output"):
+        evaluate(lambda feed: {"output": feed["x"], **({"more": feed["x"]} if feed["x"][0, 0] == 5 else {})}, data,
+                 get_metric("accuracy"), 2)
+
+
+def test_a_set_without_targets(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", x=LOGITS)
+    with pytest.raises(CompressError, match="'photos' has no targets: add an array `target`"):
+        targets_of(open_set(tmp_path, [SPEC], name="photos"))
+
+
+def test_a_batch_axis_that_is_not_the_first() -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=(2, Dim("batch")), batch_axis=1)
+    data = open_set([{"x": LOGITS.T, "target": TARGET}], [spec])
+    metric = Metric(name="first", per_sample=lambda outputs, target: outputs["output"][:, 0] + 0 * target)
+    found = evaluate(lambda feed: {"output": feed["x"].T}, data, metric, 2)
+    np.testing.assert_array_equal(found.per_sample, LOGITS[:, 0])
