@@ -138,7 +138,7 @@ class Store:
             CompressError: if the disk is full, or the stage wrote a link or returned something that is no JSON.
         """
         into, scratch = self.root / "tmp" / f"{key}-{os.getpid()}", self.root / "scratch" / key
-        with _explained(self.root, f"keep what stage {stage!r} makes", into):
+        with _explained(self.root, f"keep what stage {stage!r} makes in", into):
             _remove(into)
             into.mkdir()
             scratch.mkdir(exist_ok=True)
@@ -237,12 +237,15 @@ class Store:
             _remove(path)
         for path in (self.root / "stages").glob(".*.tmp"):
             _remove(path)
-        used = set()
+        finished: dict[str, str] = {}
         for path in (self.root / "stages").glob("*.json"):
             with suppress(ValueError, KeyError, TypeError, RecursionError):  # find() reports a damaged record
-                used.add(self._read_record(path).digest)
+                finished[path.stem] = self._read_record(path).digest
         for path in (self.root / "objects").iterdir():
-            if path.name not in used:
+            if path.name not in finished.values():
+                _remove(path)
+        for path in (self.root / "scratch").iterdir():
+            if path.name in finished:
                 _remove(path)
 
 
@@ -306,7 +309,7 @@ def _is_ours(folder: Path) -> bool:
 def _partial(path: Path) -> Path:
     """The temporary name beside ``path``, after removing those of processes that died."""
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = old.name.rsplit(".", 2)[1]
+        pid = old.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if pid.isdecimal() and not _runs(int(pid)):
             _remove(old)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
