@@ -7,7 +7,7 @@ from runtimes.errors import FeedError, RuntimesError
 from runtimes.session import Session, load
 from runtimes.spec import Dim, Feed, TensorSpec, check_feed
 
-__all__ = [  # noqa: RUF022 (grouped, not sorted)
+__all__ = [
     # open a bundle and run it
     "load", "Session", "Bundle", "read_bundle",
     # one engine

@@ -121,41 +121,43 @@ def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed")
     Raises:
         FeedError: on a missing or unknown input, a wrong dtype, rank or size, or a value that is NaN or infinite.
     """
+    # Every run of a session comes through here: messages are put together only once something is wrong.
     specs = tuple(specs)
     names = [spec.name for spec in specs]
-    missing = [name for name in names if name not in feed]
-    unknown = [name for name in feed if name not in names]
-    if missing or unknown:
-        problem = f"lacks input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
+    if feed.keys() != set(names):
+        lacking = [name for name in names if name not in feed]
+        unknown = [name for name in feed if name not in names]
+        problem = f"lacks input {lacking[0]!r}" if lacking else f"has an unknown input {unknown[0]!r}"
         raise FeedError(f"{source} {problem}: expected the inputs {names}, got {list(feed)}")
     sizes: dict[str, tuple[int, str]] = {}
-    return {spec.name: _check_tensor(spec, feed[spec.name], sizes, source) for spec in specs}
+    checked = {}
+    for spec in specs:
+        try:
+            checked[spec.name] = _check_tensor(spec, feed[spec.name], sizes)
+        except FeedError as error:
+            raise FeedError(f"{source}: input {spec.name!r} {error}") from None
+    return checked
 
 
-def _check_tensor(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]], source: str) -> np.ndarray:
-    where = f"{source}: input {spec.name!r}"
+def _check_tensor(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]]) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.name != spec.dtype:
-        raise FeedError(
-            f"{where} has dtype {array.dtype.name}, expected {spec.dtype}: convert it with .astype({spec.dtype!r})"
-        )
+    dtype = array.dtype
+    if dtype != np.dtype(spec.dtype):  # one of the other byte order differs too
+        raise FeedError(f"has dtype {dtype}, expected {spec.dtype}: convert it with .astype({spec.dtype!r})")
     if array.ndim != len(spec.shape):
-        raise FeedError(f"{where} has shape {array.shape}, expected {len(spec.shape)} dimensions: {spec.describe()}")
+        raise FeedError(f"has shape {array.shape}, expected {len(spec.shape)} dimensions: {spec.describe()}")
     for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(expected, int):
             if size != expected:
-                raise FeedError(
-                    f"{where} has shape {array.shape}, expected size {expected} on axis {axis}: {spec.describe()}"
-                )
+                raise FeedError(f"has shape {array.shape}, expected size {expected} on axis {axis}: {spec.describe()}")
             continue
         if not expected.min <= size <= expected.max:
-            raise FeedError(
-                f"{where} has shape {array.shape}: {expected.name} is {size}, outside {expected.min}..{expected.max}"
-            )
+            bounds = f"{expected.min}..{expected.max}"
+            raise FeedError(f"has shape {array.shape}: {expected.name} is {size}, outside {bounds}")
         first, owner = sizes.setdefault(expected.name, (size, spec.name))
         if size != first:
-            raise FeedError(f"{where} has {expected.name}={size}, but input {owner!r} has {expected.name}={first}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FeedError(f"has {expected.name}={size}, but input {owner!r} has {expected.name}={first}")
+    if dtype.kind == "f" and not np.isfinite(array).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise FeedError(f"{where} has a value that is not finite ({array[bad]}) at index {bad}")
+        raise FeedError(f"has a value that is not finite ({array[bad]}) at index {bad}")
     return np.ascontiguousarray(array)

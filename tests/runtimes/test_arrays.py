@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtimes.arrays import parse_arrays, read_arrays, write_arrays
+from runtimes.errors import RuntimesError
+
+
+def test_round_trip_with_any_name(tmp_path: Path) -> None:
+    arrays = {"file": np.arange(3), "a": np.array(2.5, np.float32), "none": np.zeros((0, 2), bool)}
+    write_arrays(tmp_path / "a.npz", arrays)
+    read = read_arrays(tmp_path / "a.npz")
+    assert list(read) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+        assert read[name].dtype == array.dtype
+    with np.load(tmp_path / "a.npz") as by_numpy:
+        np.testing.assert_array_equal(by_numpy["file"], np.arange(3))
+
+
+def test_same_arrays_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_arrays(tmp_path / "a.npz", {"x": np.arange(3)})
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    write_arrays(tmp_path / "b.npz", {"x": np.arange(3)})
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_objects_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pickle"):
+        write_arrays(tmp_path / "a.npz", {"x": np.array([{}], dtype=object)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(RuntimesError, match=r"no\.npz cannot be read"):
+        read_arrays(tmp_path / "no.npz")
+    for data in (b"", b"PK", b"\x93NUMPY\x01\x00", b"\x80\x04N."):
+        with pytest.raises(RuntimesError, match=r"x\.npz is not an \.npz file"):
+            parse_arrays(data, "x.npz")
