@@ -67,7 +67,8 @@ def paired_drop(
     0/1 scores get Tango's score interval, which is McNemar's test inverted (Tango 1998, Statistics in Medicine
     17:891-908): unlike a bootstrap it does not shrink to nothing where the two engines never disagreed. With groups
     its counts are those of the effective sample size, n over the design effect (Rao and Scott 1992, Biometrics
-    48:577-585). Other scores get a percentile bootstrap that draws whole groups.
+    48:577-585). Other scores get a percentile bootstrap that draws whole groups; where no pair differs at all, at most
+    z²/(groups + z²) of the pairs do (Wilson's bound at none seen), each by at most the range of the scores.
 
     Raises:
         CompressError: if the two differ in length, there are fewer than two samples (or groups), or the groups are not
@@ -81,6 +82,9 @@ def paired_drop(
     difference = reference - candidate
     n, value = len(difference), float(difference.mean())
     if not (_is_binary(reference) and _is_binary(candidate)):
+        if not difference.any():
+            bound = float(np.ptp(reference) * _Z**2 / (groups.max() + 1 + _Z**2))
+            return Estimate(value=value, low=-bound, high=bound, n=n, method="Wilson")
         low, high = _bootstrap(difference, groups, seed)
         return Estimate(value=value, low=low, high=high, n=n, method="bootstrap")
     # Where no pair disagrees the design effect has to come from the scores themselves, which cluster alike.

@@ -19,9 +19,9 @@ def table(record: BenchRecord) -> Table:
     title = f"batch {batch}, {record.config['threads']} threads, {restarts} restarts"
     view = Table(title=title, caption=f"speed-up and drop against {record.baseline}; intervals 95 %")
     for heading in ("engine", "target", "precision"):
-        view.add_column(heading)
+        view.add_column(heading, overflow="fold")
     for heading in ("size MB", "p50 ms", "p99 ms", "speed-up", "accuracy", "drop, points", "int8 layers"):
-        view.add_column(heading, justify="right")
+        view.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         view.add_row(row.name, row.target, row.precision, f"{row.size_bytes / 1e6:.2f}", *_figures(row),
                      style="bold" if row.role == "shipped" else None)
@@ -42,6 +42,6 @@ def _figures(row: BenchRow) -> tuple[str, ...]:
         "n too small" if time.p99 is None else f"{time.p99:.3f}",
         f"{gain.ratio:.2f}x [{gain.interval[0]:.2f}, {gain.interval[1]:.2f}]" if gain else "",
         f"{score.value:.2%}" if score else "not measured",
-        f"{drop.points:+.2f} [{drop.interval[0]:+.2f}, {drop.interval[1]:+.2f}] {drop.verdict}" if drop else "",
+        f"{drop.points:+.2f} [{drop.interval[0]:+.2f}, {drop.interval[1]:+.2f}]\n{drop.verdict}" if drop else "",
         f"{row.precisions.get('int8', 0)} of {arithmetic}" if arithmetic else "not known",
     )

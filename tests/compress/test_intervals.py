@@ -33,6 +33,14 @@ def test_no_disagreement_still_leaves_doubt() -> None:
     assert verdict(paired_drop(*pairs(0, 0, 1000)), 0.01) == "within budget"
 
 
+def test_graded_scores_that_never_differ_still_leave_doubt() -> None:
+    """Scores from 0.25 to 0.75 of 30 images with two samples each: half a unit times z²/(30 + z²)."""
+    scores = np.resize([0.25, 0.5, 0.75], 60)
+    drop = paired_drop(scores, scores, np.repeat(np.arange(30), 2))
+    assert (drop.value, drop.method) == (0.0, "Wilson")
+    assert (drop.low, drop.high) == pytest.approx((-0.5 * Z2 / (30 + Z2), 0.5 * Z2 / (30 + Z2)))
+
+
 def score(difference: float, lost: int, won: int, n: int) -> float:
     """Tango's statistic with the restricted estimate found by maximising the likelihood numerically."""
     def loss(p01: float) -> float:
