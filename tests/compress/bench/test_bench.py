@@ -230,7 +230,8 @@ def classifier(weight: np.ndarray, bias: float = 0.0) -> bytes:
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(weight.astype(np.float32), "w"), numpy_helper.from_array(np.full(3, bias, np.float32), "b")])
+        [numpy_helper.from_array(weight.astype(np.float32), "w"),
+         numpy_helper.from_array(np.full(3, bias, np.float32), "b")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return bytes(model.SerializeToString())
 
