@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compress.report.units import number
+from compress.report.units import bare as number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Axis:
 
 def axis(
     values: Sequence[float], *, label: str, start: float, end: float, log: bool = False, padding: float = 0.08,
-    text: Callable[[float], str] = number,
+    text: Callable[[float], str] = number, smallest_step: float = 0.0,
 ) -> Axis:
     """An axis that holds ``values`` with ``padding`` (a share of the range) on both sides, and about five ticks.
 
@@ -37,17 +37,19 @@ def axis(
         values: at least one; more than zero where ``log``. The scale stays linear where they span less than a factor of 3.
         label, start, end: see :class:`Axis`.
         text: of a tick.
+        smallest_step: between two ticks, 1 where values between whole numbers mean nothing.
     """
     low, high = min(values), max(values)
     if log and low > 0 and high / low >= 3:
         room = (high / low) ** padding
         low, high = low / room, high * room
-        marks = [m * 10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
+        steps = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7)
+        marks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
         scale = Axis(label=label, low=low, high=high, start=start, end=end, is_log=True)
     else:
         room = (high - low) * padding or abs(high) * 0.05 or 1.0
         low, high = (low - room if low != 0 else 0.0), high + room
-        step = _round_step((high - low) / 5)
+        step = max(smallest_step, _round_step((high - low) / 5))
         marks = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
         scale = Axis(label=label, low=low, high=high, start=start, end=end, is_log=False)
     ticks = tuple((scale.at(mark), text(mark)) for mark in marks if low <= mark <= high)

@@ -30,7 +30,7 @@ def render(record: Record, digest: str) -> str:
     for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "change_with_interval",
                  "short"):
         environment.filters[name] = getattr(units, name)
-    environment.globals.update(filters=units, facts=facts)
+    environment.globals.update(filters=units, facts=facts, layers=layers)
     environment.filters["precision_class"] = precision_class
     return environment.get_template("report.html").render(digest=digest, r=record, **context(record))
 
@@ -106,13 +106,14 @@ def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) ->
     if not points:
         return None
     points += [
-        Point(x=one.latency_ms, y=one.accuracy, label=one.name, title=f"baseline: {one.name}\n{one.note}", series=BASELINE)
+        Point(x=one.latency_ms, y=one.accuracy, label=one.name, title=f"baseline: {one.name}\n{one.note}", series=BASELINE,
+              square=True)
         for one in baselines if figure == "latency" and one.latency_ms is not None and one.accuracy is not None]
     metric = next(row.accuracy.metric for row in bench.rows if row.accuracy)
     x_label = "latency p50, ms (log scale, faster to the left)" if figure == "latency" else "engine size (smaller to the left)"
     return scatter(points, x_label=x_label, y_label=f"{metric}, %" if share else metric,
-                   x_text=units.number if figure == "latency" else units.size,
-                   y_text=lambda v: units.number(100 * v, 4) if share else units.number(v, 4))
+                   x_text=units.bare if figure == "latency" else lambda v: units.size(v, units.bare),
+                   y_text=lambda v: units.bare(100 * v if share else v))
 
 
 def curves(found: DistillSummary) -> list[Lines]:
@@ -123,7 +124,7 @@ def curves(found: DistillSummary) -> list[Lines]:
     if len(scores) > 1:
         rule = None if found.before is None else (found.before, f"before: {units.score(found.before, share)}")
         drawn.append(lines(found.metric or "metric", scores, x_label="epoch", rule=rule,
-                           y_text=lambda v: units.score(v, share)))
+                           y_text=lambda v: f"{units.bare(100 * v)} %" if share else units.bare(v)))
     return drawn
 
 
@@ -148,6 +149,12 @@ def precision_class(precision: str) -> str:
     if precision in ("int8", "i8", "u8", "uint8"):
         return "int8"
     return {"bf16": "half", "fp16": "half", "f16": "half", "fp32": "float", "f32": "float"}.get(precision, "other")
+
+
+def layers(row: BenchRow) -> list[tuple[str, int]]:
+    """The row's layers by precision, the narrowest first."""
+    order = ("int8", "half", "float", "other")
+    return sorted(row.precisions.items(), key=lambda item: order.index(precision_class(item[0])))
 
 
 def _of(record: Record, kind: type) -> list[tuple[str, Any]]:

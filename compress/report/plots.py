@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compress.report.axes import Axis, axis
-from compress.report.units import number
+from compress.report.units import bare
 
 WIDTH, HEIGHT = 1000.0, 430.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 24.0, 22.0, 54.0
@@ -27,6 +27,7 @@ class Point:
     title: str                                    # the hover text
     series: int = 0
     filled: bool = True
+    square: bool = False
     x_interval: tuple[float, float] | None = None
     y_interval: tuple[float, float] | None = None
 
@@ -40,9 +41,9 @@ class Marker:
     y: float
     x_bar: tuple[float, float] | None
     y_bar: tuple[float, float] | None
-    text_x: float
-    text_width: float
+    text_x: float                                 # where the text begins, or ends if ``anchor`` is "end"
     text_y: float
+    anchor: str
     leader: bool
 
 
@@ -71,7 +72,7 @@ class Lines:
 
 def scatter(
     points: Sequence[Point], *, x_label: str, y_label: str, y_text: Callable[[float], str],
-    x_text: Callable[[float], str] = number,
+    x_text: Callable[[float], str] = bare,
 ) -> Scatter:
     """``points`` on a logarithmic x axis, with labels that cover neither each other nor a marker.
 
@@ -86,23 +87,27 @@ def scatter(
     up = axis(ys, label=y_label, start=HEIGHT - _BOTTOM, end=_TOP, text=y_text)
     at = [(across.at(p.x), up.at(p.y)) for p in points]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at]
+    bars = [_span(up, point.y_interval) for point in points]
+    taken += [(x - 2, min(bar), x + 2, max(bar)) for (x, _), bar in zip(at, bars, strict=True) if bar]
     markers = []
     for point, (x, y) in zip(points, at, strict=True):
         box, leader = _label_box(point.label, x, y, taken)
         taken.append(box)
+        anchor = "start" if box[0] > x else "end" if box[2] < x else "middle"
+        text_x = {"start": box[0], "end": box[2], "middle": (box[0] + box[2]) / 2}[anchor]
         markers.append(Marker(
-            point=point, x=x, y=y, leader=leader, text_x=round(box[0], 1), text_width=round(box[2] - box[0], 1), text_y=round(box[3] - 4, 1),
+            point=point, x=x, y=y, leader=leader, text_x=round(text_x, 1), text_y=round(box[3] - 4, 1), anchor=anchor,
             x_bar=_span(across, point.x_interval), y_bar=_span(up, point.y_interval)))
     return Scatter(x=across, y=up, markers=tuple(markers))
 
 
 def lines(
-    title: str, points: Sequence[tuple[float, float]], *, x_label: str, y_text: Callable[[float], str] = number,
+    title: str, points: Sequence[tuple[float, float]], *, x_label: str, y_text: Callable[[float], str] = bare,
     rule: tuple[float, str] | None = None, width: float = 480, height: float = 230,
 ) -> Lines:
     """One curve through ``points``, each ``(x, y)``, in the order of x; ``rule`` is a y value to mark, and its text."""
     points = sorted(points)
-    across = axis([x for x, _ in points], label=x_label, start=62, end=width - 16, padding=0.02, text=lambda v: f"{v:g}")
+    across = axis([x for x, _ in points], label=x_label, start=62, end=width - 16, padding=0.02, smallest_step=1)
     ys = [y for _, y in points] + ([rule[0]] if rule else [])
     up = axis(ys, label="", start=height - 44, end=30, text=y_text)
     at = [(across.at(x), up.at(y)) for x, y in points]
@@ -122,20 +127,19 @@ Box = tuple[float, float, float, float]           # left, top, right, bottom
 
 
 def _label_box(text: str, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, bool]:
-    """The nearest free place for a label, and whether it is so far from its marker that a line must join them."""
+    """The nearest place for a label that covers least, and whether it is so far that a line must join it to its marker."""
     width = len(text) * _CHARACTER
     places = []
     for distance in (0.0, 18.0, 36.0, 54.0, 72.0, 90.0, 108.0):
-        for left, middle in (
-            (x + 10, y - distance - (6 if distance else 0)), (x + 10, y + distance + (6 if distance else 0)),
-            (x - 10 - width, y - distance - (6 if distance else 0)), (x - 10 - width, y + distance + (6 if distance else 0)),
-            (x - width / 2, y - 18 - distance), (x - width / 2, y + 18 + distance),
-        ):
-            places.append(((left, middle - _LINE / 2, left + width, middle + _LINE / 2), distance > 0))
-    inside = [(box, far) for box, far in places
-              if box[0] >= _LEFT + 2 and box[2] <= WIDTH - 4 and box[1] >= 4 and box[3] <= HEIGHT - _BOTTOM - 2]
-    candidates = inside or places
-    return min(candidates, key=lambda place: sum(_overlap(place[0], other) for other in taken))
+        shift = distance + (6 if distance else 0)
+        for left, middle in ((x + 10, y - shift), (x + 10, y + shift), (x - 10 - width, y - shift), (x - 10 - width, y + shift),
+                             (x - width / 2, y - 18 - distance), (x - width / 2, y + 18 + distance)):
+            box = (left, middle - _LINE / 2, left + width, middle + _LINE / 2)
+            outside = box[0] < _LEFT + 2 or box[2] > WIDTH - 4 or box[1] < 4 or box[3] > HEIGHT - _BOTTOM - 2
+            cost = sum(_overlap(box, other) for other in taken) + distance + (10_000 if outside else 0)
+            places.append((cost, box, distance > 0))
+    _, box, leader = min(places, key=lambda place: place[0])
+    return box, leader
 
 
 def _overlap(a: Box, b: Box) -> float:

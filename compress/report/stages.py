@@ -50,7 +50,7 @@ def result(stage: Stage) -> str:
 
 def _pruned(found: PruneSummary) -> str:
     less = 1 - found.macs_after / found.macs_before if found.macs_before else 0.0
-    text = f"{units.count(found.macs_before)} → {units.count(found.macs_after)} MACs (−{less:.0%})"
+    text = f"{units.count(found.macs_before)} → {units.count(found.macs_after)} MACs (−{100 * less:.0f} %)"
     return text + (f", {_many(len(found.skipped), 'part')} left as they were" if found.skipped else "")
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``value`` with ``digits`` significant digits and no exponent between 1e-4 and 1e15: ``12.3``, ``1,230``."""
+    """``value`` with ``digits`` significant digits and no exponent between 1e-4 and 1e15: ``12.3``, ``1,230``, ``3.1×10⁻⁶``."""
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
     rounded = round(value, digits - 1 - size)
     size = math.floor(math.log10(abs(rounded)))  # 9.996 became 10.0, which has a digit more before its point
     if not -4 <= size < 15:
-        return _minus(f"{value:.{digits - 1}e}")
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return _minus(mantissa) + "×10" + str(int(exponent)).translate(_RAISED)
     return _minus(f"{rounded:,.{max(0, digits - 1 - size)}f}")
+
+
+def bare(value: float) -> str:
+    """``value`` without idle zeros, as on an axis: ``2``, ``97.5``."""
+    return _minus(f"{value:.6g}") if value == 0 or 1e-4 <= abs(value) < 1e6 else number(value, 2)
 
 
 def milliseconds(value: float) -> str:
@@ -32,13 +41,13 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def size(value: float) -> str:
+def size(value: float, show: Callable[[float], str] = number) -> str:
     """Bytes in decimal units: ``640 B``, ``1.23 kB``, ``4.56 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5 or unit == "GB":
             break
         value /= 1000
-    return f"{number(value)} {unit}"
+    return f"{show(value)} {unit}"
 
 
 def count(value: float) -> str:
