@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.dataset import open_set
+from compress.errors import CompressError
+from compress.model import Factory, Input, Quantization
+from compress.modelfile import build_module, export_model, read_model, write_model
+from compress.program import run_program
+from compress.prune import PruneConfig, prunable, prune
+from compress.prune import structured as structured_module
+from compress.zoo import digits_questions, digits_vqa
+from runtimes.spec import Dim
+
+SIZE = {"width": 32, "head_dim": 8, "image_heads": [4, 4], "image_hidden": [64, 64], "text_heads": [4], "text_hidden": [64],
+        "fusion_heads": [4], "fusion_hidden": [64]}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    torch.manual_seed(0)
+    module = digits_vqa.build(**SIZE).eval()
+    generator = np.random.default_rng(0)
+    example = {"image": generator.random((2, 1, 8, 8), np.float32), "question": generator.integers(1, 30, (2, 8))}
+    return export_model(
+        module, name="digits-vqa", example=example, factory=Factory(reference="compress.zoo.digits_vqa:build", kwargs=SIZE),
+        inputs={"question": Input(modality="text", dims=("batch", Dim("length", 4, 8, 12)))},
+        labels={"output": digits_questions.ANSWERS})
+
+
+@pytest.fixture(scope="module")
+def samples(demo):
+    generator = np.random.default_rng(1)
+    return open_set([{"image": generator.random((24, 1, 8, 8), np.float32), "question": generator.integers(1, 30, (24, 8))}],
+                    demo.inputs, name="samples")
+
+
+@pytest.fixture(scope="module")
+def halved(demo, samples):
+    before = {name: value.clone() for name, value in demo.weights.items()}
+    result = prune(demo, samples, PruneConfig(macs=0.5))
+    assert equal(before, demo.weights)                   # the input is left as it was
+    assert demo.module.image_encoder.blocks[0].attention.heads == 4
+    return result
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def call(module, feed):
+    with torch.no_grad():
+        return module(**{name: torch.from_numpy(value) for name, value in feed.items()})
+
+
+def test_the_demo_model_loses_half_of_its_macs(demo, samples, halved):
+    assert 0.4 < halved.macs_after / halved.macs_before <= 0.5
+    assert halved.check < 1e-4
+    assert (halved.model.inputs, halved.model.outputs) == (demo.inputs, demo.outputs)
+    assert (halved.model.labels, halved.model.components) == (demo.labels, demo.components)
+    assert sum(c.macs_before for c in halved.components) == halved.macs_before
+    assert sum(c.macs_after for c in halved.components) == halved.macs_after
+    assert sum(c.params_after for c in halved.components) == sum(p.numel() for p in halved.model.module.parameters())
+    assert "head" in halved.gave_nothing
+    for group in halved.groups:
+        if group.kind == "heads":
+            layer = halved.model.module.get_submodule(group.name)
+            assert (layer.heads, layer.q.out_features, layer.out.in_features) == (group.after, *[8 * group.after] * 2)
+    feed = samples.first(3)
+    np.testing.assert_allclose(
+        run_program(halved.model, feed)["output"], call(halved.model.module, feed), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_pruned_model_is_saved_loaded_rebuilt_and_pruned_again(samples, halved, tmp_path):
+    write_model(halved.model, tmp_path / "pruned.model.pt")
+    loaded = read_model(tmp_path / "pruned.model.pt")
+    rebuilt = build_module(loaded)
+    assert equal(dict(rebuilt.state_dict()), dict(halved.model.module.state_dict()))
+    feed = samples.first(3)
+    np.testing.assert_allclose(run_program(loaded, feed)["output"], call(rebuilt, feed), rtol=1e-4, atol=1e-5)
+    again = prune(loaded, samples, PruneConfig(macs=0.8, importance="magnitude"))
+    assert again.macs_before == halved.macs_after
+    assert again.macs_after <= 0.8 * halved.macs_after
+    assert equal(dict(build_module(again.model).state_dict()), dict(again.model.module.state_dict()))
+
+
+@pytest.mark.slow
+def test_two_runs_give_the_same_model(demo, samples, halved):
+    again = prune(demo, samples, PruneConfig(macs=0.5))
+    assert again.to_json() == halved.to_json()
+    assert equal(again.model.weights, halved.model.weights)
+
+
+def test_prunable_tells_without_pruning(demo):
+    groups, skipped = prunable(demo)
+    heads = [(g.name, g.before, g.after) for g in groups if g.kind == "heads"]
+    assert heads == [("image_encoder.blocks.0.attention", 4, 4), ("image_encoder.blocks.1.attention", 4, 4),
+                     ("text_encoder.blocks.0.attention", 4, 4), ("fusion.blocks.0.attention", 4, 4)]
+    assert {g.name for g in groups} >= {"image_encoder.blocks.0.up", "text_encoder.blocks.0.up", "fusion.blocks.0.up"}
+    assert "LayerNorm" in skipped["image_encoder.blocks.0.down"]
+    assert "output of the model" in skipped["head.answer"]
+
+
+def test_keep_leaves_a_component_whole(demo):
+    groups, skipped = prunable(demo, PruneConfig(keep=("text_encoder", "fusion.*")))
+    assert {demo.component_of(group.name) for group in groups} == {"image_encoder"}
+    assert skipped["text_encoder.blocks.0.up"] == skipped["fusion.blocks.0.attention"] == "left whole by keep"
+
+
+def test_the_check_stops_a_wrong_removal_and_names_it(demo, samples, monkeypatch):
+    right = structured_module.find_groups
+
+    def wrong(*args):
+        groups, skipped = right(*args)
+        first, *rest = groups
+        edit = first.edits[0]
+        turned = dataclasses.replace(edit, index=edit.index[1:] + edit.index[:1])
+        return [dataclasses.replace(first, edits=(turned, *first.edits[1:])), *rest], skipped
+
+    monkeypatch.setattr(structured_module, "find_groups", wrong)
+    with pytest.raises(CompressError, match=r"pruning group 'image_encoder.blocks.0.attention' would change the function"):
+        prune(demo, samples, PruneConfig(macs=0.4))
+
+
+def test_what_cannot_be_pruned_is_refused(demo, samples):
+    quantized = dataclasses.replace(demo, quantization=Quantization(scheme="x86", ranges={}, settings={}))
+    with pytest.raises(CompressError, match="'digits-vqa' is quantized: prune first"):
+        prune(quantized, samples)
+    with pytest.raises(CompressError, match=r"has 2 graphs \(a, b\)"):
+        prune(dataclasses.replace(demo, graphs={"a": demo.graph, "b": demo.graph}), samples)
+    with pytest.raises(CompressError, match="cannot prune to 3% of the MACs: the smallest share"):
+        prune(demo, samples, PruneConfig(macs=0.03))
+    with pytest.raises(CompressError, match="has no factory"):
+        prune(dataclasses.replace(demo, module=None, factory=None), samples)
+
+
+def test_the_users_own_factory_is_called_when_named(demo, samples, monkeypatch):
+    mine = types.ModuleType("mine_to_prune")
+    mine.build = digits_vqa.build
+    monkeypatch.setitem(sys.modules, "mine_to_prune", mine)
+    theirs = dataclasses.replace(demo, module=None, factory=Factory(reference="mine_to_prune:build", kwargs=SIZE))
+    with pytest.raises(CompressError, match="mine_to_prune:build"):
+        prune(theirs, samples, PruneConfig(macs=0.7))
+    assert prunable(theirs, factory="mine_to_prune:build") == prunable(demo)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"macs": 0.0}, r"macs=0.0 is the share of MACs to keep"), ({"macs": 1.5}, r"macs=1.5"),
+    ({"round_to": 0}, "round_to=0 must be at least 1"), ({"importance": "luck"}, "importance='luck' is unknown"),
+    ({"max_share": 1.0}, r"max_share=1.0 must be in \(0, 1\)"), ({"samples": 0}, "samples=0 must be at least 1"),
+])
+def test_settings_are_checked(settings, message):
+    with pytest.raises(CompressError, match=message):
+        PruneConfig(**settings)
+
+
+def test_importing_the_stage_loads_nothing_heavy():
+    code = "import sys; from compress.prune import prune; assert not {'torch', 'torch_pruning', 'onnx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
