@@ -107,7 +107,7 @@ def _dtype_from_json(name: Any) -> str:
     dtype = np.dtype(name)
     if dtype.kind not in "biuf":
         raise ValueError(f"dtype {name!r} is not a boolean, an integer or a real number")
-    return dtype.name
+    return str(dtype.name)
 
 
 def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed") -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ def f32(name: str, *shape: int | Dim) -> TensorSpec:
 
 
 def model(nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto],
-          **constants: np.ndarray) -> onnx.ModelProto:
+          **constants: np.ndarray | np.generic) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, tensors)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

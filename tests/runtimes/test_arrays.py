@@ -10,7 +10,7 @@ from runtimes.errors import RuntimesError
 
 
 def test_round_trip_with_any_name(tmp_path: Path) -> None:
-    arrays = {"file": np.arange(3), "a": np.array(2.5, np.float32), "none": np.zeros((0, 2), bool)}
+    arrays: dict[str, np.ndarray] = {"file": np.arange(3), "a": np.array(2.5), "none": np.zeros((0, 2), bool)}
     write_arrays(tmp_path / "a.npz", arrays)
     read = read_arrays(tmp_path / "a.npz")
     assert list(read) == list(arrays)
