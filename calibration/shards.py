@@ -86,7 +86,7 @@ def read_target(path: Path) -> np.ndarray:
 
 def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *, source: str) -> Shard:
     """Check arrays with a leading sample axis against ``specs``; ``source`` is what messages call them."""
-    arrays = dict(arrays)
+    arrays = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
     target = arrays.pop(TARGET, None)
     for name, array in arrays.items():
         if array.ndim and len(array) == 0:
@@ -95,7 +95,6 @@ def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *
         feed = check_feed(specs, arrays, source=source)
     except FeedError as error:
         raise CalibrationError(f"{error}. Correct the calibration data, or the model's input specs") from error
-    feed = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in feed.items()}
     if target is not None:
         count = len(feed[specs[0].name])
         if target.ndim == 0 or len(target) != count:
@@ -103,7 +102,7 @@ def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *
                 f"{source}: {TARGET!r} has shape {target.shape}, but the inputs hold {count} samples: "
                 "give one label per sample along the leading axis")
         check_values(target, f"{source}: {TARGET!r}")
-        target = np.ascontiguousarray(target.astype(target.dtype.newbyteorder("="), copy=False))
+        target = np.ascontiguousarray(target)
     return Shard(feed=feed, target=target)
 
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -49,6 +49,7 @@ def test_bins_by_hand() -> None:
     assert (stat.low, stat.high, stat.count) == (-3.5, 5.0, 11)
 
 
+@settings(deadline=None)
 @given(PARTS, st.sampled_from([2, 8, 64]))
 def test_counts_equal_the_definition(parts: list[np.ndarray], bins: int) -> None:
     stat = Histogram.of(*parts, bins=bins)
@@ -60,6 +61,7 @@ def test_counts_equal_the_definition(parts: list[np.ndarray], bins: int) -> None
         assert stat.exponent == SMALLEST_EXPONENT or max(map(abs, values)) >= Fraction(2) ** (stat.exponent - 1)
 
 
+@settings(deadline=None)
 @given(PARTS, st.randoms(), st.integers(0, 50))
 def test_bit_equal_in_any_order_split_and_merge(parts: list[np.ndarray], random: object, cut: int) -> None:
     expected = state(Histogram.of(*parts, bins=16))

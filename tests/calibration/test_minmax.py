@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -23,6 +23,7 @@ def test_negative_zero_is_zero() -> None:
         assert not np.signbit(stat.high)
 
 
+@settings(deadline=None)
 @given(st.lists(VALUES, max_size=5), st.randoms())
 def test_order_and_split_make_no_difference(parts: list[np.ndarray], random: object) -> None:
     shuffled = list(parts)

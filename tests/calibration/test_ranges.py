@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -61,6 +61,7 @@ def test_the_decimal_percentile_is_exact() -> None:
     assert choose_range(Histogram.of(many[1:], bins=8), "percentile", 99.99) == (0.0, 7.5)
 
 
+@settings(deadline=None)
 @given(arrays(np.float32, st.integers(1, 200), elements=st.floats(-1000, 1000, width=32)),
        st.sampled_from([51.0, 90.0, 99.0, 99.9]))
 def test_the_share_is_kept(values: np.ndarray, percentile: float) -> None:
