@@ -47,8 +47,10 @@ def report(record: Mapping[str, Any], into: Path) -> ReportPaths:
         _write(paths.json, data)
         _write(paths.html, page)
     except OSError as error:
-        raise CompressError(f"the report cannot be written to {into} ({error.strerror or error}): make room there, or name "
-                            "another folder") from error
+        raise CompressError(
+            f"the report cannot be written to {into} ({error.strerror or error}): "
+            "make room there, or name another folder"
+        ) from error
     return paths
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compress.report.units import bare as number
+from compress.report.units import bare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,21 @@ class Axis:
 
 
 def axis(
-    values: Sequence[float], *, label: str, start: float, end: float, log: bool = False, padding: float = 0.08,
-    text: Callable[[float], str] = number, smallest_step: float = 0.0,
+    values: Sequence[float],
+    *,
+    label: str,
+    start: float,
+    end: float,
+    log: bool = False,
+    padding: float = 0.08,
+    text: Callable[[float], str] = bare,
+    smallest_step: float = 0.0,
 ) -> Axis:
-    """An axis that holds ``values`` with ``padding`` (a share of the range) on both sides, and about five ticks.
+    """An axis that holds ``values`` with ``padding`` (a share of the range) on both sides, and round ticks.
 
     Args:
-        values: at least one; more than zero where ``log``. The scale stays linear where they span less than a factor of 3.
+        values: at least one; more than zero where ``log``. They stay on a linear scale where they span less than
+            a factor of 3.
         label, start, end: see :class:`Axis`.
         text: of a tick.
         smallest_step: between two ticks, 1 where values between whole numbers mean nothing.
@@ -43,8 +51,9 @@ def axis(
     if log and low > 0 and high / low >= 3:
         room = (high / low) ** padding
         low, high = low / room, high * room
-        steps = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7)
-        marks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
+        steps = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 1e4 else (1,)
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        marks = [step * 10.0**decade for decade in decades for step in steps]
         scale = Axis(label=label, low=low, high=high, start=start, end=end, is_log=True)
     else:
         room = (high - low) * padding or abs(high) * 0.05 or 1.0

@@ -34,8 +34,9 @@ def component_rows(record: Record) -> tuple[ComponentRow, ...]:
     prunes = [{part.name: part for part in one.components} for one in found if isinstance(one, PruneSummary)]
     quantizes = {one.scheme: one for one in found if isinstance(one, QuantizeSummary)}  # of one scheme, the last
     original = record.model.components if record.model else {}
-    names = dict.fromkeys([*original, *(n for p in prunes for n in p),
-                           *(o.component for q in quantizes.values() for o in q.operators)])
+    names = dict.fromkeys(
+        [*original, *(n for p in prunes for n in p), *(o.component for q in quantizes.values() for o in q.operators)]
+    )
     rows = []
     for name in names:
         before = original.get(name)
@@ -43,14 +44,21 @@ def component_rows(record: Record) -> tuple[ComponentRow, ...]:
         last = next((p[name] for p in reversed(prunes) if name in p), None)
         operators = {scheme: tuple(o for o in q.operators if o.component == name) for scheme, q in quantizes.items()}
         sizes = [q.size_bytes[name] for q in quantizes.values() if name in q.size_bytes]
-        rows.append(ComponentRow(
-            name=name,
-            parameters=Change(before=before.parameters if before else first.params_before if first else None,
-                              after=last.params_after if last else None),
-            macs=Change(before=before.macs if before else first.macs_before if first else None,
-                        after=last.macs_after if last else None),
-            size_bytes=Change(before=before.size_bytes if before else None, after=min(sizes, default=None)),
-            operators=operators))
+        rows.append(
+            ComponentRow(
+                name=name,
+                parameters=Change(
+                    before=before.parameters if before else first.params_before if first else None,
+                    after=last.params_after if last else None,
+                ),
+                macs=Change(
+                    before=before.macs if before else first.macs_before if first else None,
+                    after=last.macs_after if last else None,
+                ),
+                size_bytes=Change(before=before.size_bytes if before else None, after=min(sizes, default=None)),
+                operators=operators,
+            )
+        )
     return tuple(rows)
 
 
@@ -59,7 +67,8 @@ def total(rows: tuple[ComponentRow, ...], figure: str) -> Change:
     changes: list[Change] = [getattr(row, figure) for row in rows]
     before = [change.before for change in changes]
     after = [change.before if change.after is None else change.after for change in changes]
-    return Change(before=_sum(before), after=_sum(after) if any(change.after is not None for change in changes) else None)
+    is_changed = any(change.after is not None for change in changes)
+    return Change(before=_sum(before), after=_sum(after) if is_changed else None)
 
 
 def _sum(values: list[int | None]) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.bench.record import BenchRecord, BenchRow
+from compress.report.units import NONE, minus
 from compress.report.verdict import AGAINST
 
 _HALF = ("bf16", "fp16")
@@ -16,8 +17,8 @@ _HALF = ("bf16", "fp16")
 class Step:
     """From one engine to the next: ``gain`` is how many times faster the second is, below 1 where it is slower."""
 
-    cause: str                                    # "pruning", "bf16", "int8"
-    name: str                                     # the engine reached
+    cause: str  # "pruning", "bf16", "int8"
+    name: str  # the engine reached
     before_ms: float
     after_ms: float
     gain: float
@@ -44,11 +45,11 @@ class Credit:
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """Each step's part of the whole on a logarithmic scale, in which factors add up; none where nothing was gained."""
+        """Each step's part of the whole on a logarithmic scale, where factors add up; none where nothing was gained."""
         whole = math.log(self.total)
         if whole <= 0:
-            return ("–",) * len(self.steps)
-        return tuple(f"{100 * math.log(step.gain) / whole:.0f} %".replace("-", "−") for step in self.steps)
+            return (NONE,) * len(self.steps)
+        return tuple(minus(f"{100 * math.log(step.gain) / whole:.0f} %") for step in self.steps)
 
 
 def credits(bench: BenchRecord) -> tuple[Credit, ...]:
@@ -77,8 +78,9 @@ def _steps(rows: Sequence[BenchRow], before_ms: float) -> tuple[Step, ...]:
             continue
         name = merged + (row.precision if cause == "half" else cause)
         ratio = row.speedup[AGAINST].ratio
-        steps.append(Step(cause=name, name=row.name, before_ms=before_ms, after_ms=row.latency_ms.p50, gain=ratio / reached))
-        before_ms, merged, reached = row.latency_ms.p50, "", ratio
+        after_ms = row.latency_ms.p50
+        steps.append(Step(cause=name, name=row.name, before_ms=before_ms, after_ms=after_ms, gain=ratio / reached))
+        before_ms, merged, reached = after_ms, "", ratio
     return tuple(steps)
 
 

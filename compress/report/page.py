@@ -10,14 +10,13 @@ from compress.report import units
 from compress.report.components import component_rows, total
 from compress.report.credit import credits
 from compress.report.plots import Lines, Point, Scatter, lines, scatter
-from compress.report.schema import Baseline, Record, summary
+from compress.report.schema import Baseline, Record, is_share, metric_of, summary
 from compress.report.stages import label, stage_rows
 from compress.report.summaries import DistillSummary, ExportSummary, PruneSummary, QuantizeSummary
-from compress.report.verdict import AGAINST, headline, is_share, judge, reference, size_ratio
+from compress.report.verdict import AGAINST, headline, judge, reference, size_ratio
 from runtimes.spec import TensorSpec
 
-
-BASELINE = 4                                      # the series of a plot after those of four targets
+BASELINE = 4  # the series of a plot after those of four targets
 
 
 def render(record: Record, digest: str) -> str:
@@ -25,10 +24,13 @@ def render(record: Record, digest: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("compress.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True)
-    for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "change_with_interval",
-                 "short"):
+        loader=jinja2.PackageLoader("compress.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "short"):
         environment.filters[name] = getattr(units, name)
     environment.globals.update(filters=units, facts=facts, layers=layers)
     environment.filters["precision_class"] = precision_class
@@ -41,7 +43,8 @@ def context(record: Record) -> dict[str, Any]:
     max_drop = record.verdict.max_drop if record.verdict else None
     return {
         "verdict": verdict(record),
-        "share": bench is None or is_share(bench),
+        "share": is_share(metric_of(record)),
+        "metric": metric_of(record),
         "against": AGAINST,
         "head": headline(bench, max_drop) if bench else None,
         "origin": reference,
@@ -52,15 +55,22 @@ def context(record: Record) -> dict[str, Any]:
         "credits": credits(bench) if bench else (),
         "components": components,
         "component_total": {figure: total(components, figure) for figure in ("parameters", "macs", "size_bytes")},
-        "stages": stage_rows(record.stages or ()),
+        "stages": stage_rows(record.stages or (), metric_of(record)),
         "prunes": _of(record, PruneSummary),
         "quantizes": _of(record, QuantizeSummary),
         "exports": _of(record, ExportSummary),
-        "curves": [(name, curves(found)) for name, found in _of(record, DistillSummary) if len(found.history) > 1],
+        "curves": [
+            (name, curves(found, metric_of(record)))
+            for name, found in _of(record, DistillSummary)
+            if len(found.history) > 1
+        ],
         "inputs": [TensorSpec.from_json(spec) for spec in (record.model.inputs if record.model else ())],
         "outputs": [TensorSpec.from_json(spec) for spec in (record.model.outputs if record.model else ())],
-        "datasets": [(name, one) for name in ("calibration", "train", "validation")
-                     if record.data and (one := getattr(record.data, name))],
+        "datasets": [
+            (name, one)
+            for name in ("calibration", "train", "validation")
+            if record.data and (one := getattr(record.data, name))
+        ],
         "machine": facts(record.machine or (bench.machine if bench else {})),
         "versions": sorted((record.versions or (bench.versions if bench else {})).items()),
         "recipe": _yaml(record.recipe) if record.recipe else None,
@@ -90,41 +100,69 @@ def short_name(row: BenchRow) -> str:
 
 def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) -> Scatter | None:
     """Accuracy against ``figure`` ("latency" or "size") of every engine that has both; None where none has."""
-    share, targets = is_share(bench), list(by_target(bench))
+    share, targets = is_share(bench.metric), list(by_target(bench))
     points = []
     for row in bench.rows:
         if row.latency_ms is None or row.accuracy is None:
             continue
         time, score = row.latency_ms, row.accuracy
-        points.append(Point(
-            x=time.p50 if figure == "latency" else float(row.size_bytes), y=score.value, label=short_name(row),
-            x_interval=time.interval if figure == "latency" else None, y_interval=score.interval,
-            series=targets.index(row.target) % 4, filled=row.role != "original",
-            title=f"{row.name}\n{row.precision} on {row.target}\np50 {units.milliseconds(time.p50)}, "
-                  f"{score.metric} {units.score(score.value, share)}, {units.size(row.size_bytes)}\n"
-                  f"engine {units.short(row.digest)}"))
+        points.append(
+            Point(
+                x=time.p50 if figure == "latency" else float(row.size_bytes),
+                y=score.value,
+                label=short_name(row),
+                x_interval=time.interval if figure == "latency" else None,
+                y_interval=score.interval,
+                series=targets.index(row.target) % 4,
+                filled=row.role != "original",
+                title=f"{row.name}\n{row.precision} on {row.target}\np50 {units.milliseconds(time.p50)}, "
+                f"{score.metric} {units.score(score.value, share)}, {units.size(row.size_bytes)}\n"
+                f"engine {units.short(row.digest)}",
+            )
+        )
     if not points:
         return None
     points += [
-        Point(x=one.latency_ms, y=one.accuracy, label=one.name, title=f"baseline: {one.name}\n{one.note}", series=BASELINE,
-              square=True)
-        for one in baselines if figure == "latency" and one.latency_ms is not None and one.accuracy is not None]
-    metric = next(row.accuracy.metric for row in bench.rows if row.accuracy)
-    x_label = "latency p50, ms (log scale, faster to the left)" if figure == "latency" else "engine size (smaller to the left)"
-    return scatter(points, x_label=x_label, y_label=f"{metric}, %" if share else metric,
-                   x_text=units.bare if figure == "latency" else lambda v: units.size(v, units.bare),
-                   y_text=lambda v: units.bare(100 * v if share else v))
+        Point(
+            x=one.latency_ms,
+            y=one.accuracy,
+            label=one.name,
+            title=f"baseline: {one.name}\n{one.note}",
+            series=BASELINE,
+            square=True,
+        )
+        for one in baselines
+        if figure == "latency" and one.latency_ms is not None and one.accuracy is not None
+    ]
+    x_label = {
+        "latency": "latency p50, ms (log scale, faster to the left)",
+        "size": "engine size (smaller to the left)",
+    }
+    return scatter(
+        points,
+        x_label=x_label[figure],
+        y_label=f"{bench.metric}, %" if share else bench.metric,
+        x_text=units.bare if figure == "latency" else lambda v: units.size(v, units.bare),
+        y_text=lambda v: units.bare(100 * v if share else v),
+    )
 
 
-def curves(found: DistillSummary) -> list[Lines]:
+def curves(found: DistillSummary, metric: str) -> list[Lines]:
     """The loss, and the metric where it was measured, over the epochs; a line marks the metric before the first."""
-    share = found.metric in (None, "accuracy")
+    share = is_share(metric)
     drawn = [lines("loss", [(e.epoch, e.loss) for e in found.history], x_label="epoch")]
     scores = [(e.epoch, e.metric) for e in found.history if e.metric is not None]
     if len(scores) > 1:
         rule = None if found.before is None else (found.before, f"before: {units.score(found.before, share)}")
-        drawn.append(lines(found.metric or "metric", scores, x_label="epoch", rule=rule,
-                           y_text=lambda v: f"{units.bare(100 * v)} %" if share else units.bare(v)))
+        drawn.append(
+            lines(
+                metric,
+                scores,
+                x_label="epoch",
+                rule=rule,
+                y_text=lambda v: f"{units.bare(100 * v)} %" if share else units.bare(v),
+            )
+        )
     return drawn
 
 
@@ -136,11 +174,14 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             found += facts(value, f"{name} ")
         elif isinstance(value, list | tuple):
-            found.append((name, ", ".join(str(item) for item in value)))
+            found.append((name, ", ".join(str(item) for item in value) or "none"))
         elif value is not None:
             is_size = str(key).endswith("bytes") and isinstance(value, int) and not isinstance(value, bool)
-            found.append((name.removesuffix(" bytes"), units.size(value)) if is_size
-                         else (name, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)))
+            found.append(
+                (name.removesuffix(" bytes"), units.size(value))
+                if is_size
+                else (name, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
+            )
     return found
 
 

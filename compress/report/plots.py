@@ -1,7 +1,7 @@
 """The page's plots as plain geometry; ``plots.html`` turns them into inline SVG.
 
-Why not plotly: its script is 4.8 MB in every report, shows nothing without JavaScript or on paper, and cannot follow the
-reader's colour scheme. These are a few kilobytes, print, and carry their hover texts as ``<title>``.
+Why not plotly: its script is 4.8 MB in every report, shows nothing without JavaScript, and does not follow the reader's
+colour scheme. These are a few kilobytes, print, and carry their hover texts as ``<title>``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compress.report.units import bare
 
 WIDTH, HEIGHT = 1000.0, 430.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 24.0, 22.0, 54.0
-_CHARACTER, _LINE = 6.6, 15.0                     # of a label, in pixels; on the wide side
+_CHARACTER, _LINE = 6.6, 15.0  # of a label, in pixels; on the wide side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Point:
     x: float
     y: float
     label: str
-    title: str                                    # the hover text
+    title: str  # the hover text
     series: int = 0
     filled: bool = True
     square: bool = False
@@ -41,7 +41,7 @@ class Marker:
     y: float
     x_bar: tuple[float, float] | None
     y_bar: tuple[float, float] | None
-    text_x: float                                 # where the text begins, or ends if ``anchor`` is "end"
+    text_x: float  # where the text begins, or ends if ``anchor`` is "end"
     text_y: float
     anchor: str
     leader: bool
@@ -65,13 +65,17 @@ class Lines:
     y: Axis
     path: str
     dots: tuple[tuple[float, float, str], ...]
-    rule: tuple[float, str] | None                # a horizontal line: pixel and text
+    rule: tuple[float, str] | None  # a horizontal line: pixel and text
     width: float
     height: float
 
 
 def scatter(
-    points: Sequence[Point], *, x_label: str, y_label: str, y_text: Callable[[float], str],
+    points: Sequence[Point],
+    *,
+    x_label: str,
+    y_label: str,
+    y_text: Callable[[float], str],
     x_text: Callable[[float], str] = bare,
 ) -> Scatter:
     """``points`` on a logarithmic x axis, with labels that cover neither each other nor a marker.
@@ -95,15 +99,31 @@ def scatter(
         taken.append(box)
         anchor = "start" if box[0] > x else "end" if box[2] < x else "middle"
         text_x = {"start": box[0], "end": box[2], "middle": (box[0] + box[2]) / 2}[anchor]
-        markers.append(Marker(
-            point=point, x=x, y=y, leader=leader, text_x=round(text_x, 1), text_y=round(box[3] - 4, 1), anchor=anchor,
-            x_bar=_span(across, point.x_interval), y_bar=_span(up, point.y_interval)))
+        markers.append(
+            Marker(
+                point=point,
+                x=x,
+                y=y,
+                leader=leader,
+                text_x=round(text_x, 1),
+                text_y=round(box[3] - 4, 1),
+                anchor=anchor,
+                x_bar=_span(across, point.x_interval),
+                y_bar=_span(up, point.y_interval),
+            )
+        )
     return Scatter(x=across, y=up, markers=tuple(markers))
 
 
 def lines(
-    title: str, points: Sequence[tuple[float, float]], *, x_label: str, y_text: Callable[[float], str] = bare,
-    rule: tuple[float, str] | None = None, width: float = 480, height: float = 230,
+    title: str,
+    points: Sequence[tuple[float, float]],
+    *,
+    x_label: str,
+    y_text: Callable[[float], str] = bare,
+    rule: tuple[float, str] | None = None,
+    width: float = 480,
+    height: float = 230,
 ) -> Lines:
     """One curve through ``points``, each ``(x, y)``, in the order of x; ``rule`` is a y value to mark, and its text."""
     points = sorted(points)
@@ -112,9 +132,17 @@ def lines(
     up = axis(ys, label="", start=height - 44, end=30, text=y_text)
     at = [(across.at(x), up.at(y)) for x, y in points]
     return Lines(
-        title=title, x=across, y=up, path="M" + " L".join(f"{x},{y}" for x, y in at), width=width, height=height,
-        dots=tuple((x, y, f"{x_label} {value[0]:g}: {y_text(value[1])}") for (x, y), value in zip(at, points, strict=True)),
-        rule=(up.at(rule[0]), rule[1]) if rule else None)
+        title=title,
+        x=across,
+        y=up,
+        path="M" + " L".join(f"{x},{y}" for x, y in at),
+        width=width,
+        height=height,
+        dots=tuple(
+            (x, y, f"{x_label} {point[0]:g}: {y_text(point[1])}") for (x, y), point in zip(at, points, strict=True)
+        ),
+        rule=(up.at(rule[0]), rule[1]) if rule else None,
+    )
 
 
 def _span(scale: Axis, interval: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -123,17 +151,24 @@ def _span(scale: Axis, interval: tuple[float, float] | None) -> tuple[float, flo
     return scale.at(interval[0]), scale.at(interval[1])
 
 
-Box = tuple[float, float, float, float]           # left, top, right, bottom
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def _label_box(text: str, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, bool]:
-    """The nearest place for a label that covers least, and whether it is so far that a line must join it to its marker."""
+    """The place for a label that is near and covers least, and whether a line must join it to its marker."""
     width = len(text) * _CHARACTER
     places = []
     for distance in (0.0, 18.0, 36.0, 54.0, 72.0, 90.0, 108.0):
         shift = distance + (6 if distance else 0)
-        for left, middle in ((x + 10, y - shift), (x + 10, y + shift), (x - 10 - width, y - shift), (x - 10 - width, y + shift),
-                             (x - width / 2, y - 18 - distance), (x - width / 2, y + 18 + distance)):
+        after, before, above, below = x + 10, x - 10 - width, y - shift, y + shift
+        for left, middle in (
+            (after, above),
+            (after, below),
+            (before, above),
+            (before, below),
+            (x - width / 2, y - 18 - distance),
+            (x - width / 2, y + 18 + distance),
+        ):
             box = (left, middle - _LINE / 2, left + width, middle + _LINE / 2)
             outside = box[0] < _LEFT + 2 or box[2] > WIDTH - 4 or box[1] < 4 or box[3] > HEIGHT - _BOTTOM - 2
             cost = sum(_overlap(box, other) for other in taken) + distance + (10_000 if outside else 0)

@@ -31,13 +31,13 @@ class _Closed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A section of this record: no key but these."""
 
 
-class ModelComponent(_Closed):
+class ModelComponent(_Closed, frozen=True, kw_only=True):
     parameters: Count
-    macs: Count                                   # of one sample at the usual sizes
+    macs: Count  # of one sample at the usual sizes
     size_bytes: Count
 
 
-class ModelFacts(_Closed):
+class ModelFacts(_Closed, frozen=True, kw_only=True):
     """The original model; ``inputs`` and ``outputs`` are tensor specs as ``TensorSpec.to_json`` writes them."""
 
     inputs: list[dict[str, Any]] = []
@@ -45,19 +45,19 @@ class ModelFacts(_Closed):
     components: dict[str, ModelComponent] = {}
 
 
-class DataSet(_Closed):
+class DataSet(_Closed, frozen=True, kw_only=True):
     count: Count
     digest: str
     name: str = ""
 
 
-class Data(_Closed):
+class Data(_Closed, frozen=True, kw_only=True):
     calibration: DataSet | None = None
     train: DataSet | None = None
     validation: DataSet | None = None
 
 
-class Stage(_Closed):
+class Stage(_Closed, frozen=True, kw_only=True):
     """One stage as it ran; ``seconds`` and ``peak_memory_bytes`` are those of the run that did the work."""
 
     stage: str
@@ -67,10 +67,10 @@ class Stage(_Closed):
     reused: bool = False
     digest: str | None = None
     settings: dict[str, Any] = {}
-    summary: dict[str, Any] = {}                  # by stage: one of SUMMARIES, else free
+    summary: dict[str, Any] = {}  # by stage: one of SUMMARIES, else free
 
 
-class Baseline(_Closed):
+class Baseline(_Closed, frozen=True, kw_only=True):
     """What a figure is to be held against: a model blind to one modality, the majority answer, a smaller network."""
 
     name: str
@@ -79,26 +79,26 @@ class Baseline(_Closed):
     note: str = ""
 
 
-class Verdict(_Closed):
-    max_drop: float | None = None                 # the budget, in the metric's own unit (a share, for accuracy)
+class Verdict(_Closed, frozen=True, kw_only=True):
+    max_drop: float | None = None  # the budget, in the metric's own unit (a share, for accuracy)
     within: bool | Literal["undecidable"] | None = None
     sentence: str = ""
 
 
-class BundleFacts(_Closed):
-    path: str                                     # relative to report.json
+class BundleFacts(_Closed, frozen=True, kw_only=True):
+    path: str  # relative to report.json
     files: Count
     size_bytes: Count
 
 
-class Record(_Closed):
+class Record(_Closed, frozen=True, kw_only=True):
     """report.json. ``format``, ``version`` and ``name`` are always there; a section left out was not measured."""
 
     format: Literal["compress.report"]
     version: int
     name: str
-    command: str | None = None                    # what was typed, where it is known
-    recipe: dict[str, Any] | None = None          # as run
+    command: str | None = None  # what was typed, where it is known
+    recipe: dict[str, Any] | None = None  # as run
     model: ModelFacts | None = None
     data: Data | None = None
     machine: dict[str, Any] | None = None
@@ -111,6 +111,18 @@ class Record(_Closed):
     bundle: BundleFacts | None = None
 
 
+def metric_of(record: Record) -> str:
+    """The name of the metric that the record's scores are of."""
+    if record.bench is not None:
+        return record.bench.metric
+    return str((record.recipe or {}).get("metric", "accuracy"))
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is told in per cent and points: accuracy is, a metric of the user's own may not be a share."""
+    return metric == "accuracy"
+
+
 def validate(record: Mapping[str, Any], source: str = "the report's record") -> Record:
     """The record with every figure the views read checked and typed.
 
@@ -119,14 +131,18 @@ def validate(record: Mapping[str, Any], source: str = "the report's record") -> 
         source: what the message calls the record; a file name, for one read from disk.
 
     Raises:
-        CompressError: if it is of another format or version, or a value is missing, of a wrong type, out of its range or
-            (in a closed section) unknown; names the place in the record.
+        CompressError: if it is of another format or version, or a value is missing, of a wrong type, out of its range
+            or (in a closed section) unknown; names the place in the record.
     """
     if record.get("format") != FORMAT:
-        raise CompressError(f"{source} is not a {FORMAT!r} record (its format is {record.get('format')!r}): name a report.json")
+        raise CompressError(
+            f"{source} is not a {FORMAT!r} record (its format is {record.get('format')!r}): name a report.json"
+        )
     if record.get("version") != VERSION:
-        raise CompressError(f"{source} has format version {record.get('version')!r} and this software reads version "
-                            f"{VERSION}: install the version of compress-edge that wrote it")
+        raise CompressError(
+            f"{source} has format version {record.get('version')!r} and this software reads version "
+            f"{VERSION}: install the version of compress-edge that wrote it"
+        )
     try:
         json.dumps(record, allow_nan=False)
         checked = msgspec.convert(record, Record)
@@ -139,8 +155,10 @@ def validate(record: Mapping[str, Any], source: str = "the report's record") -> 
             raise CompressError(f"{source} is not a valid report: $.model: {error}") from error
     for row in checked.bench.rows if checked.bench else ():
         if row.latency_ms is not None and not row.latency_ms.p50 > 0:
-            raise CompressError(f"{source} is not a valid report: bench row {row.name!r} has a p50 of "
-                                f"{row.latency_ms.p50} ms, expected more than 0")
+            raise CompressError(
+                f"{source} is not a valid report: bench row {row.name!r} has a p50 of "
+                f"{row.latency_ms.p50} ms, expected more than 0"
+            )
     for index, stage in enumerate(checked.stages or ()):
         summary(stage, f"{source}: $.stages[{index}].summary")
     return checked

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report import units
-from compress.report.schema import Stage, summary
+from compress.report.schema import Stage, is_share, summary
 from compress.report.summaries import DistillSummary, ExportSummary, PruneSummary, QuantizeSummary
 
 
@@ -22,13 +22,13 @@ class StageRow:
     width: float
 
 
-def stage_rows(stages: Sequence[Stage]) -> tuple[StageRow, ...]:
-    """The stages in the order they ran, each beginning where the one before it ended."""
+def stage_rows(stages: Sequence[Stage], metric: str = "accuracy") -> tuple[StageRow, ...]:
+    """The stages in the order they ran, each beginning where the one before it ended; ``metric`` names the scores."""
     total = sum(stage.seconds or 0.0 for stage in stages) or 1.0
     rows, start = [], 0.0
     for stage in stages:
         width = (stage.seconds or 0.0) / total
-        rows.append(StageRow(stage=stage, label=label(stage), result=result(stage), start=start, width=width))
+        rows.append(StageRow(stage=stage, label=label(stage), result=result(stage, metric), start=start, width=width))
         start += width
     return tuple(rows)
 
@@ -37,9 +37,11 @@ def label(stage: Stage) -> str:
     return f"{stage.stage} for {stage.target_scheme}" if stage.target_scheme else stage.stage
 
 
-def result(stage: Stage) -> str:
+def result(stage: Stage, metric: str = "accuracy") -> str:
     """What came out, in one line; empty where the stage told nothing."""
     found = summary(stage)
+    if isinstance(found, DistillSummary):
+        return _distilled(found, metric)
     for kind, tell in _TELL.items():
         if isinstance(found, kind):
             return tell(found)
@@ -50,30 +52,39 @@ def result(stage: Stage) -> str:
 
 def _pruned(found: PruneSummary) -> str:
     less = 1 - found.macs_after / found.macs_before if found.macs_before else 0.0
-    text = f"{units.count(found.macs_before)} → {units.count(found.macs_after)} MACs (−{100 * less:.0f} %)"
+    share = units.minus(f"{-100 * less:+.0f} %")
+    text = f"{units.count(found.macs_before)} → {units.count(found.macs_after)} MACs ({share})"
     return text + (f", {_many(len(found.skipped), 'part')} left as they were" if found.skipped else "")
 
 
-def _distilled(found: DistillSummary) -> str:
-    share = found.metric in (None, "accuracy")
+def _distilled(found: DistillSummary, metric: str) -> str:
     text = _many(len(found.history), "epoch")
     if found.before is not None and found.after is not None:
-        text += f", {found.metric or 'metric'} {units.score(found.before, share)} → {units.score(found.after, share)}"
+        before, after = (units.score(score, is_share(metric)) for score in (found.before, found.after))
+        text += f", {metric} {before} → {after}"
+    if found.kept_epoch is not None and found.kept_epoch < len(found.history):
+        text += (
+            f"; kept the weights of epoch {found.kept_epoch}" if found.kept_epoch else "; kept the weights as they were"
+        )
     return text
 
 
 def _quantized(found: QuantizeSummary) -> str:
     low = sum(operator.precision == "int8" for operator in found.operators)
     kept = len(found.operators) - low
-    return f"{_many(low, 'operator')} in int8, {kept} in float; {found.ranges} ranges of {_many(found.samples, 'sample')}"
+    ranges = f"{found.ranges} ranges of {_many(found.samples, 'sample')}"
+    return f"{_many(low, 'operator')} in int8, {kept} in float; {ranges}"
 
 
 def _exported(found: ExportSummary) -> str:
-    return f"{_many(len(found.built), 'engine')} built" + (f", {len(found.not_built)} not built" if found.not_built else "")
+    text = f"{_many(len(found.built), 'engine')} built"
+    return text + (f", {len(found.not_built)} not built" if found.not_built else "")
 
 
 _TELL: Mapping[type, Callable[[Any], str]] = {
-    PruneSummary: _pruned, DistillSummary: _distilled, QuantizeSummary: _quantized, ExportSummary: _exported,
+    PruneSummary: _pruned,
+    QuantizeSummary: _quantized,
+    ExportSummary: _exported,
 }
 
 

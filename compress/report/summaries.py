@@ -19,7 +19,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True):
     """A section that another stage writes: these keys at least."""
 
 
-class ComponentChange(Open):
+class ComponentChange(Open, frozen=True, kw_only=True):
     name: str
     macs_before: Count
     macs_after: Count
@@ -27,48 +27,48 @@ class ComponentChange(Open):
     params_after: Count
 
 
-class PruneSummary(Open):
+class PruneSummary(Open, frozen=True, kw_only=True):
     macs_before: Count
     macs_after: Count
     components: list[ComponentChange] = []
-    removed: dict[str, Count] = {}                # module -> channels removed
-    skipped: dict[str, str] = {}                  # module -> why nothing could be removed
-    gave_nothing: list[str] = []                  # components that are as large as before
-    check_max_abs: float | None = None            # largest output difference between the zeroed original and the result
+    removed: dict[str, Count] = {}  # module -> channels removed
+    skipped: dict[str, str] = {}  # module -> why nothing could be removed
+    gave_nothing: list[str] = []  # components that are as large as before
+    check_max_abs: float | None = None  # largest output difference between the zeroed original and the result
 
 
-class Epoch(Open):
+class Epoch(Open, frozen=True, kw_only=True):
     epoch: Amount
     loss: float
     metric: float | None = None
 
 
-class DistillSummary(Open):
-    metric: str | None = None
-    before: float | None = None                   # the metric before the first epoch and after the last
+class DistillSummary(Open, frozen=True, kw_only=True):
+    before: float | None = None  # the metric before the first epoch and after the last
     after: float | None = None
     history: list[Epoch] = []
+    kept_epoch: Count | None = None  # the epoch whose weights were kept, 0 for those it began with
 
 
-class Operator(Open):
+class Operator(Open, frozen=True, kw_only=True):
     """An operator with weights, and why it stays float where it does."""
 
     path: str
     op: str
     component: str
-    precision: str                                # "int8" or "float"
+    precision: str  # "int8" or "float"
     reason: str | None = None
 
 
-class QuantizeSummary(Open):
+class QuantizeSummary(Open, frozen=True, kw_only=True):
     scheme: str
-    ranges: str                                   # the method, such as "percentile"
+    ranges: str  # the method, such as "percentile"
     samples: Count
     operators: list[Operator] = []
-    size_bytes: dict[str, Count] = {}             # component -> bytes of its weights once quantized
+    size_bytes: dict[str, Count] = {}  # component -> bytes of its weights once quantized
 
 
-class BuiltEngine(Open):
+class BuiltEngine(Open, frozen=True, kw_only=True):
     target: str
     precision: str
     backend: str | None = None
@@ -77,17 +77,20 @@ class BuiltEngine(Open):
     size_bytes: Count | None = None
 
 
-class NotBuilt(Open):
+class NotBuilt(Open, frozen=True, kw_only=True):
     target: str
     reason: str
     precision: str | None = None
 
 
-class ExportSummary(Open):
+class ExportSummary(Open, frozen=True, kw_only=True):
     built: list[BuiltEngine] = []
     not_built: list[NotBuilt] = []
 
 
 SUMMARIES: Mapping[str, type[Open]] = {
-    "prune": PruneSummary, "distill": DistillSummary, "quantize": QuantizeSummary, "export": ExportSummary,
+    "prune": PruneSummary,
+    "distill": DistillSummary,
+    "quantize": QuantizeSummary,
+    "export": ExportSummary,
 }

@@ -8,14 +8,14 @@ from compress.bench.record import BenchRow
 from compress.report import units
 from compress.report.credit import credits
 from compress.report.page import verdict
-from compress.report.schema import Record
+from compress.report.schema import Record, is_share, metric_of
 from compress.report.stages import stage_rows
-from compress.report.verdict import AGAINST, headline, is_share
+from compress.report.verdict import AGAINST, headline
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDTH = 80                                       # where the output is no terminal
+_WIDTH = 80  # where the output is no terminal
 
 
 def print_report(record: Record, file: IO[str] | None = None) -> None:
@@ -31,8 +31,10 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
     if found and found.sentence:
         console.print(escape(found.sentence))
         if found.max_drop is not None:
-            said = {True: "within the budget", False: "over the budget", None: "not checked"}.get(found.within, "undecidable")
-            console.print(f"Budget: a drop of at most {_budget(found.max_drop, record)}: {said}.")
+            said = {True: "within the budget", False: "over the budget", None: "not checked"}
+            console.print(
+                f"Budget: a drop of at most {_budget(found.max_drop, record)}: {said.get(found.within, 'undecidable')}."
+            )
     for table in (_engines(record), _credit(record), _stages(record)):
         if table is not None:
             console.print()
@@ -44,11 +46,14 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
 def _engines(record: Record) -> Table | None:
     if record.bench is None:
         return None
-    share, best = is_share(record.bench), headline(record.bench, record.verdict.max_drop if record.verdict else None)
+    share, best = (
+        is_share(record.bench.metric),
+        headline(record.bench, record.verdict.max_drop if record.verdict else None),
+    )
     table = _table("engine", "p50 ms", "speed-up", "score", "change", "size")
     for row in record.bench.rows:
-        table.add_row(_text(f"{row.name}" + (f" ({row.status})" if row.latency_ms is None else "")), *_figures(row, share),
-                      style="bold" if best and row.name == best.name else "")
+        name = row.name if row.latency_ms else f"{row.name} ({row.status})"
+        table.add_row(_text(name), *_figures(row, share), style="bold" if best and row.name == best.name else "")
     table.caption = "speed-up and change against the original's fp32 engine, with 95 % intervals; bold: the verdict's"
     return table
 
@@ -57,10 +62,10 @@ def _figures(row: BenchRow, share: bool) -> tuple[str, ...]:
     time, score, gain = row.latency_ms, row.accuracy, row.speedup.get(AGAINST)
     drop = score.drop if score else None
     return (
-        units.number(time.p50) if time else "–",
-        units.factor(gain.ratio) if gain else "–",
-        units.score(score.value, share) if score else "–",
-        units.change_with_interval(drop.points, drop.interval, share).replace(" points ", "\n") if drop else "–",
+        units.number(time.p50) if time else units.NONE,
+        units.factor(gain.ratio) if gain else units.NONE,
+        units.score(score.value, share) if score else units.NONE,
+        units.change_with_interval(drop.points, drop.interval, share).replace(" points ", "\n") if drop else units.NONE,
         units.size(row.size_bytes),
     )
 
@@ -81,11 +86,15 @@ def _stages(record: Record) -> Table | None:
         return None
     table = _table("stage", "result", "time", "memory")
     table.columns[1].justify = "left"
-    for row in stage_rows(record.stages):
+    for row in stage_rows(record.stages, metric_of(record)):
         seconds, memory = row.stage.seconds, row.stage.peak_memory_bytes
-        time = "–" if seconds is None else units.seconds(seconds)
-        table.add_row(_text(row.label), _text(row.result or "–"), f"{time}\nreused" if row.stage.reused else time,
-                      "–" if memory is None else units.size(memory))
+        time = units.NONE if seconds is None else units.seconds(seconds)
+        table.add_row(
+            _text(row.label),
+            _text(row.result or units.NONE),
+            f"{time}\nreused" if row.stage.reused else time,
+            units.NONE if memory is None else units.size(memory),
+        )
     return table
 
 
@@ -93,8 +102,14 @@ def _remarks(record: Record) -> list[str]:
     """Layers that did not run as asked, steps of the parity ladder that are flagged, engines that failed."""
     rows = record.bench.rows if record.bench else ()
     lines = [f"{row.name}: {row.reason}" for row in rows if row.reason]
-    lines += [f"{row.name}: {len(row.unexpected)} layers asked in int8 ran in another precision" for row in rows if row.unexpected]
-    lines += [f"parity, {step.name}: {flag}" for step in (record.parity.steps if record.parity else ()) for flag in step.flags]
+    lines += [
+        f"{row.name}: {len(row.unexpected)} layers asked in int8 ran in another precision"
+        for row in rows
+        if row.unexpected
+    ]
+    lines += [
+        f"parity, {step.name}: {flag}" for step in (record.parity.steps if record.parity else ()) for flag in step.flags
+    ]
     return ["", *lines] if lines else []
 
 
@@ -117,6 +132,6 @@ def _text(value: str) -> str:
 
 
 def _budget(max_drop: float, record: Record) -> str:
-    if record.bench is None or is_share(record.bench):
+    if is_share(metric_of(record)):
         return f"{100 * max_drop:g} points"
     return f"{max_drop:g}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-
+NONE = "\N{EN DASH}"  # where there is no figure
+_MINUS, _TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``value`` with ``digits`` significant digits and no exponent between 1e-4 and 1e15: ``12.3``, ``1,230``, ``3.1×10⁻⁶``."""
+    """``value`` with ``digits`` significant digits: ``12.3``, ``1,230``; below 1e-4 and from 1e15 ``3.1×10⁻⁶``."""
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
@@ -18,13 +19,13 @@ def number(value: float, digits: int = 3) -> str:
     size = math.floor(math.log10(abs(rounded)))  # 9.996 became 10.0, which has a digit more before its point
     if not -4 <= size < 15:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        return _minus(mantissa) + "×10" + str(int(exponent)).translate(_RAISED)
-    return _minus(f"{rounded:,.{max(0, digits - 1 - size)}f}")
+        return f"{minus(mantissa)}{_TIMES}10" + str(int(exponent)).translate(_RAISED)
+    return minus(f"{rounded:,.{max(0, digits - 1 - size)}f}")
 
 
 def bare(value: float) -> str:
     """``value`` without idle zeros, as on an axis: ``2``, ``97.5``."""
-    return _minus(f"{value:.6g}") if value == 0 or 1e-4 <= abs(value) < 1e6 else number(value, 2)
+    return minus(f"{value:.6g}") if value == 0 or 1e-4 <= abs(value) < 1e6 else number(value, 2)
 
 
 def milliseconds(value: float) -> str:
@@ -61,7 +62,7 @@ def count(value: float) -> str:
 
 def factor(value: float) -> str:
     """A ratio: ``3.4×``, ``0.87×``, ``12×``."""
-    return f"{number(value, 2)}×"
+    return f"{number(value, 2)}{_TIMES}"
 
 
 def score(value: float, is_share: bool) -> str:
@@ -70,11 +71,11 @@ def score(value: float, is_share: bool) -> str:
 
 
 def change(points: float, is_share: bool) -> str:
-    """A drop of ``points`` (hundredths of the metric) told as a change: ``−0.3`` in points, or in the metric's own unit."""
+    """A drop of ``points`` (hundredths of the metric) told as a change: ``−0.3`` points, or the metric's own unit."""
     if not is_share:
-        return _minus(f"{-points / 100:+.3g}") if points else "0"
+        return minus(f"{-points / 100:+.3g}") if points else "0"
     text = f"{-points:+.1f}"
-    return "0.0" if float(text) == 0 else _minus(text)
+    return "0.0" if float(text) == 0 else minus(text)
 
 
 def change_with_interval(points: float, interval: Sequence[float], is_share: bool) -> str:
@@ -88,5 +89,6 @@ def short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+def minus(text: str) -> str:
+    """``text`` with a minus sign for each hyphen."""
+    return text.replace("-", _MINUS)

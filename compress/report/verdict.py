@@ -1,4 +1,4 @@
-"""The one sentence a report begins with: how much faster and smaller, at what cost, and whether that is in the budget."""
+"""The sentence a report begins with: how much faster and smaller, at what cost, and whether that is in the budget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from compress.bench.record import BenchRecord, BenchRow
-from compress.report.schema import Verdict
+from compress.report.schema import Verdict, is_share
 from compress.report.units import change_with_interval, factor
 
 AGAINST = "vs_original_fp32"
@@ -18,11 +18,6 @@ def reference(rows: Sequence[BenchRow], target: str) -> BenchRow | None:
     return next((row for row in originals if row.target == target), originals[0] if originals else None)
 
 
-def is_share(bench: BenchRecord) -> bool:
-    """Whether the metric is told in per cent and points: accuracy is, a metric of the user's own may not be a share."""
-    return all(row.accuracy.metric == "accuracy" for row in bench.rows if row.accuracy)
-
-
 def headline(bench: BenchRecord, max_drop: float | None = None) -> BenchRow | None:
     """The fastest engine of the compressed model whose drop is inside the budget; where none is, the fastest.
 
@@ -31,8 +26,9 @@ def headline(bench: BenchRecord, max_drop: float | None = None) -> BenchRow | No
     measured = [row for row in bench.rows if row.role != "original" and row.latency_ms is not None]
     measured = [row for row in measured if row.role == "shipped"] or measured
     if max_drop is not None:
-        measured = [row for row in measured if row.accuracy and row.accuracy.drop
-                    and row.accuracy.drop.points <= 100 * max_drop] or measured
+        measured = [
+            row for row in measured if row.accuracy and row.accuracy.drop and row.accuracy.drop.points <= 100 * max_drop
+        ] or measured
     return min(measured, key=lambda row: row.latency_ms.p50 if row.latency_ms else 0.0, default=None)
 
 
@@ -72,7 +68,9 @@ def _sentence(bench: BenchRecord, row: BenchRow) -> str:
     text = f"{factor(gain.ratio)} faster" if gain.ratio >= 1 else f"{factor(1 / gain.ratio)} slower"
     text += " than the original's fp32 engine"
     if row.accuracy is not None and row.accuracy.drop is not None:
-        text += f" at {change_with_interval(row.accuracy.drop.points, row.accuracy.drop.interval, is_share(bench))}"
+        text += (
+            f" at {change_with_interval(row.accuracy.drop.points, row.accuracy.drop.interval, is_share(bench.metric))}"
+        )
     if ratio is not None:
         text += f", {factor(ratio)} smaller" if ratio >= 1 else f", {factor(1 / ratio)} larger"
     return f"{text} ({row.precision} on {row.target})."

@@ -1,0 +1,54 @@
+from itertools import combinations
+
+from compress.report.plots import HEIGHT, WIDTH, Point, lines, scatter
+
+
+def _scatter(*xy: tuple[float, float]):  # type: ignore[no-untyped-def]
+    points = [
+        Point(x=x, y=y, label=f"engine {i}", title="", y_interval=(y - 0.01, y + 0.01)) for i, (x, y) in enumerate(xy)
+    ]
+    return scatter(points, x_label="ms", y_label="accuracy", y_text=str)
+
+
+def test_labels_cover_neither_each_other_nor_a_marker() -> None:
+    plot = _scatter((1.0, 0.98), (1.05, 0.98), (2.0, 0.97), (2.0, 0.971), (2.02, 0.969), (8.0, 0.99), (8.1, 0.99))
+    width = len("engine 0") * 6.6
+    left = {"start": 0.0, "middle": -width / 2, "end": -width}
+    boxes = [
+        (m.text_x + left[m.anchor], m.text_y - 11, m.text_x + left[m.anchor] + width, m.text_y + 4)
+        for m in plot.markers
+    ]
+    for a, b in combinations(boxes, 2):
+        assert (
+            min(a[2], b[2]) - max(a[0], b[0]) < 0.5 or min(a[3], b[3]) - max(a[1], b[1]) < 0.5
+        )  # coordinates are rounded
+    for a in boxes:
+        assert a[0] >= 0
+        assert a[1] >= 0
+        assert a[2] <= WIDTH
+        assert a[3] <= HEIGHT
+        assert not any(a[0] < m.x < a[2] and a[1] < m.y < a[3] for m in plot.markers)
+
+
+def test_error_bars_are_in_pixels_of_their_axis() -> None:
+    marker = _scatter((1.0, 0.5), (10.0, 0.6)).markers[0]
+    low, high = marker.y_bar
+    assert high < marker.y < low  # pixels grow downwards
+    assert abs((low + high) / 2 - marker.y) <= 0.1
+    assert marker.x_bar is None
+
+
+def test_one_point_can_be_drawn() -> None:
+    assert len(_scatter((3.0, 0.9)).markers) == 1
+
+
+def test_a_curve_goes_through_its_points_from_left_to_right() -> None:
+    plot = lines("loss", [(2, 0.5), (1, 1.0), (3, 0.25)], x_label="epoch", rule=(1.2, "before"))
+    xs = [x for x, _, _ in plot.dots]
+    ys = [y for _, y, _ in plot.dots]
+    assert xs == sorted(xs)
+    assert ys == sorted(ys)
+    assert plot.path == "M" + " L".join(f"{x},{y}" for x, y, _ in plot.dots)
+    assert plot.dots[0][2] == "epoch 1: 1"
+    assert plot.rule is not None
+    assert plot.rule[0] < ys[0]

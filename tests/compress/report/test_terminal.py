@@ -1,0 +1,43 @@
+# ruff: noqa: RUF001 (the minus and times signs are what is tested)
+import io
+from typing import Any
+
+from compress.report import show
+
+
+def _shown(record: dict[str, Any]) -> str:
+    file = io.StringIO()
+    show(record, file)
+    return file.getvalue()
+
+
+def test_piped_it_is_plain_and_eighty_wide_and_nothing_is_cut(example: dict[str, Any]) -> None:
+    text = _shown(example)
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert "…" not in text
+    assert max(map(len, lines[:-1])) <= 80  # but for the remarks, which are whole lines
+    joined = "".join(line[:30].strip() for line in lines)
+    for row in example["bench"]["rows"]:
+        assert "".join(row["name"].split()) in "".join(joined.split())
+
+
+def test_it_begins_with_the_verdict(example: dict[str, Any]) -> None:
+    text = " ".join(_shown(example).split())
+    assert text.startswith(
+        f"{example['name']} {example['verdict']['sentence']} Budget: a drop of at most 1 points: within the budget."
+    )
+    assert "pruning 1.9×, bf16 1.5×, int8 1.3×" in text
+    assert "2 layers asked in int8 ran in another precision" in text
+
+
+def test_markup_in_a_name_is_text(example: dict[str, Any]) -> None:
+    example["name"] = "[red]m[/red]"
+    example["bench"]["rows"][0]["name"] = "[bold]e"
+    text = _shown(example)
+    assert "[red]m[/red]" in text
+    assert "[bold]e" in text
+
+
+def test_a_record_with_nothing_measured() -> None:
+    assert _shown({"format": "compress.report", "version": 1, "name": "m"}) == "m\n"
