@@ -38,8 +38,8 @@ def build(
     openvino = import_backend("openvino", target)
     with new_folder(into):
         try:
-            model = openvino.Core().read_model(onnx)
-            model.reshape({spec.name: _bounded(spec, openvino) for spec in inputs})
+            model = openvino.Core().read_model(source.data, b"")
+            _bound(model, inputs, openvino)
             _rename(model, Counter())
             openvino.save_model(model, into / "model.xml", compress_to_fp16=False)
         except RuntimeError as error:
@@ -59,9 +59,17 @@ def build(
         )
 
 
-def _bounded(spec: TensorSpec, openvino: Any) -> Any:
-    sizes = [openvino.Dimension(s.min, s.max) if isinstance(s, Dim) else openvino.Dimension(s) for s in spec.shape]
-    return openvino.PartialShape(sizes)
+def _bound(model: Any, inputs: Sequence[TensorSpec], openvino: Any) -> None:
+    """Give each input the sizes of its spec.
+
+    Not with ``model.reshape``: the graph it leaves behind makes the CPU plugin run int8 layers in float (30 of the
+    demo's 37, OpenVINO 2026.4).
+    """
+    dimension = openvino.Dimension
+    for spec in inputs:
+        sizes = [dimension(size.min, size.max) if isinstance(size, Dim) else dimension(size) for size in spec.shape]
+        model.input(spec.name).get_node().set_partial_shape(openvino.PartialShape(sizes))
+    model.validate_nodes_and_infer_types()
 
 
 def _rename(model: Any, count: Counter[str]) -> None:

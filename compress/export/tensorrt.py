@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,22 +80,20 @@ def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, p
             "itself, and it is float32: ask for int8 or fp32"
         )
     libraries = ensure_rtx_libraries()
-    engine = into / "model.engine"
     job = {
         "module": libraries.module,
         "python_path": None if libraries.python_path is None else str(libraries.python_path),
-        "onnx": str(source.path.absolute()),
-        "engine": str(engine.absolute()),
-        "log": str((into / "build.log").absolute()),
         "profile": profile,
     }
-    result = _run_worker(job, libraries, source.path)
+    result = _run_worker(job, libraries, source, into)
+    varying = "" if result["fixed_addresses"] else "; at random addresses: a second build may differ in tensors' names"
     return {
-        "entry": engine.name,
+        "entry": "model.engine",
         "built_with": {"tensorrt_rtx": libraries.version, libraries.module: result["version"]},
         "state": "built, not run",
         "notes": [
-            "built ahead of time, without a GPU: never run or inspected, so the layers' real precision is unverified",
+            "built ahead of time, without a GPU: never run or inspected, so the layers' real precision is unverified"
+            + varying,
             f"layers of the parsed network: {_counts(result['layers'])}",
             f"tensors of the parsed network: {_counts(result['tensors'])}",
             *(f"warning of the builder: {text}" for text in dict.fromkeys(result["warnings"])),
@@ -103,10 +102,10 @@ def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, p
 
 
 def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile, precision: Precision) -> Made:
-    model = source.copy(into)
+    (into / "model.onnx").write_bytes(source.data)
     write_json(into / "build.json", recipe(source, target, profile, precision))
     return {
-        "entry": model.name,
+        "entry": "model.onnx",
         "built_with": {},
         "state": "build on the device",
         "notes": ["the engine is built from model.onnx on the device, as build.json says; written, never run"],
@@ -167,36 +166,35 @@ def _profile(inputs: Sequence[TensorSpec]) -> Profile:
     }
 
 
-def _run_worker(job: dict[str, Any], libraries: RtxLibraries, onnx: Path) -> dict[str, Any]:
+def _run_worker(job: dict[str, Any], libraries: RtxLibraries, source: OnnxFile, into: Path) -> dict[str, Any]:
     """Build in a process of its own, which ends with this one, with an error, or when its time is over."""
-    environment = dict(os.environ)
-    if libraries.library_path is not None:
-        older = environment.get("LD_LIBRARY_PATH")
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (str(libraries.library_path), older)))
+    paths = (str(libraries.library_path or ""), os.environ.get("LD_LIBRARY_PATH", ""))
+    environment = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}  # nothing else: see fix_addresses
     with tempfile.TemporaryDirectory(prefix="compress-tensorrt-") as name:
-        job_file, result_file = Path(name) / "job.json", Path(name) / "result.json"
-        job_file.write_text(json.dumps({**job, "parent": os.getpid(), "result": str(result_file)}), encoding="utf-8")
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(_WORKER), str(job_file)],
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=BUILD_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise CompressError(
-                f"TensorRT did not finish building {onnx} within {BUILD_TIMEOUT_S} s: make the model or the range of "
-                "its dynamic dimensions smaller, or leave out this target"
-            ) from error
-        finally:
-            process.kill()
-            process.wait()
-        if not result_file.is_file():
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(source.data)
+        (folder / "job.json").write_text(json.dumps({**job, "parent": os.getpid()}), encoding="utf-8")
+        with subprocess.Popen(
+            [sys.executable, "-I", str(_WORKER)], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said, _ = process.communicate(timeout=BUILD_TIMEOUT_S)
+            except subprocess.TimeoutExpired as error:
+                raise CompressError(
+                    f"TensorRT did not finish building {source.path} within {BUILD_TIMEOUT_S} s: make the model or the "
+                    "range of its dynamic dimensions smaller, or leave out this target"
+                ) from error
+            finally:
+                process.kill()
+        if not (folder / "result.json").is_file():
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
-            raise CompressError(f"the TensorRT builder died of {_ending(process.returncode)} on {onnx}: {last}")
-        result = json.loads(result_file.read_text(encoding="utf-8"))
-    if result["error"] is not None:
-        raise CompressError(f"TensorRT refuses {onnx}: {result['error']}")
+            raise CompressError(f"the TensorRT builder died of {_ending(process.returncode)} on {source.path}: {last}")
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if result["error"] is not None:
+            raise CompressError(f"TensorRT refuses {source.path}: {result['error']}")
+        for file in ("model.engine", "build.log"):
+            shutil.move(folder / file, into / file)
     return dict(result)
 
 
