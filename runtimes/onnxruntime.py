@@ -25,7 +25,7 @@ OPTIONS = frozenset({
 # ONNX Runtime's name in a profile -> ours.
 PRECISIONS = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8",
               "int32": "i32", "int64": "i64"}
-PROFILED_RUNS = 5
+PROFILED_RUNS = 10
 FATAL_ONLY = 4      # its log goes to stderr; what went wrong arrives as an exception
 
 
@@ -59,7 +59,7 @@ class ONNXRuntimeRunner:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _open(self._engine, read_files(self._engine), options)
-            for _ in range(PROFILED_RUNS):
+            for _ in range(PROFILED_RUNS + 1):
                 session.run(self._names, dict(feed))
             events = json.loads(Path(session.end_profiling()).read_bytes())
         return _layers(event for event in events if event.get("cat") == "Node" and "op_name" in event["args"])

@@ -226,6 +226,7 @@ def test_layers_say_what_really_ran(case: str, backend: str, folders: dict[tuple
     product = [layer for layer in layers if layer.type.startswith(("MatMul", "FullyConnected"))]
     assert [layer.precision for layer in product] == ["int8" if case == "qdq_matmul" else "f32"]
     assert all(layer.time_us is not None and layer.time_us >= 0 for layer in product)
+    assert not [layer for layer in layers if layer.type in ("Const", "Constant", "Input", "Output")]
 
 
 def test_layers_need_no_feed_and_leave_nothing_behind(
