@@ -49,7 +49,7 @@ class Group:
 
 
 def find_channel_groups(
-    module: nn.Module, calls: Calls, feed: TensorFeed, *, claimed: Iterable[str] = (),
+    module: nn.Module, calls: Calls, feed: TensorFeed, *, claimed: Mapping[str, Role] | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Groups of hidden channels of Linear and convolution layers, and for every other such layer why it has none.
 
@@ -57,7 +57,7 @@ def find_channel_groups(
         module: traced through autograd; left as it was.
         calls: the methods to trace, one per graph.
         feed: a feed that reaches every branch.
-        claimed: paths of layers that another rule prunes (the projections of attention).
+        claimed: sides of layers that another rule prunes (the projections of attention).
 
     Returns:
         ``(groups, skipped)``, ``skipped`` from module path to reason.
@@ -65,9 +65,9 @@ def find_channel_groups(
     import torch_pruning as tp
 
     names = {layer: name for name, layer in module.named_modules()}
-    claimed = set(claimed)
+    claimed = claimed or {}
     roots = [(name, layer) for name, layer in module.named_modules()
-             if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and name not in claimed
+             if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and claimed.get(name) != "out"
              and not any(isinstance(module.get_submodule(p), OPAQUE) for p in _parents(name))]
     skipped: dict[str, str] = {}
     graph = tp.DependencyGraph()
@@ -98,7 +98,7 @@ def find_channel_groups(
         except Exception as error:  # as above
             skipped[name] = f"Torch-Pruning cannot follow its channels ({type(error).__name__}: {error})"
             continue
-        refusal = _refusal(found, names, claimed, shared)
+        refusal = _refusal(graph, found, names, claimed, shared)
         group = None if refusal else _to_group(graph, found, names)
         if group is None:
             skipped[name] = refusal or "no layer reads its channels: they are an output of the model"
@@ -112,7 +112,9 @@ def find_channel_groups(
     return groups, skipped
 
 
-def _refusal(found: Any, names: Mapping[Any, str], claimed: set[str], shared: set[str]) -> str | None:
+def _refusal(
+    graph: Any, found: Any, names: Mapping[Any, str], claimed: Mapping[str, Role], shared: set[str],
+) -> str | None:
     """Why a dependency group is not pruned, or None: only what keeps the function when the channels are zero stays."""
     for item in found:
         layer = item.dep.target.module
@@ -122,8 +124,9 @@ def _refusal(found: Any, names: Mapping[Any, str], claimed: set[str], shared: se
             return "its channels are mixed with a bare parameter of the module"
         if kind == "_OutputOp":
             return "its channels reach an output of the model"
-        if name in claimed:
-            return f"its channels are read by {name!r}, a projection of attention, together with a residual stream"
+        side: Role = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+        if claimed.get(name) == side:
+            return f"its channels are those of the attention heads at {name!r}"
         if name in shared:
             return f"the weight of {name!r} is another layer's too"
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS)):

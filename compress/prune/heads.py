@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from compress.prune.channels import width_of
+from compress.prune.channels import Role, width_of
 from compress.prune.groups import Edit, Group
 
 PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("to_q", "to_k", "to_v"),
@@ -20,16 +20,16 @@ INNER = ("all_head_size", "inner_dim", "attn_dim")       # always heads x head s
 MAYBE_INNER = ("embed_dim", "hidden_size", "dim", "d_model")  # that, or the width of the input: a trial tells
 
 
-def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[str, str], set[str]]:
+def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[str, str], dict[str, Role]]:
     """Attention modules whose heads can be removed.
 
     Returns:
         ``(alternatives, skipped, claimed)``: per attention module the groups to try, in order (they differ in which
-        attributes are rewritten); the reasons for those that cannot; and the paths of all projections of attention.
+        attributes are rewritten); the reasons for those that cannot; and the side of each projection that is heads.
     """
     alternatives: list[tuple[Group, ...]] = []
     skipped: dict[str, str] = {}
-    claimed: set[str] = set()
+    claimed: dict[str, Role] = {}
     for path, layer in module.named_modules():
         if isinstance(layer, nn.MultiheadAttention):
             skipped[path] = "nn.MultiheadAttention ties its width to its input's: use q, k, v and out as Linear layers"
@@ -40,7 +40,9 @@ def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[s
         output = _output(module, path, layer)
         where = f"{path}." if path else ""
         names = [where + name for name in inputs]
-        claimed |= {*names, output} if output else set(names)
+        claimed |= dict.fromkeys(names, "out")
+        if output is not None:
+            claimed[output] = "in"
         made = _groups(module, path, layer, names, output)
         if isinstance(made, str):
             skipped[path] = made

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import numpy as np
 from torch import nn
 
 from compress.errors import CompressError
@@ -63,7 +63,7 @@ def prune_module(
     if config.importance == "magnitude":
         scores = magnitude(module, groups, [costs.unit(number) for number in range(len(groups))])
     else:
-        scores = taylor(module, groups, calls, _first(batches(BATCH), config.samples))
+        scores = taylor(module, groups, calls, _first(batches, config.samples))
     chosen = allocate(costs, scores, macs=config.macs, round_to=config.round_to, max_share=config.max_share)
     removal = {group.name: (group, units) for group, units in zip(groups, chosen, strict=True) if units}
     check = prove(module, removal, calls, few)
@@ -126,11 +126,6 @@ def _matches(path: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(prefix, glob) for glob in globs for prefix in prefixes)
 
 
-def _first(feeds: Iterable[Feed], samples: int) -> Iterator[TensorFeed]:
-    left = samples
-    for feed in feeds:
-        if left <= 0:
-            return
-        size = max(len(np.atleast_1d(array)) for array in feed.values())
-        yield tensors(feed if size <= left else {name: array[:left] for name, array in feed.items()})
-        left -= size
+def _first(batches: Callable[[int], Iterable[Feed]], samples: int) -> Iterator[TensorFeed]:
+    size = min(BATCH, samples)
+    return map(tensors, itertools.islice(batches(size), math.ceil(samples / size)))

@@ -26,25 +26,38 @@ class Small(nn.Module):
         x = self.read(text).unflatten(-1, (2, 4)).transpose(1, 2)
         y = nn.functional.scaled_dot_product_attention(x, x, x).transpose(1, 2).flatten(2)
         pooled = self.seen(image).flatten(2)
-        return self.head(y).sum(1) + self.head(y).mean(1) + torch.matmul(pooled, pooled.transpose(1, 2)).mean() * self.scale[0]
+        return (
+            self.head(y).sum(1)
+            + self.head(y).mean(1)
+            + torch.matmul(pooled, pooled.transpose(1, 2)).mean() * self.scale[0]
+        )
 
 
 @pytest.fixture(scope="module")
 def small():
     example = {"image": np.zeros((2, 1, 5, 5), np.float32), "text": np.zeros((2, 3, 6), np.float32)}
-    return export_model(Small().eval(), name="small", example=example, components={"eye": "seen", "reader": "read"},
-                        inputs={"text": Input(modality="text", dims=("batch", Dim("length", 1, 7, 16)))})
+    return export_model(
+        Small().eval(),
+        name="small",
+        example=example,
+        components={"eye": "seen", "reader": "read"},
+        inputs={"text": Input(modality="text", dims=("batch", Dim("length", 1, 7, 16)))},
+    )
 
 
 def by_hand(length, batch=1):
     return {
-        "seen.0": batch * 25 * 9 * 4, "read": batch * length * 6 * 8, "head": 2 * batch * length * 8 * 2,
+        "seen.0": batch * 25 * 9 * 4,
+        "read": batch * length * 6 * 8,
+        "head": 2 * batch * length * 8 * 2,
         # attention: 2 heads of 4, queries x keys twice; activations: 4 x 25 times 25 x 4
         "": batch * 2 * length * length * (4 + 4) + batch * 4 * 25 * 4,
     }
 
 
-@pytest.mark.parametrize(("sizes", "length", "batch"), [(None, 7, 1), ({"length": 3}, 3, 1), ({"length": 3, "batch": 5}, 3, 5)])
+@pytest.mark.parametrize(
+    ("sizes", "length", "batch"), [(None, 7, 1), ({"length": 3}, 3, 1), ({"length": 3, "batch": 5}, 3, 5)]
+)
 def test_macs_by_hand(small, sizes, length, batch):
     complexity = count(small.graph.program, small, sizes)
     macs = {path: n for path, n in complexity.modules.items() if n}
@@ -69,11 +82,13 @@ def test_parameters_are_counted_once_at_their_first_reader(small):
 
 
 def test_components_without_cost_are_left_out():
-    model = export_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), name="m", example={"input": np.zeros((2, 2), np.float32)})
+    model = export_model(
+        nn.Sequential(nn.Linear(2, 3), nn.ReLU()), name="m", example={"input": np.zeros((2, 2), np.float32)}
+    )
     assert list(count(model.graph.program, model).components) == ["0"]
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")    # torch.export's, of any LSTM
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
 @pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_recurrent_layers(layer, gates):
     module = layer(5, 7, num_layers=2, bidirectional=True, batch_first=True).eval()
@@ -82,10 +97,13 @@ def test_recurrent_layers(layer, gates):
     assert macs == 2 * 6 * 2 * gates * 7 * ((5 + 7) + (14 + 7))
 
 
-@pytest.mark.parametrize(("layer", "shape", "macs"), [
-    (nn.Conv1d(4, 8, 3, groups=2), (1, 4, 10), 8 * 8 * 2 * 3),
-    (nn.ConvTranspose2d(3, 5, 2, 2), (1, 3, 4, 4), 4 * 4 * 3 * 5 * 4),
-])
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Conv1d(4, 8, 3, groups=2), (1, 4, 10), 8 * 8 * 2 * 3),
+        (nn.ConvTranspose2d(3, 5, 2, 2), (1, 3, 4, 4), 4 * 4 * 3 * 5 * 4),
+    ],
+)
 def test_convolutions(layer, shape, macs):
     program = torch.export.export(layer.eval(), (torch.zeros(shape),))
     assert sum(operation.macs for operation in count_operations(program, [shape])) == macs

@@ -15,7 +15,7 @@ class Perceptron(nn.Module):
         self.first, self.second, self.last = nn.Linear(8, 32), nn.Linear(32, 16), nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.second(self.first(x).relu()).sigmoid())     # sigmoid(0) is not 0, and need not be
+        return self.last(self.second(self.first(x).relu()).sigmoid())  # sigmoid(0) is not 0, and need not be
 
 
 class Convolutions(nn.Module):
@@ -23,7 +23,11 @@ class Convolutions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.norm, self.two = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3, padding=1)
+        self.one, self.norm, self.two = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.Conv2d(16, 8, 3, padding=1),
+        )
         self.last = nn.Linear(8 * 16, 3)
         self.norm.running_mean.normal_()
         self.norm.running_var.uniform_(0.5, 2)

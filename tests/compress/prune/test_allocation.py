@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,22 @@ from compress.prune.groups import Edit, Group
 def chain(*widths):
     """Linear layers 0, 1, ..; group i is the hidden units between layers i and i + 1; a layer's MACs are in x out."""
     groups, sides, macs = [], {}, {}
-    for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         macs[str(layer)] = inputs * outputs
         sides[str(layer), "in"], sides[str(layer), "out"] = inputs, outputs
     for hidden, width in enumerate(widths[1:-1]):
         index = tuple((unit,) for unit in range(width))
-        groups.append(Group(name=str(hidden), kind="channels", units=width, edits=(
-            Edit(path=str(hidden), role="out", index=index), Edit(path=str(hidden + 1), role="in", index=index))))
+        groups.append(
+            Group(
+                name=str(hidden),
+                kind="channels",
+                units=width,
+                edits=(
+                    Edit(path=str(hidden), role="out", index=index),
+                    Edit(path=str(hidden + 1), role="in", index=index),
+                ),
+            )
+        )
     return Costs(groups, sides, macs)
 
 
@@ -30,15 +41,19 @@ def test_costs_of_a_chain():
 
 def test_costs_of_heads_count_the_attention_itself():
     index = tuple((2 * head, 2 * head + 1) for head in range(4))
-    group = Group(name="a", kind="heads", units=4, edits=(
-        Edit(path="a.q", role="out", index=index), Edit(path="a.out", role="in", index=index)))
+    group = Group(
+        name="a",
+        kind="heads",
+        units=4,
+        edits=(Edit(path="a.q", role="out", index=index), Edit(path="a.out", role="in", index=index)),
+    )
     costs = Costs([group], {("a.q", "out"): 8, ("a.out", "in"): 8}, {"a.q": 80, "a.out": 80, "a": 40, "rest": 100})
     assert costs.unit(0) == 50
     assert costs.estimate([[1]]) == 250
 
 
 def test_the_least_important_go_first_and_no_more_than_needed():
-    costs = chain(10, 8, 10)                            # 160 MACs, 20 a unit
+    costs = chain(10, 8, 10)  # 160 MACs, 20 a unit
     importance = [np.array([5.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0])]
     assert allocate(costs, importance, macs=1.0, round_to=1, max_share=0.9) == [()]
     assert allocate(costs, importance, macs=0.75, round_to=1, max_share=0.9) == [(1, 3)]
@@ -48,12 +63,12 @@ def test_the_least_important_go_first_and_no_more_than_needed():
 def test_channels_go_in_steps_and_heads_one_at_a_time():
     costs = chain(10, 20, 10)
     importance = [np.arange(20.0)]
-    assert allocate(costs, importance, macs=0.9, round_to=8, max_share=0.9) == [(0, 1, 2, 3)]        # 20 -> 16
-    assert allocate(costs, importance, macs=0.5, round_to=8, max_share=0.9) == [tuple(range(12))]    # 20 -> 8
+    assert allocate(costs, importance, macs=0.9, round_to=8, max_share=0.9) == [(0, 1, 2, 3)]  # 20 -> 16
+    assert allocate(costs, importance, macs=0.5, round_to=8, max_share=0.9) == [tuple(range(12))]  # 20 -> 8
 
 
 def test_importance_is_weighed_against_the_macs_saved():
-    costs = chain(100, 8, 100, 8, 4)                    # groups cost 200, 16 and 104 MACs a unit
+    costs = chain(100, 8, 100, 8, 4)  # groups cost 200, 16 and 104 MACs a unit
     importance = [np.full(8, 2.0), np.full(100, 1.0), np.full(8, 1.0)]
     # 0.01, 0.0625 and 0.0096 per MAC: the third to its floor (2432 -> 2016), then one of the first (1816), the second
     # not at all; 1945 are allowed, so one unit of the third comes back (1920)
@@ -63,13 +78,13 @@ def test_importance_is_weighed_against_the_macs_saved():
 
 
 def test_a_block_that_saved_more_than_needed_gives_smaller_ones_back():
-    costs = chain(10, 16, 100, 16, 1)                   # units cost 110, 32 and 101
+    costs = chain(10, 16, 100, 16, 1)  # units cost 110, 32 and 101
     importance = [np.full(16, 10.0), np.full(100, 1.0), np.full(16, 1000.0)]
     # columns of 1 per 32 first, until the floor of 50; then whole blocks of the first group
     removed = allocate(costs, importance, macs=0.5, round_to=8, max_share=0.9)
     kept = costs.estimate(removed)
     assert kept <= 0.5 * costs.total
-    for group, units in enumerate(removed):             # nothing more can be put back
+    for group, units in enumerate(removed):  # nothing more can be put back
         if units:
             back = [u[:-8] if g == group else u for g, u in enumerate(removed)]
             assert costs.estimate(back) > 0.5 * costs.total
@@ -77,7 +92,7 @@ def test_a_block_that_saved_more_than_needed_gives_smaller_ones_back():
 
 def test_a_layer_is_never_emptied_and_the_best_reachable_share_is_named():
     costs = chain(10, 32, 10)
-    removed, = allocate(costs, [np.arange(32.0)], macs=0.25, round_to=8, max_share=0.9)
+    (removed,) = allocate(costs, [np.arange(32.0)], macs=0.25, round_to=8, max_share=0.9)
     assert removed == tuple(range(24))
     with pytest.raises(CompressError, match=r"cannot prune to 20% of the MACs: the smallest share .* is 25.0%"):
         allocate(costs, [np.arange(32.0)], macs=0.2, round_to=8, max_share=0.9)

@@ -25,13 +25,16 @@ def test_cutting_inputs_leaves_the_bias():
     assert torch.equal(layer.bias, bias)
 
 
-@pytest.mark.parametrize(("layer", "role", "shape", "numbers"), [
-    (nn.Conv2d(4, 6, 3), "out", (4, 4, 3, 3), (4, 4, 1)),
-    (nn.Conv2d(4, 6, 3), "in", (6, 2, 3, 3), (2, 6, 1)),
-    (nn.ConvTranspose2d(4, 6, 3), "out", (4, 4, 3, 3), (4, 4, 1)),
-    (nn.ConvTranspose2d(4, 6, 3), "in", (2, 6, 3, 3), (2, 6, 1)),
-    (nn.Conv1d(4, 4, 3, groups=4), "out", (2, 1, 3), (2, 2, 2)),
-])
+@pytest.mark.parametrize(
+    ("layer", "role", "shape", "numbers"),
+    [
+        (nn.Conv2d(4, 6, 3), "out", (4, 4, 3, 3), (4, 4, 1)),
+        (nn.Conv2d(4, 6, 3), "in", (6, 2, 3, 3), (2, 6, 1)),
+        (nn.ConvTranspose2d(4, 6, 3), "out", (4, 4, 3, 3), (4, 4, 1)),
+        (nn.ConvTranspose2d(4, 6, 3), "in", (2, 6, 3, 3), (2, 6, 1)),
+        (nn.Conv1d(4, 4, 3, groups=4), "out", (2, 1, 3), (2, 2, 2)),
+    ],
+)
 def test_cut_convolutions(layer, role, shape, numbers):
     cut(layer, role, [0, 3])
     assert tuple(layer.weight.shape) == shape
@@ -70,13 +73,16 @@ def test_apply_channels_rewrites_an_embedding():
     assert (module[0].num_embeddings, module[0].embedding_dim) == (7, 6)
 
 
-@pytest.mark.parametrize(("attributes", "message"), [
-    ({"nowhere": {"heads": 2}}, "'nowhere', which the factory's module does not have"),
-    ({"attention": {"nothing": 2}}, "attention.nothing to 2"),
-    ({"attention": {"heads": "2"}}, "attention.heads to '2'"),
-    ({"attention": {"training": True}}, "attention.training to True"),
-    ({"attention": {"forward": 1}}, "attention.forward to 1"),
-])
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"nowhere": {"heads": 2}}, "'nowhere', which the factory's module does not have"),
+        ({"attention": {"nothing": 2}}, "attention.nothing to 2"),
+        ({"attention": {"heads": "2"}}, "attention.heads to '2'"),
+        ({"attention": {"training": True}}, "attention.training to True"),
+        ({"attention": {"forward": 1}}, "attention.forward to 1"),
+    ],
+)
 def test_a_channel_map_may_only_replace_numbers(networks, attributes, message):
     with pytest.raises(CompressError, match=message):
         apply_channels(networks.Block(), {"attributes": attributes}, {})

@@ -19,7 +19,9 @@ def first_group(networks, calls, x):
 
 def shifted(group, path):
     """The group with one layer's channels off by one: the kind of mistake the check is there for."""
-    wrong = tuple(replace(edit, index=edit.index[1:] + edit.index[:1]) if edit.path == path else edit for edit in group.edits)
+    wrong = tuple(
+        replace(edit, index=edit.index[1:] + edit.index[:1]) if edit.path == path else edit for edit in group.edits
+    )
     return replace(group, edits=wrong)
 
 
@@ -45,7 +47,7 @@ def test_a_group_that_lacks_a_layer_is_caught(networks, calls):
     x = torch.randn(4, 8)
     module, group = first_group(networks, calls, x)
     lacking = replace(group, edits=tuple(edit for edit in group.edits if edit.path != "second"))
-    with pytest.raises(CompressError, match="group 'first' .* forward fails: RuntimeError"):
+    with pytest.raises(CompressError, match=r"group 'first' .* forward fails: RuntimeError"):
         prove(module, {lacking.name: (lacking, (0,))}, calls, {"x": x})
     assert module(x).shape == (4, 4)
 
@@ -64,7 +66,8 @@ def test_heads_removed_without_their_number_are_caught(networks, calls):
     index = tuple(tuple(range(8 * head, 8 * head + 8)) for head in range(4))
     edits = (*(Edit(path=path, role="out", index=index) for path in "qkv"), Edit(path="out", role="in", index=index))
     from compress.prune.groups import Group
-    silent = Group(name="attention", kind="heads", units=4, edits=edits)      # what Torch-Pruning does
+
+    silent = Group(name="attention", kind="heads", units=4, edits=edits)  # what Torch-Pruning does
     with pytest.raises(CompressError, match="'attention'"):
         prove(module, {"attention": (silent, (0, 2))}, calls, {"x": torch.randn(2, 5, 32)})
     right = replace(silent, attributes={"": {"heads": 1}})
@@ -95,6 +98,7 @@ def test_one_unit_cannot_go(calls):
     module = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))
     one = Edit(path="0", role="out", index=((0,),)), Edit(path="1", role="in", index=((0,),))
     from compress.prune.groups import Group
+
     assert trial(module, (Group(name="0", kind="channels", units=1, edits=one),), calls, {}) == "it has one unit"
 
 
@@ -105,5 +109,6 @@ def test_difference_compares_shapes_values_and_finiteness():
         difference({"a": torch.ones(1)}, {"a": torch.full((1,), torch.nan)})
     with pytest.raises(CompressError, match="output a of the original is not finite"):
         difference({"a": torch.full((1,), torch.inf)}, {"a": torch.zeros(1)})
-    assert difference({"a": torch.tensor([2.0]), "n": torch.tensor([1])}, {"a": torch.tensor([2.0001]), "n": torch.tensor([2])}
-                      ) == pytest.approx(1e-4, rel=1e-2)
+    assert difference(
+        {"a": torch.tensor([2.0]), "n": torch.tensor([1])}, {"a": torch.tensor([2.0001]), "n": torch.tensor([2])}
+    ) == pytest.approx(1e-4, rel=1e-2)

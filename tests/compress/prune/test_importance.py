@@ -23,15 +23,19 @@ def pair():
 
 def test_magnitude_is_squared_weights_over_the_mean_times_macs():
     module, group = pair()
-    scores, = magnitude(module, [group], [10.0])
+    (scores,) = magnitude(module, [group], [10.0])
     # 1 + 25 = 26 and 9 + 49 = 58, mean 42
     np.testing.assert_allclose(scores, [260 / 42, 580 / 42], rtol=1e-6)
 
 
 def test_magnitude_of_a_unit_sums_its_channels():
-    module, group = pair()
-    whole = Group(name="0", kind="channels", units=1, edits=(
-        Edit(path="0", role="out", index=((0, 1),)), Edit(path="1", role="in", index=((0, 1),))))
+    module, _ = pair()
+    whole = Group(
+        name="0",
+        kind="channels",
+        units=1,
+        edits=(Edit(path="0", role="out", index=((0, 1),)), Edit(path="1", role="in", index=((0, 1),))),
+    )
     np.testing.assert_allclose(magnitude(module, [whole], [4.0])[0], [4.0])
 
 
@@ -40,10 +44,10 @@ def test_taylor_is_the_squared_contribution_to_the_output(calls):
     module, group = pair()
     module.forward = lambda x: module[1](module[0](x))
     x = torch.tensor([[4.0], [-3.0]])
-    scores, = taylor(module, [group], calls, [{"x": x}])
+    (scores,) = taylor(module, [group], calls, [{"x": x}])
     # contributions: 5 (x + 2) = 30, -5 and 21 x = 84, -63, each times the same random number v of its sample
     v = torch.randn(2, 1, generator=torch.Generator().manual_seed(0))[:, 0].double().numpy()
-    spread = 26 * 3.5                                   # y = 26 x + 10 (+ bias): 7 apart, half of it
+    spread = 26 * 3.5  # y = 26 x + 10 (+ bias): 7 apart, half of it
     expected = [np.mean((v * [30, -5] / spread) ** 2), np.mean((v * [84, -63] / spread) ** 2)]
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
@@ -51,9 +55,9 @@ def test_taylor_is_the_squared_contribution_to_the_output(calls):
 def test_taylor_sees_that_a_unit_is_never_active(networks, calls):
     module = networks.Perceptron().eval()
     with torch.no_grad():
-        module.first.bias[7] = -100                     # its relu never opens
+        module.first.bias[7] = -100  # its relu never opens
     group, _ = find_channel_groups(module, calls, {"x": torch.randn(2, 8)})[0]
-    scores, = taylor(module, [group], calls, [{"x": torch.randn(16, 8)}, {"x": torch.randn(16, 8)}])
+    (scores,) = taylor(module, [group], calls, [{"x": torch.randn(16, 8)}, {"x": torch.randn(16, 8)}])
     assert scores[7] == 0
     assert (np.delete(scores, 7) > 0).all()
 

@@ -19,8 +19,16 @@ from compress.prune import structured as structured_module
 from compress.zoo import digits_questions, digits_vqa
 from runtimes.spec import Dim
 
-SIZE = {"width": 32, "head_dim": 8, "image_heads": [4, 4], "image_hidden": [64, 64], "text_heads": [4], "text_hidden": [64],
-        "fusion_heads": [4], "fusion_hidden": [64]}
+SIZE = {
+    "width": 32,
+    "head_dim": 8,
+    "image_heads": [4, 4],
+    "image_hidden": [64, 64],
+    "text_heads": [4],
+    "text_hidden": [64],
+    "fusion_heads": [4],
+    "fusion_hidden": [64],
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +38,30 @@ def demo():
     generator = np.random.default_rng(0)
     example = {"image": generator.random((2, 1, 8, 8), np.float32), "question": generator.integers(1, 30, (2, 8))}
     return export_model(
-        module, name="digits-vqa", example=example, factory=Factory(reference="compress.zoo.digits_vqa:build", kwargs=SIZE),
+        module,
+        name="digits-vqa",
+        example=example,
+        factory=Factory(reference="compress.zoo.digits_vqa:build", kwargs=SIZE),
         inputs={"question": Input(modality="text", dims=("batch", Dim("length", 4, 8, 12)))},
-        labels={"output": digits_questions.ANSWERS})
+        labels={"output": digits_questions.ANSWERS},
+    )
 
 
 @pytest.fixture(scope="module")
 def samples(demo):
     generator = np.random.default_rng(1)
-    return open_set([{"image": generator.random((24, 1, 8, 8), np.float32), "question": generator.integers(1, 30, (24, 8))}],
-                    demo.inputs, name="samples")
+    return open_set(
+        [{"image": generator.random((24, 1, 8, 8), np.float32), "question": generator.integers(1, 30, (24, 8))}],
+        demo.inputs,
+        name="samples",
+    )
 
 
 @pytest.fixture(scope="module")
 def halved(demo, samples):
     before = {name: value.clone() for name, value in demo.weights.items()}
     result = prune(demo, samples, PruneConfig(macs=0.5))
-    assert equal(before, demo.weights)                   # the input is left as it was
+    assert equal(before, demo.weights)  # the input is left as it was
     assert demo.module.image_encoder.blocks[0].attention.heads == 4
     return result
 
@@ -75,7 +90,8 @@ def test_the_demo_model_loses_half_of_its_macs(demo, samples, halved):
             assert (layer.heads, layer.q.out_features, layer.out.in_features) == (group.after, *[8 * group.after] * 2)
     feed = samples.first(3)
     np.testing.assert_allclose(
-        run_program(halved.model, feed)["output"], call(halved.model.module, feed), rtol=1e-4, atol=1e-5)
+        run_program(halved.model, feed)["output"], call(halved.model.module, feed), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -102,8 +118,12 @@ def test_two_runs_give_the_same_model(demo, samples, halved):
 def test_prunable_tells_without_pruning(demo):
     groups, skipped = prunable(demo)
     heads = [(g.name, g.before, g.after) for g in groups if g.kind == "heads"]
-    assert heads == [("image_encoder.blocks.0.attention", 4, 4), ("image_encoder.blocks.1.attention", 4, 4),
-                     ("text_encoder.blocks.0.attention", 4, 4), ("fusion.blocks.0.attention", 4, 4)]
+    assert heads == [
+        ("image_encoder.blocks.0.attention", 4, 4),
+        ("image_encoder.blocks.1.attention", 4, 4),
+        ("text_encoder.blocks.0.attention", 4, 4),
+        ("fusion.blocks.0.attention", 4, 4),
+    ]
     assert {g.name for g in groups} >= {"image_encoder.blocks.0.up", "text_encoder.blocks.0.up", "fusion.blocks.0.up"}
     assert "LayerNorm" in skipped["image_encoder.blocks.0.down"]
     assert "output of the model" in skipped["head.answer"]
@@ -126,7 +146,9 @@ def test_the_check_stops_a_wrong_removal_and_names_it(demo, samples, monkeypatch
         return [dataclasses.replace(first, edits=(turned, *first.edits[1:])), *rest], skipped
 
     monkeypatch.setattr(structured_module, "find_groups", wrong)
-    with pytest.raises(CompressError, match=r"pruning group 'image_encoder.blocks.0.attention' would change the function"):
+    with pytest.raises(
+        CompressError, match=r"pruning group 'image_encoder.blocks.0.attention' would change the function"
+    ):
         prune(demo, samples, PruneConfig(macs=0.4))
 
 
@@ -152,16 +174,24 @@ def test_the_users_own_factory_is_called_when_named(demo, samples, monkeypatch):
     assert prunable(theirs, factory="mine_to_prune:build") == prunable(demo)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"macs": 0.0}, r"macs=0.0 is the share of MACs to keep"), ({"macs": 1.5}, r"macs=1.5"),
-    ({"round_to": 0}, "round_to=0 must be at least 1"), ({"importance": "luck"}, "importance='luck' is unknown"),
-    ({"max_share": 1.0}, r"max_share=1.0 must be in \(0, 1\)"), ({"samples": 0}, "samples=0 must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"macs": 0.0}, r"macs=0.0 is the share of MACs to keep"),
+        ({"macs": 1.5}, r"macs=1.5"),
+        ({"round_to": 0}, "round_to=0 must be at least 1"),
+        ({"importance": "luck"}, "importance='luck' is unknown"),
+        ({"max_share": 1.0}, r"max_share=1.0 must be in \(0, 1\)"),
+        ({"samples": 0}, "samples=0 must be at least 1"),
+    ],
+)
 def test_settings_are_checked(settings, message):
     with pytest.raises(CompressError, match=message):
         PruneConfig(**settings)
 
 
 def test_importing_the_stage_loads_nothing_heavy():
-    code = "import sys; from compress.prune import prune; assert not {'torch', 'torch_pruning', 'onnx'} & set(sys.modules)"
+    code = (
+        "import sys; from compress.prune import prune; assert not {'torch', 'torch_pruning', 'onnx'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -31,12 +31,12 @@ def test_perceptron_to_half(networks, prune_one, noise):
     module = networks.Perceptron()
     silence(module, {"second": range(8, 32)})
     pruned = prune_one(module, noise(16, 8), macs=0.5, keep=("last",))
-    # 'last' is kept, so only the 32 hidden units can go, 26 = 8 + 16 MACs + .. a unit: 832 -> 832 - 24 k <= 416, k = 18 -> 24
+    # only the 32 hidden units can go, each 8 + 16 MACs: 832 - 24 k <= 416 needs k = 18, rounded up to 24
     assert shapes(pruned.module) == {"first.weight": (8, 8), "second.weight": (16, 8), "last.weight": (4, 16)}
     assert pruned.removed == {"first": 24}
     assert pruned.skipped["second"] == "left whole by keep"
     x = torch.from_numpy(noise(5, 8))
-    torch.testing.assert_close(pruned.module(x), module(x), rtol=1e-5, atol=1e-6)    # what went was silent
+    torch.testing.assert_close(pruned.module(x), module(x), rtol=1e-5, atol=1e-6)  # what went was silent
     assert (pruned.module.first.out_features, pruned.module.second.in_features) == (8, 8)
 
 
@@ -46,7 +46,11 @@ def test_convolutions_keep_their_batch_norm(networks, prune_one, noise):
     pruned = prune_one(module, noise(16, 1, 4, 4), macs=0.6)
     # 16 x (16 x 9 + 16 x 8 x 9 + 8 x 3) MACs; 'two' has 8 channels, no more than round_to: 16 -> 8 leaves 51 %
     assert shapes(pruned.module) == {
-        "one.weight": (8, 1, 3, 3), "norm.weight": (8,), "two.weight": (8, 8, 3, 3), "last.weight": (3, 128)}
+        "one.weight": (8, 1, 3, 3),
+        "norm.weight": (8,),
+        "two.weight": (8, 8, 3, 3),
+        "last.weight": (3, 128),
+    }
     assert pruned.skipped["two"] == "it has 8 channels, no more than round_to=8"
     assert torch.equal(pruned.module.norm.running_mean, module.norm.running_mean[::2])
     x = torch.from_numpy(noise(5, 1, 4, 4))
@@ -56,7 +60,7 @@ def test_convolutions_keep_their_batch_norm(networks, prune_one, noise):
 @pytest.mark.parametrize("importance", ["taylor", "magnitude"])
 def test_transformer_block_loses_heads_and_hidden_units(networks, prune_one, noise, importance):
     module = networks.Block()
-    with torch.no_grad():                                # heads 1 and 2 and hidden units 32.. do nothing
+    with torch.no_grad():  # heads 1 and 2 and hidden units 32.. do nothing
         for layer in (module.attention.q, module.attention.k, module.attention.v):
             layer.weight[8:24] = 0
             layer.bias[8:24] = 0
@@ -66,12 +70,21 @@ def test_transformer_block_loses_heads_and_hidden_units(networks, prune_one, noi
         module.up.bias[32:] = 0
     pruned = prune_one(module, noise(16, 5, 32), macs=0.5, importance=importance)
     assert shapes(pruned.module) == {
-        "norm1.weight": (32,), "norm2.weight": (32,), "attention.q.weight": (16, 32), "attention.k.weight": (16, 32),
-        "attention.v.weight": (16, 32), "attention.out.weight": (32, 16), "up.weight": (32, 32), "down.weight": (32, 32)}
+        "norm1.weight": (32,),
+        "norm2.weight": (32,),
+        "attention.q.weight": (16, 32),
+        "attention.k.weight": (16, 32),
+        "attention.v.weight": (16, 32),
+        "attention.out.weight": (32, 16),
+        "up.weight": (32, 32),
+        "down.weight": (32, 32),
+    }
     assert pruned.module.attention.heads == 2
     assert pruned.attributes == {"attention": {"heads": 2}}
     assert [(g.name, g.kind, g.before, g.after) for g in pruned.groups] == [
-        ("attention", "heads", 4, 2), ("up", "channels", 64, 32)]
+        ("attention", "heads", 4, 2),
+        ("up", "channels", 64, 32),
+    ]
     x = torch.from_numpy(noise(3, 7, 32))
     torch.testing.assert_close(pruned.module(x), module(x), rtol=1e-5, atol=1e-6)
 
@@ -82,7 +95,12 @@ def test_branches_shrink_together(networks, prune_one, noise):
     pruned = prune_one(module, noise(16, 8), macs=0.45)
     # a 24 -> 8, b 16 -> 8, so c and the concatenation 40 -> 16
     assert shapes(pruned.module) == {
-        "a.weight": (8, 8), "b.weight": (8, 8), "c.weight": (16, 8), "join.weight": (4, 16), "side.weight": (4, 8)}
+        "a.weight": (8, 8),
+        "b.weight": (8, 8),
+        "c.weight": (16, 8),
+        "join.weight": (4, 16),
+        "side.weight": (4, 8),
+    }
     x = torch.from_numpy(noise(5, 8))
     torch.testing.assert_close(pruned.module(x), module(x), rtol=1e-5, atol=1e-6)
 
@@ -160,19 +178,30 @@ class RandomBranches(nn.Module):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(plan=st.lists(st.tuples(st.sampled_from([4, 8, 12, 16]), st.integers(0, 5), st.integers(0, 5),
-                               st.sampled_from(["relu", "tanh", "sigmoid"])), min_size=2, max_size=5),
-       share=st.sampled_from([0.6, 0.8, 0.95]))
+@given(
+    plan=st.lists(
+        st.tuples(
+            st.sampled_from([4, 8, 12, 16]),
+            st.integers(0, 5),
+            st.integers(0, 5),
+            st.sampled_from(["relu", "tanh", "sigmoid"]),
+        ),
+        min_size=2,
+        max_size=5,
+    ),
+    share=st.sampled_from([0.6, 0.8, 0.95]),
+)
 def test_random_branching_networks(plan, share):
     torch.manual_seed(0)
     module = RandomBranches(plan).eval()
     x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     macs = {name: layer.weight.numel() for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     try:
-        pruned = prune_module(module, {"forward": Graph()}, lambda size: [{"x": x}], macs,
-                              PruneConfig(macs=share, round_to=2))
+        pruned = prune_module(
+            module, {"forward": Graph()}, lambda size: [{"x": x}], macs, PruneConfig(macs=share, round_to=2)
+        )
     except CompressError as error:
-        assert "smallest share" in str(error) or "nothing in the model" in str(error)     # noqa: PT017 - both are answers
+        assert "smallest share" in str(error) or "nothing in the model" in str(error)  # noqa: PT017 - both are answers
         return
     left = {name: layer for name, layer in pruned.module.named_modules() if isinstance(layer, nn.Linear)}
     assert sum(layer.weight.numel() for layer in left.values()) <= share * sum(macs.values())
@@ -192,4 +221,4 @@ def test_samples_bounds_what_importance_reads(networks, calls):
             yield {"x": np.zeros((size, 5, 32), np.float32)}
 
     prune_module(networks.Block(), calls, batches, {}, PruneConfig(samples=40))
-    assert next(read) == 1 + 2 + 1                       # for the check; 32 + 8 samples; the end is seen on the next
+    assert next(read) == 1 + 2  # one batch for the check; 40 samples in batches of 32
