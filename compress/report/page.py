@@ -103,7 +103,7 @@ def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) ->
     share, targets = is_share(bench.metric), list(by_target(bench))
     points = []
     for row in bench.rows:
-        if row.latency_ms is None or row.accuracy is None:
+        if row.latency_ms is None or row.accuracy is None or not row.size_bytes:
             continue
         time, score = row.latency_ms, row.accuracy
         points.append(
