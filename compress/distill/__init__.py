@@ -76,8 +76,8 @@ class DistillResult:
     skipped: tuple[str, ...]                       # features that could not be, and why
     quantized: bool
 
-    def summary(self) -> dict[str, Any]:
-        """A JSON record of the run; its only timings are the ``seconds`` of the history."""
+    def to_json(self) -> dict[str, Any]:
+        """The record of the stage, without the model; its only timings are the ``seconds`` of the history."""
         return {
             "history": [dict(entry) for entry in self.history],
             "before": self.before,
@@ -87,6 +87,8 @@ class DistillResult:
             "skipped_features": list(self.skipped),
             "quantization_aware": self.quantized,
         }
+
+    summary = to_json  # compress.pipeline calls it so
 
 
 def distill(

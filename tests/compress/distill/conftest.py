@@ -9,10 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from calibration import CalibrationSet, open_set
 from compress.model import Model
 from compress.modelfile import export_model
-from torch import Tensor, nn
 
 
 class Tiny(nn.Module):
@@ -54,8 +55,9 @@ def perturb() -> Callable[[Model, float], Model]:
 
     def noisy(model: Model, size: float) -> Model:
         noise = torch.Generator().manual_seed(1)
+        weights = model.weights.items()
         return with_weights(
-            model, {key: value + size * torch.randn(value.shape, generator=noise) for key, value in model.weights.items()}
+            model, {key: value + size * torch.randn(value.shape, generator=noise) for key, value in weights}
         )
 
     return noisy

@@ -1,6 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
+
 from calibration import open_set
 from compress.distill import batches as module
 from compress.distill.batches import Batches
@@ -59,6 +62,6 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero():
     shares = [schedule(step, 100) for step in range(100)]
     np.testing.assert_allclose(shares[:6], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     np.testing.assert_allclose(shares[52], 0.5 * (1 + np.cos(np.pi * 47 / 95)))
-    assert all(a > b for a, b in zip(shares[5:], shares[6:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(shares[5:]))
     assert 0 < shares[-1] < 0.001
     assert schedule(0, 1) == 1.0

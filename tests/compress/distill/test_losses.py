@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from compress.distill import DistillConfig
 from compress.distill.losses import Criterion, divergence, label_loss, relative_error
 from compress.errors import CompressError

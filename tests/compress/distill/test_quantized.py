@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from compress.distill import DistillConfig, distill
 from compress.model import Model
 from compress.modelfile import read_model, write_model

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from calibration import open_set, write
 from compress.distill import DistillConfig, distill
 from compress.distill.checkpoint import Checkpoint
@@ -125,8 +126,6 @@ def test_a_damaged_checkpoint_costs_time_alone(folder):
 
 
 def test_a_checkpoint_that_is_a_pickle_of_code_is_ignored_and_not_run(tmp_path):
-    import pickle
-
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
