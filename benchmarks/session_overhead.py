@@ -75,7 +75,8 @@ def overhead(engine: Engine, seconds: float) -> dict[str, Any]:
         "backend": engine.backend, "precision": engine.precision, "digest": engine.digest,
         "version": version(engine.backend), "rounds": rounds_us.shape[1], "vendor_us": round(vendor_us, 2),
         "session_us": round(session_us, 2), "added_us": round(added_us, 2), "noise_us": round(noise_us, 2),
-        "added_p10_us": round(float(undisturbed_us[1] - undisturbed_us[0]), 2), "ratio": round(1 + added_us / vendor_us, 4),
+        "added_p10_us": round(float(undisturbed_us[1] - undisturbed_us[0]), 2),
+        "ratio": round(1 + added_us / vendor_us, 4),
         "within": added_us <= max(LIMIT_US, LIMIT_SHARE * vendor_us),
     }
 
