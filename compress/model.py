@@ -77,6 +77,9 @@ class Model:
     weights: Mapping[str, torch.Tensor]  # the module's state dict, shared by all graphs
     components: Mapping[str, str]  # component name -> module path
     example: Mapping[str, np.ndarray]
+    labels: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # output -> what each index of its last axis means
     factory: Factory | None = None
     channels: Mapping[str, Any] = field(default_factory=dict)  # what pruning changed, to re-apply to a factory's module
     quantization: Quantization | None = None

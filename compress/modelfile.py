@@ -14,19 +14,19 @@ import inspect
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from compress.store import atomic_write
 from torch import nn
 
 from compress.errors import CompressError
 from compress.model import Factory, Graph, Input, Model, ProgramGraph, Quantization
 from compress.program import module_path, named_outputs, program_from_json, program_to_json, trace
+from compress.store import atomic_write
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest
 from runtimes.spec import Dim, Feed, Modality, TensorSpec, check_feed
@@ -46,6 +46,7 @@ def save(
     factory: str | Callable[..., nn.Module] | None = None,
     factory_kwargs: Mapping[str, Any] | None = None,
     graphs: Mapping[str, Graph] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
     name: str | None = None,
 ) -> Model:
     """Write a trained module as a model file, and return what was written.
@@ -59,6 +60,7 @@ def save(
         factory: ``package.module:function`` (or the function) that rebuilds the module, needed by prune.
         factory_kwargs: its keyword arguments, JSON only.
         graphs: what is exported as one engine each; by default one graph, ``forward``.
+        labels: output name -> what each index of its last axis means, for outputs whose argmax is the answer.
         name: what reports call the model; by default the module's class.
 
     Raises:
@@ -68,7 +70,7 @@ def save(
     reference = _factory_reference(factory, factory_kwargs or {})
     exported = export_model(
         model, name=name or type(model).__name__, example=example, inputs=inputs, components=components,
-        factory=reference, graphs=graphs,
+        factory=reference, graphs=graphs, labels=labels,
     )  # fmt: skip
     if reference is not None:
         _check_factory(exported, model)
@@ -85,6 +87,7 @@ def export_model(
     components: Mapping[str, str] | None = None,
     factory: Factory | None = None,
     graphs: Mapping[str, Graph] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
     channels: Mapping[str, Any] | None = None,
 ) -> Model:
     """Trace ``module`` into a :class:`Model`; the arguments are :func:`save`'s."""
@@ -97,13 +100,14 @@ def export_model(
     dims = {d.name: d for i in (inputs or {}).values() for d in i.dims or () if isinstance(d, Dim)}
     specs = {key: _input_spec(key, value, (inputs or {}).get(key, Input()), dims) for key, value in feed.items()}
     programs = {key: _trace_graph(module, graph, feed, specs) for key, graph in graphs.items()}
+    named = _check_labels(labels or {}, programs)
     weights: dict[str, torch.Tensor] = {}
     for graph in programs.values():
         weights.update({key: value.detach() for key, value in graph.program.state_dict.items()})
         weights.update({k: v for k, v in graph.program.constants.items() if isinstance(v, torch.Tensor)})
     return Model(
         name=name, graphs=programs, weights=weights, components=_check_components(module, components), example=feed,
-        factory=factory, channels=channels or {}, module=module,
+        factory=factory, channels=channels or {}, labels=named, module=module,
     )  # fmt: skip
 
 
@@ -216,6 +220,20 @@ def _check_components(module: nn.Module, components: Mapping[str, str] | None) -
                 f"component {name!r} is at {path!r}, but {type(module).__name__} has no such sub-module"
             )
     return dict(components)
+
+
+def _check_labels(
+    labels: Mapping[str, Sequence[str]], programs: Mapping[str, ProgramGraph]
+) -> dict[str, tuple[str, ...]]:
+    outputs = {spec.name: spec for graph in programs.values() for spec in graph.outputs}
+    for name, words in labels.items():
+        if name not in outputs:
+            raise CompressError(f"labels names output {name!r}, but the model's outputs are {list(outputs)}")
+        if outputs[name].shape[-1] != len(words):
+            raise CompressError(
+                f"output {name!r} is {outputs[name].describe()}, but {len(words)} labels are given for it"
+            )
+    return {name: tuple(words) for name, words in labels.items()}
 
 
 # --- factories --------------------------------------------------------------------------------------------------------
@@ -341,6 +359,7 @@ def write_model(model: Model, path: Path) -> None:
         "components": dict(model.components),
         "factory": None if model.factory is None else dataclasses.asdict(model.factory),
         "channels": model.channels,
+        "labels": {name: list(words) for name, words in model.labels.items()},
         "quantization": None if model.quantization is None else dataclasses.asdict(model.quantization),
         "aliases": names,
         "files": {name: bytes_digest(data) for name, data in sorted(members.items())},
@@ -405,6 +424,7 @@ def read_model(path: Path) -> Model:
             example=example,
             factory=None if header["factory"] is None else Factory(**header["factory"]),
             channels=header["channels"],
+            labels={name: tuple(words) for name, words in header["labels"].items()},
             quantization=None if header["quantization"] is None else _read_quantization(header["quantization"]),
         )
         for graph in graphs.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,10 @@ class DistillConfig:
     batch_size: int = field(
         default=64, metadata={"help": "Samples a step; never more than the model's batch dimension allows."}
     )
-    learning_rate: float = field(
-        default=5e-4, metadata={"help": "Peak of the learning rate: a short warm-up, then a cosine to zero."}
-    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak of the learning rate: a short warm-up, then a cosine to zero. "
+                                        "Default: 1e-3; 1e-4 for a quantized student, which is close to its teacher."}
+    )  # fmt: skip
     loss: Literal["kl", "mse"] = field(
         default="kl", metadata={"help": "How outputs are compared: kl for class scores, mse for other numbers."}
     )
@@ -44,8 +46,9 @@ class DistillConfig:
             if getattr(self, name) < 1:
                 raise CompressError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise CompressError(f"{name} is {getattr(self, name)}: it must be above 0 and finite")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise CompressError(f"{name} is {value}: it must be above 0 and finite")
         weights = (self.logit_weight, self.feature_weight, self.label_weight)
         if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
             raise CompressError(
@@ -125,6 +128,8 @@ def distill(
     from compress.distill.losses import Criterion
     from compress.distill.teacher import Teacher
 
+    if config.learning_rate is None:
+        config = dataclasses.replace(config, learning_rate=1e-3 if student.quantization is None else 1e-4)
     check_pair(student, teacher, config)
     check_data(student, data, validation, metric, config)
     matched = match_features(student, teacher, config)

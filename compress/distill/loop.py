@@ -95,8 +95,10 @@ def train(
 ) -> State:  # fmt: skip
     """Train ``student`` in place from where the checkpoint left it, and return the state at the end."""
     module = student.module
+    peak = config.learning_rate
+    assert peak is not None  # distill has chosen one
     # No weight decay: a student that equals its teacher has to stay where it is.
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, fused=True)
     state = _resume(checkpoint, module, optimizer)
     if state is None:
         score = scorer() if scorer else None
@@ -108,7 +110,7 @@ def train(
         for batch in batches.epoch(epoch, skip=done):
             started = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(state.step, total)
+                group["lr"] = peak * schedule(state.step, total)
             losses = criterion(student(batch.feed), teacher(batch), batch.labels)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]

@@ -46,7 +46,8 @@ class QuantizeResult:
     operators: tuple[Mapping[str, Any], ...]
     samples: int
 
-    def summary(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """The record of the stage, without the model."""
         int8 = [o for o in self.operators if o["precision"] == "int8"]
         quantization = self.model.quantization
         assert quantization is not None

@@ -15,21 +15,22 @@ IMAGE_SIZE = 8          # pixels a side; every pixel is a token
 SHORTEST, LONGEST = 4, 12   # words in a question
 WORDS = 40              # rows of the embedding table; the vocabulary of digits_questions fits
 ANSWERS = 12            # yes, no, zero .. nine
+STEM = 32               # channels between the image encoder's two convolutions
 
 
 def build(
     *,
-    width: int = 256,
-    head_dim: int = 32,
-    image_heads: Sequence[int] = (8, 8, 8, 8),
-    image_hidden: Sequence[int] = (1024, 1024, 1024, 1024),
-    text_heads: Sequence[int] = (8,),
-    text_hidden: Sequence[int] = (512,),
-    fusion_heads: Sequence[int] = (8,),
-    fusion_hidden: Sequence[int] = (1024,),
+    width: int = 384,
+    head_dim: int = 64,
+    image_heads: Sequence[int] = (6, 6),
+    image_hidden: Sequence[int] = (1024, 1024),
+    text_heads: Sequence[int] = (4,),
+    text_hidden: Sequence[int] = (384,),
+    fusion_heads: Sequence[int] = (6,),
+    fusion_hidden: Sequence[int] = (768,),
     words: int = WORDS,
     answers: int = ANSWERS,
-) -> nn.Module:
+) -> DigitsVQA:
     """Return the network with fresh weights; the factory ``compress.zoo.digits_vqa:build``.
 
     Args:
@@ -76,28 +77,31 @@ class DigitsVQA(nn.Module):
         logits: Tensor = self.head(self.fusion(text, self.image_encoder(image)), words)
         return logits
 
-    def ask(self, image: Tensor, questions: Tensor) -> Tensor:
+    def ask(self, seen: Tensor, questions: Tensor) -> Tensor:
         """Logits ``(batch, asked, answers)`` of several ``questions`` ``(batch, asked, length)`` about each image.
 
-        Equal to :meth:`forward` on every pair, with each image encoded once: a word attends to the image and to the
-        words of its own question only, so the questions of an image are one long query.
+        ``seen`` is what the image encoder made of the images. Equal to :meth:`forward` on every pair: a word attends
+        to the image and to the words of its own question only, so the questions of an image are one long query.
         """
         batch, asked, length = questions.shape
         question = questions.flatten(0, 1)
         words = question != PADDING
         text = self.text_encoder(question, words).reshape(batch, asked * length, -1)
-        fused = self.fusion(text, self.image_encoder(image)).reshape(batch * asked, length, -1)
+        fused = self.fusion(text, seen).reshape(batch * asked, length, -1)
         logits: Tensor = self.head(fused, words)
         return logits.reshape(batch, asked, -1)
 
 
 class ImageEncoder(nn.Module):
-    """Convolution to one token a pixel, learned positions, transformer blocks: ``(batch, 64, width)``."""
+    """Two convolutions to one token a pixel, learned positions, transformer blocks: ``(batch, 64, width)``."""
 
     def __init__(self, width: int, blocks: nn.ModuleList) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, padding=1)
-        self.position = nn.Parameter(torch.randn(1, IMAGE_SIZE**2, width) * 0.02)
+        first, second = nn.Conv2d(1, STEM, 3, padding=1), nn.Conv2d(STEM, width, 3, padding=1)
+        self.stem = nn.Sequential(first, nn.GELU(), second)
+        for convolution in (first, second):     # PyTorch's own start drowns the pixels in the positions
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        self.position = nn.Parameter(torch.randn(1, IMAGE_SIZE**2, width) * 0.5)
         self.blocks = blocks
         self.norm = nn.LayerNorm(width)
 
@@ -115,7 +119,7 @@ class TextEncoder(nn.Module):
     def __init__(self, words: int, width: int, blocks: nn.ModuleList) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
-        self.position = nn.Parameter(torch.randn(1, LONGEST, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, LONGEST, width) * 0.5)
         self.blocks = blocks
 
     def forward(self, question: Tensor, words: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""Export: from a model to the engine of a target, through ONNX."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import CompressError
+from compress.targets import Target
+from runtimes.engine import Engine, Precision
+
+if TYPE_CHECKING:
+    from compress.model import Model
+
+BUILDERS: Mapping[str, str] = {
+    "openvino": "compress.export.openvino",
+    "onnxruntime": "compress.export.onnxruntime",
+    "tensorrt": "compress.export.tensorrt",
+    "tensorrt_rtx": "compress.export.tensorrt",
+}
+"""Backend -> the module whose ``build`` makes its engines from ONNX."""
+
+
+def export(model: Model, target: Target, into: Path, *, precision: Precision | None = None) -> Engine:
+    """Build the engine of ``model`` for ``target`` in the new folder ``into``.
+
+    Args:
+        model: a float or a quantized model with one graph.
+        target: a row of :mod:`compress.targets`.
+        into: the engine's folder; it appears complete or not at all.
+        precision: by default int8 for a quantized model and fp32 for a float one; the target's half precision builds
+            the half control.
+
+    Raises:
+        CompressError: if the model was quantized for another scheme, or the backend refuses it.
+    """
+    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
+        onnx = export_onnx(model, target, Path(folder) / "model.onnx")
+        return build_engine(onnx, model, target, into, precision=precision)
+
+
+def export_onnx(model: Model, target: Target, path: Path) -> Path:
+    """Write the ONNX of ``model`` that ``target``'s engines are built from: Q/DQ for a quantized model."""
+    from compress.export.onnx import write_onnx
+
+    if model.quantization is not None:
+        from compress.quantize.prepare import convert
+
+        if model.quantization.scheme != target.scheme:
+            raise CompressError(
+                f"model {model.name!r} is quantized with the scheme {model.quantization.scheme!r}, target "
+                f"{target.name!r} runs {target.scheme!r}: quantize the float model for it"
+            )
+        model = convert(model)
+    return write_onnx(model.graph, path, opset=target.opset)
+
+
+def build_engine(onnx: Path, model: Model, target: Target, into: Path, *, precision: Precision | None = None) -> Engine:
+    """Build the engine of an ONNX file that :func:`export_onnx` wrote for ``model``."""
+    if precision is None:
+        precision = "int8" if model.quantization is not None else "fp32"
+    builder = importlib.import_module(BUILDERS[target.backend])
+    engine: Engine = builder.build(onnx, target, into, inputs=model.inputs, outputs=model.outputs, precision=precision)
+    return engine

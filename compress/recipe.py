@@ -1,0 +1,173 @@
+"""A recipe: stages, data, target, metric and budget of a run, as a YAML file; its values are the commands' flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compress.bench import BenchConfig
+from compress.distill import DistillConfig
+from compress.errors import CompressError
+from compress.prune import PruneConfig
+from compress.quantize import QuantizeConfig
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Nothing to set yet: a target's row says how its engines are built."""
+
+
+STAGES: Mapping[str, type] = {
+    "prune": PruneConfig,
+    "distill": DistillConfig,
+    "quantize": QuantizeConfig,
+    "export": ExportConfig,
+    "bench": BenchConfig,
+}
+"""Stage -> the class of its settings."""
+
+_ORDER = {name: rank for rank, name in enumerate(("prune", "quantize", "export", "bench"))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    name: str
+    config: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe as read: paths are absolute, stages carry their configs."""
+
+    path: Path
+    model: Path
+    calibration: Path
+    validation: Path
+    train: Path | None
+    metric: str
+    max_drop: float
+    targets: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    factory: str | None
+    comparisons: str | None  # package.module:function of extra rows for the report
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+_KEYS = {"version", "model", "data", "metric", "max_drop", "target", "stages", "factory", "comparisons"}
+_DATA = {"calibration", "train", "validation"}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; relative paths in it are relative to its folder.
+
+    Raises:
+        CompressError: naming the file, the key and what was expected.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise CompressError(f"recipe {path} does not exist")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CompressError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(raw, dict):
+        raise CompressError(f"{path} is not a recipe: expected a mapping with version, model, data, target and stages")
+    where = str(path)
+    _refuse_unknown(raw, _KEYS, where)
+    for key in ("version", "model", "data", "target", "stages"):
+        if key not in raw:
+            raise CompressError(f"{where} lacks {key!r}")
+    if raw["version"] != VERSION:
+        raise CompressError(f"{where} has version {raw['version']!r}, this release reads version {VERSION}")
+    data = _mapping(raw["data"], f"{where}: data")
+    _refuse_unknown(data, _DATA, f"{where}: data")
+    stages = _stages(raw["stages"], where)
+    for key in ("calibration", "validation"):
+        if key not in data:
+            raise CompressError(f"{where}: data lacks {key!r}")
+    if "train" not in data and any(stage.name == "distill" for stage in stages):
+        raise CompressError(f"{where}: a distill stage needs data: train")
+    targets = raw["target"] if isinstance(raw["target"], list) else [raw["target"]]
+    if not targets or not all(isinstance(target, str) for target in targets):
+        raise CompressError(f"{where}: target must be a target's name or a list of names, got {raw['target']!r}")
+    max_drop = raw.get("max_drop", 0.01)
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or max_drop < 0:
+        raise CompressError(f"{where}: max_drop must be a number of at least 0, got {max_drop!r}")
+    for key in ("model", "metric", "factory", "comparisons"):
+        if not isinstance(raw.get(key, ""), str):
+            raise CompressError(f"{where}: {key} must be a string, got {raw[key]!r}")
+    folder = path.resolve().parent
+    return Recipe(
+        path=path.resolve(), model=folder / raw["model"], calibration=folder / str(data["calibration"]),
+        validation=folder / str(data["validation"]), train=folder / str(data["train"]) if "train" in data else None,
+        metric=raw.get("metric", "accuracy"), max_drop=float(max_drop), targets=tuple(dict.fromkeys(targets)),
+        stages=stages, factory=raw.get("factory"), comparisons=raw.get("comparisons"), raw=raw,
+    )  # fmt: skip
+
+
+def _stages(raw: Any, where: str) -> tuple[Stage, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise CompressError(f"{where}: stages must be a list such as [prune: {{macs: 0.5}}, quantize: {{}}]")
+    stages = []
+    for index, entry in enumerate(raw, 1):
+        if isinstance(entry, str):
+            entry = {entry: {}}
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise CompressError(f"{where}: stage {index} must be one name with its settings, got {entry!r}")
+        name, settings = next(iter(entry.items()))
+        if name not in STAGES:
+            raise CompressError(f"{where}: stage {index} is {name!r}: expected one of {', '.join(STAGES)}")
+        stages.append(
+            Stage(name=name, config=to_config(STAGES[name], settings or {}, f"{where}: stage {index} ({name})"))
+        )
+    _check_order(stages, where)
+    return tuple(stages)
+
+
+def _check_order(stages: list[Stage], where: str) -> None:
+    ranked = [stage.name for stage in stages if stage.name in _ORDER]
+    if ranked != sorted(set(ranked), key=_ORDER.__getitem__):
+        raise CompressError(
+            f"{where}: prune, quantize, export and bench come in this order, each at most once; got {ranked}"
+        )
+    names = [stage.name for stage in stages]
+    for late in ("export", "bench"):
+        if late in names and "distill" in names[names.index(late) :]:
+            raise CompressError(f"{where}: distill cannot come after {late}")
+    if "bench" in names and "export" not in names:
+        raise CompressError(f"{where}: bench measures engines: put an export stage before it")
+
+
+def to_config(kind: type, settings: Any, where: str) -> Any:
+    """The frozen config of class ``kind`` from a mapping, every key and type checked."""
+    import msgspec
+
+    settings = _mapping(settings, where)
+    _refuse_unknown(settings, {f.name for f in dataclasses.fields(kind)}, where)
+    try:
+        return msgspec.convert(settings, kind)
+    except msgspec.ValidationError as error:
+        raise CompressError(f"{where}: {str(error).replace('$.', '')}") from error
+    except CompressError as error:
+        raise CompressError(f"{where}: {error}") from error
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise CompressError(f"{where} must be a mapping of names to values, got {value!r}")
+    return value
+
+
+def _refuse_unknown(value: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known)) or 'nothing'}"
+            raise CompressError(f"{where}: unknown key {key!r}: {hint}")

@@ -1,0 +1,345 @@
+"""The demo: train a network that answers questions about handwritten digits, and write what a user would bring."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.errors import CompressError
+from compress.zoo import digits_questions
+from compress.zoo.digits_questions import ANSWERS, LENGTH
+from runtimes.hashing import file_digest, tree_files
+from runtimes.spec import Dim, TensorSpec
+
+if TYPE_CHECKING:
+    from compress.model import Model
+    from compress.recipe import Recipe
+    from compress.zoo.digits_vqa import DigitsVQA
+
+Progress = Callable[[int, int, str], None]
+"""Called with the steps done, the steps in all and a few words."""
+
+FACTORY = "compress.zoo.digits_vqa:build"
+VALIDATION_SEED = 1000          # the questions asked at validation do not depend on the seed of training
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demo trains; ``asked`` is the number of questions about each image of a data set."""
+
+    network: Mapping[str, Any]              # keyword arguments of the factory
+    epochs: float                           # of the network
+    baseline_epochs: Mapping[str, float]    # of the same network blind to an input, by the input
+    asked: Mapping[str, int]
+
+
+FULL = DemoConfig(
+    network={
+        "width": 384, "head_dim": 64, "image_heads": [6, 6], "image_hidden": [1024, 1024], "text_heads": [4],
+        "text_hidden": [384], "fusion_heads": [6], "fusion_hidden": [768],
+    },
+    epochs=9, baseline_epochs={"image": 3, "question": 1}, asked={"train": 3, "calibration": 2, "validation": 6},
+)
+QUICK = DemoConfig(
+    network={
+        "width": 32, "head_dim": 16, "image_heads": [2, 2], "image_hidden": [64, 64], "text_heads": [2],
+        "text_hidden": [32], "fusion_heads": [2], "fusion_hidden": [64],
+    },
+    epochs=1, baseline_epochs={"image": 0.2, "question": 0.2}, asked={"train": 1, "calibration": 1, "validation": 1},
+)
+
+RECIPE = """\
+# What `compress run` does with the demo model.
+version: 1
+model: model.pt
+data: {calibration: calibration/, train: train/, validation: validation/}
+metric: accuracy
+max_drop: 0.01
+target: [openvino-cpu, onnxruntime-cpu, rtx]
+stages:
+  - prune: {macs: 0.5}
+  - distill: {epochs: 4}
+  - quantize: {}
+  - distill: {epochs: 1, learning_rate: 0.00005}    # quantization-aware, because it follows quantize
+  - export: {}
+  - bench: {preset: quick}
+comparisons: compress.zoo.demo:compare              # what the report holds the result against
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRecord:
+    """demo.json: what was trained, how well it does beside its baselines, and the digest of what was written."""
+
+    seed: int
+    settings: Mapping[str, Any]
+    accuracy: float                         # float32, on validation/
+    baselines: Mapping[str, float]          # "image-blind", "question-blind", "majority answer" -> accuracy
+    pairs: Mapping[str, int]                # data set -> (image, question) pairs
+    images: Mapping[str, int]               # data set -> images; none is in two sets
+    parameters: int
+    macs: int                               # of one image and a question of 8 words
+    seconds: Mapping[str, float]            # of training, by network
+    threads: int
+    versions: Mapping[str, str]
+    files: Mapping[str, str]                # path -> SHA-256; recipe.yaml is the user's to edit, and not among them
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": "compress.demo", "version": 1, **dataclasses.asdict(self)}
+
+    def describe(self) -> str:
+        beside = ", ".join(f"{name} {value:.1%}" for name, value in self.baselines.items())
+        return (
+            f"demo model: accuracy {self.accuracy:.2%} on {self.pairs['validation']} questions about "
+            f"{self.images['validation']} images it has not seen ({beside}); {self.parameters / 1e6:.1f} M parameters, "
+            f"{self.macs / 1e6:.0f} M multiply-accumulates, trained in {sum(self.seconds.values()):.0f} s"
+        )
+
+
+def make_demo(folder: Path, *, seed: int = 0, quick: bool = False, progress: Progress | None = None) -> DemoRecord:
+    """Train the demo; write its model, ``train/``, ``calibration/``, ``validation/``, a recipe and ``demo.json``.
+
+    A folder that holds the same demo, whole, is left as it is. ``demo.json`` is marked unfinished until all is written.
+
+    Args:
+        seed: of the weights, the order and the questions of training. quick: a tiny network, for tests.
+        progress: called after every step of training.
+
+    Raises:
+        CompressError: if ``folder`` holds a model that is not the demo's, or the disk is full.
+    """
+    from compress.store import atomic_write
+
+    config = QUICK if quick else FULL
+    settings = {**dataclasses.asdict(config), "seed": seed}
+    if (found := _read_record(folder)) is not None and _is_whole(folder, found, settings):
+        return DemoRecord(**{field.name: found[field.name] for field in dataclasses.fields(DemoRecord)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompressError(f"the demo cannot be written to {folder}: {error}") from error
+    atomic_write(folder / "demo.json", json.dumps({"format": "compress.demo", "version": 1, "unfinished": True}))
+    _write_data(folder, config, seed)
+    if not (folder / "recipe.yaml").exists():
+        atomic_write(folder / "recipe.yaml", RECIPE)
+    record = _train(folder, config, settings, progress)
+    atomic_write(folder / "demo.json", json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n")
+    return record
+
+
+def train_from_scratch(
+    kwargs: Mapping[str, Any], *, seconds: float, seed: int = 0, progress: Progress | None = None
+) -> DigitsVQA:
+    """Train a network of the shape ``kwargs`` (as :func:`compress.zoo.digits_vqa.build` takes them) for ``seconds``.
+
+    It is trained just as the demo's is, on the same images, and so with the images' digits to guide it.
+    """
+    import torch
+
+    from compress.zoo.digits_vqa import build
+    from compress.zoo.training import TrainConfig, train
+
+    torch.manual_seed(seed)
+    network = build(**kwargs)
+    train(network, *digits_questions.splits()["train"], TrainConfig(seconds=seconds, seed=seed), progress)
+    return network
+
+
+def compare(shipped: Model, recipe: Recipe, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """The demo's baselines for the report, and a network of ``shipped``'s size trained from scratch; see recipe.yaml.
+
+    Raises:
+        CompressError: if the recipe does not lie in a folder of the demo, or ``shipped`` is not the demo's network.
+    """
+    found = _read_record(recipe.path.parent)
+    if found is None or "accuracy" not in found:
+        raise CompressError(f"{recipe.path.parent} holds no finished demo: `compress demo` writes one")
+    seconds = float(found["seconds"]["network"])
+    kwargs = shape_of(shipped)
+    network = train_from_scratch(kwargs, seconds=seconds, seed=int(found["settings"]["seed"]), progress=progress)
+    scratch = evaluate_network(network, recipe.validation)
+    blind = [
+        {"name": f"{name} network" if "blind" in name else name, "accuracy": value, "note": _NOTES[name]}
+        for name, value in found["baselines"].items()
+    ]
+    note = f"the shipped model's shape, trained for the {seconds:.0f} s that the original was"
+    return [{"name": "trained small from scratch", "accuracy": scratch, "note": note}, *blind]
+
+
+def shape_of(model: Model) -> dict[str, Any]:
+    """Keyword arguments of the factory that build a network of ``model``'s shape, pruned or not.
+
+    Raises:
+        CompressError: if ``model`` is not the demo's network, or its heads differ in size.
+    """
+    from compress.modelfile import build_module
+
+    if model.factory is None or model.factory.reference != FACTORY:
+        raise CompressError(f"model {model.name!r} is not the demo's: its factory is {model.factory}")
+    network = build_module(model)
+    shape: dict[str, Any] = dict(model.factory.kwargs)
+    sizes = set()
+    for part, component in (("image", "image_encoder"), ("text", "text_encoder"), ("fusion", "fusion")):
+        blocks: Any = network.get_submodule(component).blocks
+        shape[f"{part}_heads"] = [int(block.attention.heads) for block in blocks]
+        shape[f"{part}_hidden"] = [int(block.up.out_features) for block in blocks]
+        sizes |= {int(block.attention.head_dim) for block in blocks}
+    if len(sizes) > 1:
+        raise CompressError(f"model {model.name!r} has attention heads of several sizes, {sorted(sizes)}")
+    return {**shape, "head_dim": sizes.pop()}
+
+
+def evaluate_network(network: DigitsVQA, validation: Path) -> float:
+    """Share of the data set ``validation`` that ``network`` answers right."""
+    import torch
+
+    from calibration import open_set
+    from compress.evaluate import evaluate
+    from compress.metrics import get_metric
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {"output": network(*(torch.from_numpy(feed[name]) for name in ("image", "question"))).numpy()}
+
+    return evaluate(run, open_set(validation, _specs()), get_metric("accuracy")).value
+
+
+_NOTES = {
+    "image-blind": "the original's shape, trained on a blank image",
+    "question-blind": "the original's shape, trained on one meaningless question",
+    "majority answer": "always the most frequent answer",
+}
+
+
+def _train(folder: Path, config: DemoConfig, settings: Mapping[str, Any], progress: Progress | None) -> DemoRecord:
+    """Train the network and its two blind baselines, and write model.pt."""
+    import torch
+
+    from compress.complexity import count
+    from compress.versions import versions
+    from compress.zoo.digits_vqa import build
+    from compress.zoo.training import TrainConfig, accuracy, steps_of, train
+
+    images, digits = digits_questions.splits()["train"]
+    seed = int(settings["seed"])
+    plans = {"network": TrainConfig(epochs=config.epochs, seed=seed)}
+    for blind in ("image", "question"):
+        plans[f"{blind}-blind"] = TrainConfig(epochs=config.baseline_epochs[blind], seed=seed, blind=blind)
+    total = sum(steps_of(plan, len(images)) for plan in plans.values())
+    asked = _validation(config)
+    scores, seconds, before = {}, {}, 0
+    for name, plan in plans.items():
+        torch.manual_seed(seed)
+        network = build(**config.network)
+        started = time.monotonic()
+        train(network, images, digits, plan, _shifted(progress, before, total, name))
+        seconds[name] = round(time.monotonic() - started, 1)
+        scores[name] = accuracy(network, *asked, blind=plan.blind)
+        before += steps_of(plan, len(images))
+        if name == "network":
+            model = _save(folder, config, network)
+    program = model.graph.program
+    return DemoRecord(
+        seed=seed, settings=settings, accuracy=scores.pop("network"),
+        baselines={**scores, "majority answer": float(np.bincount(asked[2].ravel()).max() / asked[2].size)},
+        pairs={name: count * config.asked[name] for name, count in digits_questions.SPLIT.items()},
+        images=digits_questions.SPLIT, parameters=sum(weight.numel() for weight in model.weights.values()),
+        macs=count(program, model).total.macs, seconds=seconds, threads=torch.get_num_threads(), versions=versions(),
+        files=_digests(folder),
+    )  # fmt: skip
+
+
+def _save(folder: Path, config: DemoConfig, network: DigitsVQA) -> Model:
+    from compress.model import Input
+    from compress.modelfile import save
+
+    images, questions, _ = _validation(config)
+    return save(
+        network, folder / "model.pt", name="digits-vqa", factory=FACTORY, factory_kwargs=config.network,
+        example={"image": images[:2], "question": questions[:2, 0, :8]},
+        inputs={"image": Input(modality="image", dims=("batch",)),
+                "question": Input(modality="text", dims=("batch", Dim("length", 4, 8, LENGTH)))},
+        labels={"output": ANSWERS},
+    )  # fmt: skip
+
+
+def _write_data(folder: Path, config: DemoConfig, seed: int) -> None:
+    """Write the three data sets, every image with its first question before any with its second."""
+    import torch
+
+    from calibration import write
+    from compress.zoo.training import deform
+
+    for name, (images, digits) in digits_questions.splits().items():
+        asked = config.asked[name]
+        if name == "validation":
+            _, questions, answers = _validation(config)
+        else:
+            questions, answers = digits_questions.ask(digits, asked, np.random.default_rng([seed, len(name)]))
+        pictures = np.tile(images, (asked, 1, 1, 1))
+        if name == "train":     # as the network sees them in training: plain at first, then a little deformed
+            torch.manual_seed(seed)
+            pictures[len(images) :] = deform(torch.from_numpy(pictures[len(images) :])).numpy()
+        rows = {"image": pictures, "question": questions.swapaxes(0, 1).reshape(-1, LENGTH)}
+        write(folder / name, rows, answers.T.reshape(-1))
+
+
+def _validation(config: DemoConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, questions ``(images, asked, length)`` and answers ``(images, asked)``; the same for every seed."""
+    images, digits = digits_questions.splits()["validation"]
+    rng = np.random.default_rng(VALIDATION_SEED)
+    return images, *digits_questions.ask(digits, config.asked["validation"], rng)
+
+
+def _specs() -> tuple[TensorSpec, ...]:
+    batch = Dim("batch", 1, 1, 64)
+    size = 8
+    return (TensorSpec(name="image", dtype="float32", shape=(batch, 1, size, size), modality="image"),
+            TensorSpec(name="question", dtype="int64", shape=(batch, Dim("length", 4, 8, LENGTH)), modality="text"))
+
+
+def _shifted(progress: Progress | None, before: int, total: int, name: str) -> Progress | None:
+    """``progress`` for a part of the work that begins at step ``before`` of ``total``."""
+    return None if progress is None else lambda done, _, text: progress(before + done, total, f"{name}: {text}")
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """demo.json of ``folder``, or None where there is nothing yet.
+
+    Raises:
+        CompressError: if ``folder`` holds a model, and demo.json is missing or not the demo's.
+    """
+    path = folder / "demo.json"
+    if not path.exists():
+        if (folder / "model.pt").exists():
+            raise CompressError(f"{folder} holds a model.pt that is not the demo's: name another folder")
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CompressError(f"{path} cannot be read: {error}; remove it to train the demo again") from error
+    if not isinstance(found, dict) or found.get("format") != "compress.demo" or found.get("version") != 1:
+        raise CompressError(f"{path} is not a record of this version of the demo: name another folder")
+    return found
+
+
+def _is_whole(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    same = found.get("settings") == settings and (folder / "recipe.yaml").exists()
+    return same and found["files"] == _digests(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for name in digits_questions.SPLIT:
+        if (folder / name).is_dir():
+            files |= {f"{name}/{path}": digest for path, digest in tree_files(folder / name).items()}
+    if (folder / "model.pt").is_file():
+        files["model.pt"] = file_digest(folder / "model.pt")
+    return files
