@@ -3,10 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from calibration import open_set
 from compress.distill import DistillConfig, distill
 from compress.model import Model
-from compress.modelfile import read_model, write_model
+from compress.modelfile import export_model, read_model, write_model
 from compress.program import run_program
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.prepare import convert
@@ -66,6 +68,41 @@ def test_the_metric_of_a_quantized_student_is_its_int8_models(teacher, feeds):
         int8 = convert(model)
         answers = np.concatenate([run_program(int8, feed)["output"] for feed in data.batches(50)]).argmax(-1)
         assert float((answers == data.targets()).mean()) == value
+
+
+def test_a_folded_batch_norm_trains_as_part_of_its_convolution(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, image):
+            return self.head(self.encoder(image).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Net()
+    net.encoder[1].running_mean.normal_(0, 0.1)
+    teacher = export_model(net, name="norms", example={"image": np.zeros((1, 1, 8, 8), np.float32)})
+    images = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
+    data = open_set([{"image": images}], teacher.inputs)
+    still = distill(teacher, teacher, data, config=CONFIG)  # its statistics are frozen, its dropout is off
+    assert all(torch.equal(still.model.weights[key], value) for key, value in teacher.weights.items())
+    quantized = quantize(teacher, data, scheme="x86-vnni").model
+    result = distill(quantized, teacher, data, config=CONFIG)
+    moved = {key for key, value in quantized.weights.items() if not torch.equal(result.model.weights[key], value)}
+    assert moved == {"encoder.0.weight", "encoder.0.weight_bias", "head.weight", "head.bias"}
+
+
+def test_the_learning_rate_of_a_quantized_student_is_a_tenth(teacher, feeds):
+    data = feeds(teacher)
+    quantized = quantize(teacher, data, scheme="x86").model
+    for student, rate in ((quantized, 1e-4), (teacher, 1e-3)):
+        settings = DistillConfig(epochs=1, label_weight=0.1)
+        chosen = distill(student, teacher, data, config=settings).model
+        given = distill(student, teacher, data, config=dataclasses.replace(settings, learning_rate=rate)).model
+        assert all(torch.equal(chosen.weights[key], given.weights[key]) for key in student.weights)
+        assert not torch.equal(chosen.weights["head.0.weight"], student.weights["head.0.weight"])
 
 
 def test_buffers_and_ranges_do_not_move(teacher, feeds):
