@@ -111,5 +111,5 @@ def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:
             builds.append(
                 Build(name=name, role=role, target=target, precision=engine.precision, onnx=onnx, engine=engine)
             )
-        quantized = {target.scheme: model} if model.quantization is not None else {}
+        quantized: dict[str, Model] = {target.scheme: model} if model.quantization is not None else {}
         return parity(ladder(builds, plain, quantized), data.batches(32))

@@ -137,7 +137,7 @@ def module_path(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = next(reversed(stack.values()))[0]
+    path: str = next(reversed(stack.values()))[0]
     return path.removeprefix("L['self'].").removeprefix("L__self__.")
 
 
@@ -149,7 +149,8 @@ def program_to_json(program: ExportedProgram) -> str:
     serialized = ExportedProgramSerializer().serialize(
         program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
     )
-    data = json.loads(json.dumps(_dataclass_to_dict(serialized.exported_program), cls=EnumEncoder))
+    plain = _dataclass_to_dict(serialized.exported_program)  # type: ignore[no-untyped-call]
+    data = json.loads(json.dumps(plain, cls=EnumEncoder))
     _strip(data)
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
@@ -171,9 +172,10 @@ def program_from_json(text: str, tensors: Mapping[str, torch.Tensor], source: st
         raise CompressError(f"{source} is damaged: its program is not JSON ({error})") from error
     _strip(data)
     check_program(data, source)
-    constants, state = {}, {}
+    constants: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     try:
-        program = _dict_to_dataclass(schema.ExportedProgram, data)
+        program = _dict_to_dataclass(schema.ExportedProgram, data)  # type: ignore[no-untyped-call]
         signature = program.graph_module.signature
         for spec in signature.input_specs:
             if spec.type == "parameter":

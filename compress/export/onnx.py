@@ -90,9 +90,12 @@ def fold_weight_transposes(model: ir.Model) -> None:
             continue
         source = node.inputs[0]
         dequantize = source.producer() if source is not None else None
-        if dequantize is None or dequantize.op_type != "DequantizeLinear" or not _is_constant(dequantize.inputs[0]):
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
-        order = _attribute(node, "perm", list(reversed(range(len(dequantize.inputs[0].shape or ())))))
+        weight = dequantize.inputs[0]
+        if weight is None or weight.const_value is None:
+            continue
+        order = _attribute(node, "perm", list(reversed(range(len(weight.const_value.shape)))))
         _replace_by_transposed(model.graph, node, dequantize, order)
 
 
@@ -104,18 +107,14 @@ def _replace_by_transposed(graph: ir.Graph, node: ir.Node, dequantize: ir.Node, 
     name = f"{weight.name}_transposed"
     if name not in graph.initializers:
         constant = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        constant.shape, constant.dtype = ir.Shape(array.shape), weight.dtype
+        constant.shape, constant.type = ir.Shape(array.shape), weight.type
         graph.register_initializer(constant)
     axis = list(order).index(_attribute(dequantize, "axis", 1))
     folded = ir.node("DequantizeLinear", inputs=[graph.initializers[name], *parameters], attributes={"axis": axis})
-    folded.outputs[0].shape, folded.outputs[0].dtype = ir.Shape(array.shape), node.outputs[0].dtype
+    folded.outputs[0].shape, folded.outputs[0].type = ir.Shape(array.shape), node.outputs[0].type
     graph.insert_before(node, folded)
     node.outputs[0].replace_all_uses_with(folded.outputs[0])
     graph.remove(node, safe=True)
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.const_value is not None
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -39,7 +39,10 @@ def prepare(model: Model, graph: str) -> GraphModule:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao warns about its own deprecated calls
-        return prepare_qat_pt2e(module, SchemeQuantizer(get_scheme(quantization.scheme), ranges, chosen))
+        prepared: GraphModule = prepare_qat_pt2e(
+            module, SchemeQuantizer(get_scheme(quantization.scheme), ranges, chosen)
+        )
+    return prepared
 
 
 def convert(model: Model) -> Model:

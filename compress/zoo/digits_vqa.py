@@ -80,16 +80,22 @@ class DigitsVQA(nn.Module):
     def ask(self, seen: Tensor, questions: Tensor) -> Tensor:
         """Logits ``(batch, asked, answers)`` of several ``questions`` ``(batch, asked, length)`` about each image.
 
-        ``seen`` is what the image encoder made of the images. Equal to :meth:`forward` on every pair: a word attends
-        to the image and to the words of its own question only, so the questions of an image are one long query.
+        ``seen`` is what the image encoder made of the images. Equal to :meth:`forward` on every pair.
         """
-        batch, asked, length = questions.shape
         question = questions.flatten(0, 1)
         words = question != PADDING
-        text = self.text_encoder(question, words).reshape(batch, asked * length, -1)
-        fused = self.fusion(text, seen).reshape(batch * asked, length, -1)
+        return self.answer(seen, self.text_encoder(question, words), words)
+
+    def answer(self, seen: Tensor, text: Tensor, words: Tensor) -> Tensor:
+        """Logits ``(batch, asked, answers)`` of encoded images ``seen`` and encoded questions ``text``.
+
+        A word attends to the image alone here, so all the questions of an image, ``(batch * asked, length, width)``,
+        are one long query.
+        """
+        batch, (rows, length, width) = len(seen), text.shape
+        fused = self.fusion(text.reshape(batch, -1, width), seen).reshape(rows, length, width)
         logits: Tensor = self.head(fused, words)
-        return logits.reshape(batch, asked, -1)
+        return logits.reshape(batch, rows // batch, -1)
 
 
 class ImageEncoder(nn.Module):

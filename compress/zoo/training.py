@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.zoo import digits_questions
-from compress.zoo.digits_vqa import DigitsVQA
+from compress.zoo.digits_vqa import PADDING, DigitsVQA
 
 Progress = Callable[[int, int, str], None]
 """Called with the steps done, the steps in all and a few words."""
@@ -60,14 +60,14 @@ def train(
     Args:
         network: what to train. images: f32 ``(images, 1, 8, 8)``. digits: what each shows, i64 ``(images,)``.
 
-    The image encoder is most of the work, so each step encodes an image once and asks several questions about it. A
-    linear layer that names the digit from the mean image token guides the encoder, and is thrown away afterwards:
-    learning it from yes and no alone takes several times as long.
+    The image encoder is most of the work, so each step encodes an image once and asks several questions about it.
+    Two linear layers guide the encoders and are thrown away afterwards, see :class:`_Guides`: learning from yes and no
+    alone takes many times as long.
     """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    guide = nn.Linear(network.head.answer.in_features, len(digits_questions.DIGITS))
-    parameters = [*network.parameters(), *guide.parameters()]
+    guides = _Guides(network.head.answer.in_features)
+    parameters = [*network.parameters(), *guides.parameters()]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98))
@@ -81,7 +81,7 @@ def train(
         while len(order) < config.batch:
             order = np.concatenate([order, rng.permutation(len(images))])
         chosen, order = order[: config.batch], order[config.batch :]
-        loss = _loss(network, guide, images[chosen], digits[chosen], rng, config)
+        loss = _loss(network, guides, images[chosen], digits[chosen], rng, config)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -128,18 +128,42 @@ def _uniform(count: int) -> Tensor:
     return torch.rand(count) * 2 - 1
 
 
+class _Guides(nn.Module):
+    """What the encoders should know before they meet: which digit this is, and what each digit's answer would be."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        digits, answers = len(digits_questions.DIGITS), len(digits_questions.ANSWERS)
+        self.digit = nn.Linear(width, digits)
+        self.answers = nn.Linear(width, digits * answers)
+
+    def forward(self, seen: Tensor, read: Tensor, digits: Tensor, table: Tensor) -> Tensor:
+        """Loss of the mean image token of ``seen`` against ``digits``, and of the ``read`` words against ``table``.
+
+        Args:
+            seen: ``(images, 64, width)``. digits: ``(images,)``. read: ``(words, width)``. table: the answer of each
+                word's question for every digit, ``(words, 10)``.
+        """
+        answers = self.answers(read).unflatten(-1, (table.shape[1], -1)).flatten(0, 1)
+        return F.cross_entropy(self.digit(seen.mean(1)), digits) + F.cross_entropy(answers, table.flatten())
+
+
 def _loss(
-    network: DigitsVQA, guide: nn.Linear, images: np.ndarray, digits: np.ndarray, rng: np.random.Generator,
+    network: DigitsVQA, guides: _Guides, images: np.ndarray, digits: np.ndarray, rng: np.random.Generator,
     config: TrainConfig,
 ) -> Tensor:
-    questions, answers = digits_questions.ask(digits, config.asked, rng)
-    words, right = torch.from_numpy(questions), torch.from_numpy(answers).flatten()
+    tokens, table = digits_questions.tables()
+    chosen = digits_questions.choose(digits, config.asked, rng)
+    questions, answers = torch.from_numpy(tokens[chosen]), torch.from_numpy(table[chosen, digits[:, None]])
     pictures = deform(torch.from_numpy(images))
     if config.blind is not None:
-        return F.cross_entropy(_ask(network, pictures, words, config.blind).flatten(0, 1), right)
+        return F.cross_entropy(_ask(network, pictures, questions, config.blind).flatten(0, 1), answers.flatten())
     seen = network.image_encoder(pictures)
-    named = F.cross_entropy(guide(seen.mean(1)), torch.from_numpy(digits))
-    return F.cross_entropy(network.ask(seen, words).flatten(0, 1), right) + named
+    words = questions.flatten(0, 1) != PADDING
+    read = network.text_encoder(questions.flatten(0, 1), words)
+    every = torch.from_numpy(table[chosen]).flatten(0, 1)[:, None].expand(-1, words.shape[1], -1)
+    guided: Tensor = guides(seen, read[words], torch.from_numpy(digits), every[words])
+    return F.cross_entropy(network.answer(seen, read, words).flatten(0, 1), answers.flatten()) + guided
 
 
 def _ask(network: DigitsVQA, images: Tensor, words: Tensor, blind: str | None) -> Tensor:
