@@ -60,7 +60,62 @@ def questions() -> tuple[Question, ...]:
     asked = [Question("which", text, tuple(ANSWERS.index(word) for word in DIGITS))
              for text in ("what digit is it ?", "which digit is this ?", "which number is it ?", "name the digit ?")]
 
-    def choose(digits: np.ndarray, asked: int, rng: np.random.Generator) -> np.ndarray:
+    def add(kind: str, text: str, true: Sequence[int] | range) -> None:
+        asked.append(Question(kind, text, tuple(ANSWERS.index("yes" if digit in true else "no") for digit in every)))
+
+    properties: dict[str, tuple[int, ...]] = {
+        "even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9), "prime": (2, 3, 5, 7), "a square": (0, 1, 4, 9),
+        "a multiple of three": (0, 3, 6, 9),
+    }
+    for name, true in properties.items():
+        false = [digit for digit in every if digit not in true]
+        add("property", f"is it {name} ?", true)
+        add("property", f"is the digit {name} ?", true)
+        add("negation", f"is it not {name} ?", false)
+    for first, word in enumerate(DIGITS):
+        add("identity", f"is it a {word} ?", [first])
+        add("identity", f"is this the digit {word} ?", [first])
+        if first < 9:
+            add("order", f"is it greater than {word} ?", range(first + 1, 10))
+            add("order", f"is the digit at most {word} ?", range(first + 1))
+        if first > 0:
+            add("order", f"is it less than {word} ?", range(first))
+            add("order", f"is the digit at least {word} ?", range(first, 10))
+        for second in range(first + 1, 10):
+            add("either", f"is it a {word} or a {DIGITS[second]} ?", [first, second])
+            if second - first > 1 and second - first < 9:
+                add("range", f"is the digit greater than {word} and less than {DIGITS[second]} ?",
+                    range(first + 1, second))
+    return tuple(asked)
+
+
+@cache
+def tables() -> tuple[np.ndarray, np.ndarray]:
+    """Token ids i64 ``(questions, LENGTH)`` and answers i64 ``(questions, 10)`` of :func:`questions`."""
+    return (np.array([q.tokens for q in questions()], np.int64), np.array([q.answers for q in questions()], np.int64))
+
+
+@cache
+def sampling() -> np.ndarray:
+    """Cumulative probability ``(10, questions)`` of asking each question about an image of each digit.
+
+    A kind first ("which digit" as often as any two others), then the answer, then a question of that kind with that
+    answer: so yes and no are equally frequent, and the question alone says little about the answer.
+    """
+    kinds = sorted({q.kind for q in questions()})
+    chances = np.zeros((10, len(questions())))
+    for digit in range(10):
+        for kind in kinds:
+            mine = [i for i, q in enumerate(questions()) if q.kind == kind]
+            by_answer = [[i for i in mine if questions()[i].answers[digit] == answer] for answer in range(len(ANSWERS))]
+            present = [group for group in by_answer if group]
+            for group in present:
+                chances[digit, group] = (2.0 if kind == "which" else 1.0) / len(present) / len(group)
+    total = chances.cumsum(axis=1)
+    return np.asarray(total / total[:, -1:])
+
+
+def choose(digits: np.ndarray, asked: int, rng: np.random.Generator) -> np.ndarray:
     """Draw ``asked`` questions about each image, as indices ``(images, asked)`` of :func:`questions`.
 
     Args:
