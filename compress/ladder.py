@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.bench.record import Role
 from compress.model import Model
 from compress.parity import ParityResult, ParityStep, parity
 from compress.targets import Target
@@ -18,7 +19,7 @@ from runtimes.spec import Feed
 
 if TYPE_CHECKING:
     from calibration import CalibrationSet
-    from compress.pipeline import Build
+    from compress.stages.engines import Build
 
 REFERENCE = "torch fp32"
 
@@ -97,12 +98,13 @@ def torch_runner(model: Model) -> Callable[[Feed], dict[str, np.ndarray]]:
 def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:
     """The ladder of one model and one target: torch, ONNX and the engine, in float and, if it is quantized, in int8."""
     from compress.export import build_engine, export_onnx
-    from compress.pipeline import Build
+    from compress.stages.engines import Build
 
     plain = dataclasses.replace(model, quantization=None)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         builds = []
-        for role, form, precision in (("control", plain, "fp32"), ("shipped", model, "int8")):
+        forms: tuple[tuple[Role, Model, str], ...] = (("control", plain, "fp32"), ("shipped", model, "int8"))
+        for role, form, precision in forms:
             if precision == "int8" and model.quantization is None:
                 continue
             onnx = export_onnx(form, target, Path(folder) / f"{precision}.onnx")

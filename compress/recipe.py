@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,9 @@ class Recipe:
     comparisons: str | None  # package.module:function of extra rows for the report
     raw: Mapping[str, Any] = field(repr=False)
 
+    def has(self, name: str) -> bool:
+        return any(stage.name == name for stage in self.stages)
+
 
 _KEYS = {"version", "model", "data", "metric", "max_drop", "target", "stages", "factory", "comparisons"}
 _DATA = {"calibration", "train", "validation"}
@@ -98,15 +102,18 @@ def read_recipe(path: Path) -> Recipe:
     if not targets or not all(isinstance(target, str) for target in targets):
         raise CompressError(f"{where}: target must be a target's name or a list of names, got {raw['target']!r}")
     max_drop = raw.get("max_drop", 0.01)
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or max_drop < 0:
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
         raise CompressError(f"{where}: max_drop must be a number of at least 0, got {max_drop!r}")
     for key in ("model", "metric", "factory", "comparisons"):
         if not isinstance(raw.get(key, ""), str):
             raise CompressError(f"{where}: {key} must be a string, got {raw[key]!r}")
-    folder = path.resolve().parent
+    for key, folder in data.items():
+        if not isinstance(folder, str):
+            raise CompressError(f"{where}: data: {key} must be a folder's name, got {folder!r}")
+    here = path.resolve().parent
     return Recipe(
-        path=path.resolve(), model=folder / raw["model"], calibration=folder / str(data["calibration"]),
-        validation=folder / str(data["validation"]), train=folder / str(data["train"]) if "train" in data else None,
+        path=path.resolve(), model=here / raw["model"], calibration=here / data["calibration"],
+        validation=here / data["validation"], train=here / data["train"] if "train" in data else None,
         metric=raw.get("metric", "accuracy"), max_drop=float(max_drop), targets=tuple(dict.fromkeys(targets)),
         stages=stages, factory=raw.get("factory"), comparisons=raw.get("comparisons"), raw=raw,
     )  # fmt: skip
@@ -121,12 +128,14 @@ def _stages(raw: Any, where: str) -> tuple[Stage, ...]:
             entry = {entry: {}}
         if not isinstance(entry, dict) or len(entry) != 1:
             raise CompressError(f"{where}: stage {index} must be one name with its settings, got {entry!r}")
-        name, settings = next(iter(entry.items()))
+        ((name, settings),) = entry.items()
         if name not in STAGES:
             raise CompressError(f"{where}: stage {index} is {name!r}: expected one of {', '.join(STAGES)}")
-        stages.append(
-            Stage(name=name, config=to_config(STAGES[name], settings or {}, f"{where}: stage {index} ({name})"))
-        )
+        place = f"{where}: stage {index} ({name})"
+        config = to_config(STAGES[name], {} if settings is None else settings, place)
+        if name == "bench" and "max_drop" in (settings or {}):
+            raise CompressError(f"{place}: max_drop is a key of the recipe itself: move it there")
+        stages.append(Stage(name=name, config=config))
     _check_order(stages, where)
     return tuple(stages)
 

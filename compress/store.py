@@ -41,6 +41,10 @@ Build = Callable[[Path, Path], Any]
 """Writes a stage's files ``into`` the first folder, checkpoints to the second, and returns its JSON record."""
 
 
+class DiskFullError(CompressError):
+    """No space is left, so that whatever comes next would fail as well."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """What a stage made: a folder that is never changed, and its record."""
@@ -339,12 +343,12 @@ def _explained(path: Path, action: str, partial: Path | None = None) -> Iterator
         if partial is not None:
             with suppress(OSError):
                 _remove(partial)
-        if isinstance(error, CompressError) or not isinstance(error, Exception):
+        if isinstance(error, DiskFullError) or not isinstance(error, Exception):
             raise
         # Not every library says why a write failed (torch's "file write failed"): then nothing left says it.
-        if _says_full(error) or free < 1 << 16:
+        if is_disk_full(error) or free < 1 << 16:
             temporary = tempfile.gettempdir()
-            raise CompressError(
+            raise DiskFullError(
                 f"cannot {action} {path}: no space left on the disk ({free / 2**20:.1f} MiB free there, "
                 f"{shutil.disk_usage(temporary).free / 2**20:.1f} MiB in {temporary}): free some and run again; "
                 "what was finished is kept") from error
@@ -353,10 +357,12 @@ def _explained(path: Path, action: str, partial: Path | None = None) -> Iterator
         raise
 
 
-def _says_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error came of a full disk: libraries written in C++ or Rust only say so in words."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in _FULL) or os.strerror(errno.ENOSPC) in str(error):
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

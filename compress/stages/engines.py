@@ -1,0 +1,135 @@
+"""The stage export: per target what ships and, where it can run here, the float controls it is held against."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.bench.record import Role
+from compress.errors import CompressError
+from compress.stages.filing import Filing
+from compress.stages.models import ModelFile
+from compress.store import is_disk_full
+from compress.targets import Target
+from runtimes.engine import Engine, Precision, read_engine
+
+_NOT_THE_ENGINES = ("verified", "description", "address")  # parts of a target's row that no engine depends on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """An engine that was built, of which model and for what; ``error`` where it was not."""
+
+    name: str
+    role: Role
+    target: Target
+    precision: Precision
+    onnx: Path
+    engine: Engine | None = None
+    error: str | None = None
+
+
+def build_engines(
+    filing: Filing,
+    targets: Sequence[Target],
+    original: ModelFile,
+    shipped: ModelFile,
+    quantized: Mapping[str, ModelFile],
+) -> list[Build]:
+    """Every engine of the run; one that cannot be built is told with the reason, and the others go on.
+
+    Args:
+        filing: the run.
+        targets: what it builds for.
+        original: the model as given.
+        shipped: the float model that ships, or was quantized.
+        quantized: scheme -> the quantized model; empty where the recipe has no quantize.
+
+    Raises:
+        CompressError: if no engine that ships could be built, or the disk is full.
+    """
+    builds = [
+        _build(filing, name, role, target, model, precision)
+        for target in targets
+        for name, role, model, precision in _wanted(target, original, shipped, quantized)
+    ]
+    if not any(build.role == "shipped" and build.engine is not None for build in builds):
+        raise CompressError(
+            "no engine could be built: " + "; ".join(f"{b.target.name}: {b.error}" for b in builds if b.error)
+        )
+    made = [pair for pair in filing.artifacts.values() if pair[0].stage in ("onnx", "engine")]
+    filing.stages.append(
+        {
+            "stage": "export",
+            "seconds": sum(artifact.seconds for artifact, _ in made),
+            "peak_memory_bytes": max(artifact.peak_memory_bytes for artifact, _ in made),
+            "reused": all(reused for _, reused in made),
+            "summary": _summary(builds),
+        }
+    )
+    return builds
+
+
+def _wanted(
+    target: Target, original: ModelFile, shipped: ModelFile, quantized: Mapping[str, ModelFile]
+) -> Iterator[tuple[str, Role, ModelFile, Precision]]:
+    """Name, role, model and precision of each engine for one target, what ships last."""
+    if target.reach == "local" and target.backend in ("openvino", "onnxruntime"):
+        for precision in ("fp32", target.half):
+            if precision is not None:
+                yield f"original {precision}, {target.name}", "original", original, precision
+                if shipped != original and (quantized or precision != "fp32"):
+                    yield f"shipped {precision}, {target.name}", "control", shipped, precision
+    final: Precision = "int8" if quantized else "fp32"
+    yield f"shipped {final}, {target.name}", "shipped", quantized.get(target.scheme, shipped), final
+
+
+def _build(
+    filing: Filing, name: str, role: Role, target: Target, model: ModelFile, precision: Precision
+) -> Build:
+    from compress.export import build_engine, export_onnx
+
+    def write_onnx(into: Path, scratch: Path) -> dict[str, Any]:
+        export_onnx(model.load(), target, into / "model.onnx")
+        return {}
+
+    onnx = filing.artifact("onnx", {"opset": target.opset}, {"model": model.digest}, write_onnx)
+    path = onnx.path / "model.onnx"
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        build_engine(path, model.load(), target, into / "engine", precision=precision)
+        return {}
+
+    row = {key: value for key, value in dataclasses.asdict(target).items() if key not in _NOT_THE_ENGINES}
+    made = Build(name=name, role=role, target=target, precision=precision, onnx=path)
+    try:
+        settings = {"target": row, "precision": precision}
+        engine = filing.artifact("engine", settings, {"onnx": onnx.digest}, build, detail=name)
+    except CompressError as error:
+        if is_disk_full(error):
+            raise
+        filing.progress.say(f"{name} was not built: {error}")
+        return dataclasses.replace(made, error=str(error))
+    return dataclasses.replace(made, engine=read_engine(engine.path / "engine"))
+
+
+def _summary(builds: Sequence[Build]) -> dict[str, Any]:
+    return {
+        "built": [
+            {
+                "target": b.target.name, "precision": b.precision, "backend": b.engine.backend,
+                "state": b.engine.state, "digest": b.engine.digest, "size_bytes": _size(b.engine.path),
+            }
+            for b in builds if b.engine is not None
+        ],
+        "not_built": [
+            {"target": b.target.name, "precision": b.precision, "reason": b.error} for b in builds if b.engine is None
+        ],
+    }  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,88 @@
+"""The stages that measure: parity, bench, and the comparisons a user adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.bench import BenchConfig
+from compress.metrics import get_metric
+from compress.stages.engines import Build
+from compress.stages.filing import Filing, read_json, write_json
+from compress.stages.models import ModelFile
+from runtimes.machine import machine_facts
+
+PARITY_SAMPLES = 64
+
+
+def measure_parity(
+    filing: Filing, builds: Sequence[Build], shipped: ModelFile, quantized: Mapping[str, ModelFile]
+) -> None:
+    """Compare torch, ONNX and every engine that runs here on the same samples: the section ``parity``."""
+    from compress.ladder import ladder
+    from compress.parity import parity
+
+    validation = filing.data("validation", shipped.load())
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        steps = ladder(builds, shipped.load(), {scheme: model.load() for scheme, model in quantized.items()})
+        feeds = list(validation.take(PARITY_SAMPLES).batches(32))
+        result = parity(steps, feeds, progress=lambda done: filing.progress.step(done, len(feeds)))
+        write_json(into / "parity.json", result.to_json())
+        return {}
+
+    inputs = {"validation": validation.digest, "shipped": shipped.digest}
+    inputs |= {build.name: build.engine.digest for build in builds if build.engine is not None}
+    artifact = filing.stage("parity", {"samples": PARITY_SAMPLES}, inputs, build)
+    filing.sections["parity"] = read_json(artifact.path / "parity.json")
+
+
+def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) -> None:
+    """Latency and accuracy of every engine: the section ``bench``."""
+    from compress.bench import Candidate, asked_for_int8, bench
+
+    validation, metric = filing.sets["validation"], filing.recipe.metric
+    candidates = [
+        Candidate(
+            name=b.name, role=b.role, engine=b.engine, target=b.target,
+            asked=asked_for_int8(b.onnx) if b.precision == "int8" else None,
+        )
+        for b in builds if b.engine is not None
+    ]  # fmt: skip
+    baseline = next((c.name for c in candidates if c.role == "original"), candidates[0].name)
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        record = bench(
+            candidates, feed=validation.first(1), data=validation, metric=get_metric(metric), config=config,
+            baseline=baseline, workdir=scratch / "work", progress=filing.progress.step,
+        )  # fmt: skip
+        write_json(into / "bench.json", record.to_json())
+        return {}
+
+    inputs = {"validation": validation.digest, **{c.name: c.engine.digest for c in candidates}}
+    settings = {**dataclasses.asdict(config), "metric": metric, "machine": _machine()}
+    artifact = filing.stage("bench", settings, inputs, build)
+    filing.sections["bench"] = read_json(artifact.path / "bench.json")
+
+
+def compare(filing: Filing, reference: str, shipped: ModelFile) -> None:
+    """Rows the user's own function adds to the report: ``function(model, recipe, progress) -> list of baselines``."""
+    from compress.modelfile import resolve
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        rows = resolve(reference, "comparisons")(shipped.load(), filing.recipe, filing.progress.step)
+        write_json(into / "baselines.json", rows)
+        return {}
+
+    inputs = {"shipped": shipped.digest, "train": filing.data("train", shipped.load()).digest}
+    artifact = filing.stage("compare", {"function": reference}, inputs, build)
+    filing.sections["baselines"] = read_json(artifact.path / "baselines.json")
+
+
+def _machine() -> str:
+    """What a measurement belongs to: figures of another CPU are not these."""
+    facts = machine_facts()
+    return f"{platform.node()}: {facts['cpu']}, {facts['cores_usable']} cores"

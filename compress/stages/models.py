@@ -1,0 +1,114 @@
+"""The stages from model to model: load, prune, distill, quantize."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import CompressError
+from compress.metrics import get_metric
+from compress.recipe import Stage
+from compress.stages.filing import Filing
+from runtimes.hashing import file_digest
+
+if TYPE_CHECKING:
+    from compress.model import Model
+
+READS = {"prune": ("calibration",), "distill": ("train", "validation"), "quantize": ("calibration",)}
+"""Stage -> the data sets it reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A model by its file and digest; loaded when a stage needs it."""
+
+    path: Path
+    digest: str
+
+    def load(self) -> Model:
+        return _read(self.path, self.digest)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, digest: str) -> Model:
+    from compress.modelfile import read_model
+
+    return read_model(path)
+
+
+def load_model(filing: Filing) -> ModelFile:
+    """The recipe's model as a model file, whatever form it has; every data set is checked against its inputs."""
+    from compress.loading import load
+    from compress.modelfile import write_model
+
+    path, factory = filing.recipe.model, filing.recipe.factory
+    if not path.is_file():
+        raise CompressError(f"{filing.recipe.path}: model {path} does not exist")
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        write_model(load(path, factory=factory), into / "model.pt")
+        return {}
+
+    artifact = filing.artifact("load", {"factory": factory}, {"model": file_digest(path)}, build)
+    model = ModelFile(path=artifact.path / "model.pt", digest=artifact.digest)
+    for kind in ("calibration", "validation", "train"):
+        if getattr(filing.recipe, kind) is not None:
+            filing.data(kind, model.load())  # a set that does not fit is refused before hours are spent
+    return model
+
+
+def transform(
+    filing: Filing, stage: Stage, model: ModelFile, original: ModelFile, scheme: str | None = None
+) -> ModelFile:
+    """The model that one stage, prune, distill or quantize (for ``scheme``), makes of ``model``."""
+    from compress.modelfile import write_model
+
+    make = {"prune": _prune, "distill": _distill, "quantize": _quantize}[stage.name]
+    inputs = {"model": model.digest}
+    if stage.name == "distill":
+        inputs |= {"teacher": original.digest, "metric": filing.recipe.metric}
+    for kind in READS[stage.name]:
+        inputs[kind] = filing.data(kind, model.load()).digest
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        result = make(filing, stage.config, model, original, scheme, scratch)
+        write_model(result.model, into / "model.pt")
+        record: dict[str, Any] = result.to_json()
+        return record
+
+    settings = {**dataclasses.asdict(stage.config), **({"scheme": scheme} if stage.name == "quantize" else {})}
+    artifact = filing.stage(stage.name, settings, inputs, build, scheme=scheme)
+    return ModelFile(path=artifact.path / "model.pt", digest=artifact.digest)
+
+
+def _prune(
+    filing: Filing, config: Any, model: ModelFile, original: ModelFile, scheme: str | None, scratch: Path
+) -> Any:
+    from compress.prune import prune
+
+    return prune(model.load(), filing.sets["calibration"], config, factory=filing.recipe.factory)
+
+
+def _distill(
+    filing: Filing, config: Any, model: ModelFile, original: ModelFile, scheme: str | None, scratch: Path
+) -> Any:
+    from compress.distill import distill
+
+    return distill(
+        model.load(), original.load(), filing.sets["train"], validation=filing.sets["validation"],
+        metric=get_metric(filing.recipe.metric), config=config, scratch=scratch, progress=filing.progress.step,
+    )  # fmt: skip
+
+
+def _quantize(
+    filing: Filing, config: Any, model: ModelFile, original: ModelFile, scheme: str | None, scratch: Path
+) -> Any:
+    from compress.quantize import quantize
+
+    assert scheme is not None
+    return quantize(
+        model.load(), filing.sets["calibration"], scheme=scheme, config=config, progress=filing.progress.step
+    )

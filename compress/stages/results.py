@@ -1,0 +1,71 @@
+"""What leaves the store: the bundle with its float controls, and the record of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.report import judge
+from compress.stages.engines import Build
+from compress.stages.filing import Filing
+from compress.stages.models import ModelFile
+from compress.versions import versions
+
+GOLDEN_SAMPLES = 4
+
+
+def write_bundle(filing: Filing, builds: Sequence[Build], shipped: ModelFile, output: Path) -> Path:
+    """Write ``bundle`` and ``controls`` into ``output``; the same engines give the same bytes."""
+    from compress.bundle import bundle, write_controls
+
+    rows = {row["digest"]: row for row in filing.sections.get("bench", {}).get("rows", ())}
+    ships = {b.target.name: b.engine for b in builds if b.role == "shipped" and b.engine is not None}
+    accuracy = {
+        name: rows[e.digest]["accuracy"] for name, e in ships.items() if rows.get(e.digest, {}).get("accuracy")
+    }
+    validation = filing.sets["validation"]
+    with filing.progress.stage("bundle"):
+        made = bundle(
+            shipped.load(), ships, validation.first(GOLDEN_SAMPLES), output / "bundle",
+            accuracy={"metric": filing.recipe.metric, "data": validation.digest, "targets": accuracy},
+        )  # fmt: skip
+        controls = [
+            (b.name, b.role, b.target.name, b.engine)
+            for b in builds
+            if b.role != "shipped" and b.engine is not None
+        ]  # fmt: skip
+        write_controls(controls, output / "controls")
+    return made.path
+
+
+def record_of(
+    filing: Filing, original: ModelFile, output: Path, bundle: Path | None, command: str | None
+) -> dict[str, Any]:
+    """report.json's content: the schema is :mod:`compress.report.schema`."""
+    from compress.inspection import model_facts
+
+    model = original.load()
+    bench = filing.sections.get("bench")
+    record: dict[str, Any] = {
+        "format": "compress.report",
+        "version": 1,
+        "name": model.name,
+        "command": command,
+        "recipe": dict(filing.recipe.raw),
+        "model": model_facts(model),
+        "data": {kind: {"name": s.name, "count": len(s), "digest": s.digest} for kind, s in filing.sets.items()},
+        "machine": bench["machine"] if bench else None,
+        "versions": {**versions(), **(bench["versions"] if bench else {})},
+        "stages": filing.stages,
+        **filing.sections,
+    }
+    if bench:
+        record["verdict"] = judge(bench, filing.recipe.max_drop)
+    if bundle is not None:
+        files = [path for path in bundle.rglob("*") if path.is_file()]
+        record["bundle"] = {
+            "path": bundle.relative_to(output).as_posix(), "files": len(files),
+            "size_bytes": sum(path.stat().st_size for path in files),
+        }  # fmt: skip
+    return {key: value for key, value in record.items() if value is not None}
