@@ -26,7 +26,7 @@ class DistillConfig:
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak of the learning rate: a short warm-up, then a cosine to zero. "
-                                        "Default: 1e-3; 1e-4 for a quantized student, which is close to its teacher."}
+                                        "Default: 1e-3; 3e-5 for a quantized student, which is close to its teacher."}
     )  # fmt: skip
     loss: Literal["kl", "mse"] = field(
         default="kl", metadata={"help": "How outputs are compared: kl for class scores, mse for other numbers."}
@@ -129,7 +129,7 @@ def distill(
     from compress.distill.teacher import Teacher
 
     if config.learning_rate is None:
-        config = dataclasses.replace(config, learning_rate=1e-3 if student.quantization is None else 1e-4)
+        config = dataclasses.replace(config, learning_rate=1e-3 if student.quantization is None else 3e-5)
     check_pair(student, teacher, config)
     check_data(student, data, validation, metric, config)
     matched = match_features(student, teacher, config)
