@@ -91,8 +91,6 @@ class DistillResult:
             "quantization_aware": self.quantized,
         }
 
-    summary = to_json  # compress.pipeline calls it so
-
 
 def distill(
     student: Model,
