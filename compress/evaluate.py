@@ -11,6 +11,7 @@ import numpy as np
 from compress.errors import CompressError
 from compress.intervals import Estimate, mean_interval
 from compress.metrics import Metric, Outputs
+from runtimes.hashing import bytes_digest
 from runtimes.spec import Feed
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def evaluate(
     metric: Metric,
     batch: int = 32,
     *,
-    groups: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score ``run`` on every sample of ``data``, ``batch`` at a time; at most one shard is in memory.
@@ -51,7 +51,6 @@ def evaluate(
         data: the validation set, with targets.
         metric: one score per sample; batches are scored one by one, so a score may not depend on its neighbours.
         batch: the largest number of samples in one call.
-        groups: shape ``(samples,)``, see :func:`compress.intervals.mean_interval`.
         progress: called with the samples done and their total.
 
     Raises:
@@ -70,7 +69,7 @@ def evaluate(
         if progress:
             progress(done, len(target))
     per_sample = np.concatenate(scores)
-    estimate = mean_interval(per_sample, groups)
+    estimate = mean_interval(per_sample, groups_of(data))
     return Evaluation(metric=metric.name, data=data.digest, estimate=estimate, per_sample=per_sample)
 
 
@@ -80,3 +79,22 @@ def targets_of(data: CalibrationSet) -> np.ndarray:
     if target is None:
         raise CompressError(f"data set {data.name!r} has no targets: add an array `target` to each of its files")
     return target
+
+
+def groups_of(data: CalibrationSet) -> np.ndarray | None:
+    """Which samples of ``data`` ask about the same thing: shape ``(samples,)``, equal where the recording is equal.
+
+    Several questions about one image are not independent trials, and an interval that took them for such would be too
+    narrow. Samples belong together where every image, audio and video input of theirs is the same to the bit. ``None``
+    where the set has no such input, or no two samples share one.
+    """
+    recorded = [spec for spec in data.inputs if spec.modality in ("image", "audio", "video")]
+    if not recorded:
+        return None
+    digests = [
+        bytes_digest(b"".join(np.take(feed[spec.name], i, axis=spec.batch_axis or 0).tobytes() for spec in recorded))
+        for feed in data.batches(256)
+        for i in range(feed[recorded[0].name].shape[recorded[0].batch_axis or 0])
+    ]
+    groups = np.unique(digests, return_inverse=True)[1]
+    return groups if groups.max() + 1 < len(groups) else None

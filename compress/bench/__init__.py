@@ -17,7 +17,7 @@ from compress.bench.measured import Measured, originals, row, row_without_figure
 from compress.bench.record import BenchRecord, BenchRow
 from compress.bench.table import table
 from compress.errors import CompressError
-from compress.evaluate import targets_of
+from compress.evaluate import groups_of, targets_of
 from compress.metrics import Metric
 from runtimes.arrays import write_arrays
 from runtimes.engine import Engine
@@ -38,7 +38,6 @@ def bench(
     config: BenchConfig,
     baseline: str,
     workdir: Path,
-    groups: np.ndarray | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     agent: Agent = run_here,
 ) -> BenchRecord:
@@ -57,7 +56,6 @@ def bench(
         config: how long, with how many threads, and the budget of the drop.
         baseline: name of the candidate that is the original model's fp32 engine.
         workdir: a folder for the processes' files.
-        groups: shape ``(samples,)``, equal for samples that are not independent; see :mod:`compress.intervals`.
         progress: called before each process with the processes done, their total, and what comes.
         agent: what runs a job; on this machine by default.
 
@@ -67,6 +65,7 @@ def bench(
     _check(candidates, baseline)
     plan, workdir = config.plan(), Path(workdir).resolve()
     target = None if data is None else targets_of(data)
+    groups = None if data is None else groups_of(data)
     workdir.mkdir(parents=True, exist_ok=True)
     write_arrays(workdir / "feed.npz", {name: np.asarray(value) for name, value in feed.items()})
     settings = {**asdict(config), **asdict(plan), "threads": config.threads or physical_cores(),

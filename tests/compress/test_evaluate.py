@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.dataset import CalibrationSet, open_set
+from calibration import CalibrationSet, open_set, write
 from compress.errors import CompressError
-from compress.evaluate import evaluate, targets_of
+from compress.evaluate import evaluate, groups_of, targets_of
 from compress.intervals import mean_interval
 from compress.metrics import Metric, get_metric
 from runtimes.spec import Dim, Feed, TensorSpec
@@ -45,11 +45,13 @@ def test_value_by_hand(data: CalibrationSet, batch: int) -> None:
                                "interval": [interval.low, interval.high]}
 
 
-def test_groups_widen_the_interval(data: CalibrationSet) -> None:
-    alone = evaluate(lambda feed: {"output": feed["x"]}, data, get_metric("accuracy"))
-    groups = np.array([0, 0, 1, 0, 1])
-    grouped = evaluate(lambda feed: {"output": feed["x"]}, data, get_metric("accuracy"), groups=groups)
-    assert grouped.estimate.low < alone.estimate.low
+def test_questions_about_one_image_widen_the_interval(tmp_path: Path) -> None:
+    images = np.array([[0, 1], [0, 1], [3, 2], [0, 1], [3, 2]], np.float32)
+    data = _set(tmp_path, "image", images)
+    result = evaluate(lambda feed: {"output": feed["image"]}, data, get_metric("accuracy"))
+    expected = mean_interval(result.per_sample, np.array([0, 0, 1, 0, 1]))
+    assert (result.estimate.low, result.estimate.high) == (expected.low, expected.high)
+    assert result.estimate.high - result.estimate.low > 0.1
 
 
 def test_a_failing_metric_names_the_samples(data: CalibrationSet) -> None:
@@ -70,3 +72,25 @@ def test_a_batch_axis_that_is_not_the_first() -> None:
     metric = Metric(name="first", per_sample=lambda outputs, target: outputs["output"][:, 0] + 0 * target)
     found = evaluate(lambda feed: {"output": feed["x"].T}, data, metric, 2)
     np.testing.assert_array_equal(found.per_sample, LOGITS[:, 0])
+
+
+def _set(tmp_path: Path, modality: str, images: np.ndarray) -> CalibrationSet:
+    batch = Dim("batch", 1, 1, 64)
+    specs = (
+        TensorSpec(name="image", dtype="float32", shape=(batch, 2), modality=modality),  # type: ignore[arg-type]
+        TensorSpec(name="question", dtype="int64", shape=(batch, 1), modality="text"),
+    )
+    questions = np.arange(len(images), dtype=np.int64)[:, None] % 2
+    return open_set(write(tmp_path / "set", {"image": images, "question": questions}, np.zeros(len(images), int)), specs)
+
+
+def test_questions_about_one_image_are_one_group(tmp_path: Path) -> None:
+    images = np.array([[0, 1], [2, 3], [0, 1], [2, 3], [4, 5]], np.float32)
+    groups = groups_of(_set(tmp_path, "image", images))
+    assert groups is not None
+    np.testing.assert_array_equal(groups[:, None] == groups[None, :], (images[:, None] == images[None]).all(-1))
+
+
+def test_samples_without_a_shared_recording_are_independent(tmp_path: Path) -> None:
+    assert groups_of(_set(tmp_path, "image", np.arange(10, dtype=np.float32).reshape(5, 2))) is None
+    assert groups_of(_set(tmp_path, "sensor", np.zeros((5, 2), np.float32))) is None
