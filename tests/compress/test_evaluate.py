@@ -81,7 +81,8 @@ def _set(tmp_path: Path, modality: str, images: np.ndarray) -> CalibrationSet:
         TensorSpec(name="question", dtype="int64", shape=(batch, 1), modality="text"),
     )
     questions = np.arange(len(images), dtype=np.int64)[:, None] % 2
-    return open_set(write(tmp_path / "set", {"image": images, "question": questions}, np.zeros(len(images), int)), specs)
+    folder = write(tmp_path / "set", {"image": images, "question": questions}, np.zeros(len(images), int))
+    return open_set(folder, specs)
 
 
 def test_questions_about_one_image_are_one_group(tmp_path: Path) -> None:
