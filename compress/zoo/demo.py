@@ -52,7 +52,7 @@ QUICK = DemoConfig(
         "width": 32, "head_dim": 16, "image_heads": [2, 2], "image_hidden": [64, 64], "text_heads": [2],
         "text_hidden": [32], "fusion_heads": [2], "fusion_hidden": [64],
     },
-    epochs=1, baseline_epochs={"image": 0.2, "question": 0.2}, asked={"train": 1, "calibration": 1, "validation": 1},
+    epochs=1, baseline_epochs={"image": 0.2, "question": 0.2}, asked={"train": 2, "calibration": 1, "validation": 1},
 )
 
 RECIPE = """\

@@ -69,6 +69,10 @@ class DigitsVQA(nn.Module):
         self.text_encoder = text_encoder
         self.fusion = fusion
         self.head = head
+        for module in self.modules():
+            if isinstance(module, nn.Linear):   # PyTorch's own start is too small to learn from in minutes
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor, question: Tensor) -> Tensor:
         """Logits ``(batch, answers)``: images f32 ``(batch, 1, 8, 8)`` in [0, 1] words i64 ``(batch, length)``."""
@@ -125,7 +129,8 @@ class TextEncoder(nn.Module):
     def __init__(self, words: int, width: int, blocks: nn.ModuleList) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
-        self.position = nn.Parameter(torch.randn(1, LONGEST, width) * 0.5)
+        nn.init.normal_(self.embedding.weight, std=0.3)     # or the words drown what the image says in the fusion
+        self.position = nn.Parameter(torch.randn(1, LONGEST, width) * 0.15)
         self.blocks = blocks
 
     def forward(self, question: Tensor, words: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class TrainConfig:
     epochs: float = field(default=9.0, metadata={"help": "Passes over the images."})
     seconds: float | None = field(default=None, metadata={"help": "Train for this long instead of a number of epochs."})
     batch: int = field(default=10, metadata={"help": "Images a step."})
-    asked: int = field(default=4, metadata={"help": "Questions about each image of a step."})
+    asked: int = field(default=6, metadata={"help": "Questions about each image of a step."})
     rate: float = field(default=8e-4, metadata={"help": "Highest learning rate."})
     decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay, of matrices only."})
     warmup: float = field(default=0.08, metadata={"help": "Share of the training over which the rate rises."})
