@@ -26,7 +26,8 @@ def write_onnx(graph: ProgramGraph, path: Path, *, opset: int = 20) -> Path:
 
     Stack traces, source paths and module names that the exporter embeds are left out: they would leak the author's
     source, and change the digest from checkout to checkout. Weights' transposes and dead casts are folded so that each
-    int8 constant reaches its MatMul, Gemm or Conv through one DequantizeLinear.
+    int8 constant reaches its MatMul, Gemm or Conv through one DequantizeLinear, and biases are written so that ONNX
+    Runtime runs those layers in int8.
 
     Raises:
         CompressError: if torch's exporter refuses the program; names the first operator it has no translation for.
@@ -48,6 +49,7 @@ def write_onnx(graph: ProgramGraph, path: Path, *, opset: int = 20) -> Path:
     model = exported.model
     _name_dimensions(model, graph)
     fold_weight_transposes(model)
+    subtract_biases(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     strip_metadata(model)
@@ -115,6 +117,56 @@ def _replace_by_transposed(graph: ir.Graph, node: ir.Node, dequantize: ir.Node, 
     graph.insert_before(node, folded)
     node.outputs[0].replace_all_uses_with(folded.outputs[0])
     graph.remove(node, safe=True)
+
+
+def subtract_biases(model: ir.Model) -> None:
+    """Write ``x @ w + b`` as ``x @ w - (-b)``, equal to the bit, where ONNX Runtime would else compute it in float.
+
+    It has no int8 kernel for a Gemm with a float bias, and makes one of every MatMul and Add of matrices or of fixed
+    shapes, which then dequantizes its weight in every run: 1600 µs in place of 225 for ``[1, 64, 512] @ [512, 1024]``
+    (ONNX Runtime 1.31, one thread). A Sub it leaves alone; OpenVINO makes it the layer's bias again, and TensorRT's
+    parser takes it, unlike the int32 bias that would do as well.
+    """
+    for node in list(model.graph):
+        result = node.outputs[0]
+        if node.op_type == "Gemm" and len(node.inputs) == 3 and _dequantizes_a_constant(node.inputs[1]):
+            bias = node.inputs[2]
+            if _is_constant(bias) and _attribute(node, "alpha", 1.0) == _attribute(node, "beta", 1.0) == 1.0:
+                node.resize_inputs(2)
+                _subtract(model.graph, node, result, bias, result)
+        elif node.op_type == "Add" and any(_is_constant(value) for value in node.inputs):
+            bias, product = sorted(node.inputs, key=_is_constant, reverse=True)
+            multiply = product.producer() if product is not None else None
+            if multiply is not None and multiply.op_type == "MatMul" and _dequantizes_a_constant(multiply.inputs[1]):
+                if result.shape is not None and (len(result.shape) == 2 or result.shape.is_static()):
+                    _subtract(model.graph, node, product, bias, result)
+                    model.graph.remove(node, safe=True)
+
+
+def _subtract(
+    graph: ir.Graph, after: ir.Node, product: ir.Value | None, bias: ir.Value | None, result: ir.Value
+) -> None:
+    """Insert ``product - (-bias)`` behind a node, in the place and under the name of ``result``."""
+    assert bias is not None
+    assert bias.const_value is not None
+    name = f"{bias.name}_negated"
+    if name not in graph.initializers:
+        constant = ir.Value(name=name, const_value=ir.tensor(-bias.const_value.numpy(), name=name))
+        constant.shape, constant.type = bias.shape, bias.type
+        graph.register_initializer(constant)
+    difference = ir.Value(name=result.name, shape=result.shape, type=result.type)
+    result.replace_all_uses_with(difference, replace_graph_outputs=True)
+    result.name = f"{result.name}_without_bias"
+    graph.insert_after(after, ir.node("Sub", inputs=[product, graph.initializers[name]], outputs=[difference]))
+
+
+def _dequantizes_a_constant(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear" and _is_constant(producer.inputs[0])
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:
