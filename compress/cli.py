@@ -37,6 +37,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (CompressError, CalibrationError, RuntimesError) as error:
             _fail(str(error))
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx is not None else "compress"
+            _fail(f"{error.format_message()} See: {where} --help")
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -76,13 +79,9 @@ def _read(model: Path, factory: str | None, trust_pickle: bool, example: Path | 
 
     feed = None
     if example is not None:
-        import numpy as np
+        from runtimes.arrays import read_arrays
 
-        try:
-            with np.load(example, allow_pickle=False) as arrays:
-                feed = dict(arrays)
-        except (OSError, ValueError) as error:
-            raise CompressError(f"example {example} is not an .npz of one array per input: {error}") from error
+        feed = read_arrays(example)
     return load(model, factory=factory, trust_pickle=trust_pickle, example=feed)
 
 
@@ -135,14 +134,13 @@ def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
     import compress.pipeline
     from compress.report import show
 
-    result = compress.pipeline.run(
-        recipe, output=output, progress=Progress(quiet=quiet), command=f"compress run {recipe}"
-    )
+    progress = Progress(quiet=quiet)
+    result = compress.pipeline.run(recipe, output=output, progress=progress, command=f"compress run {recipe}")
     if as_json:
         click.echo(json.dumps(result.record, indent=1, allow_nan=False))
     else:
         show(result.record)
-    click.echo(f"{result.done} stages done, {result.reused} reused; report: {result.report}", err=True)
+    progress.say(f"{result.done} stages done, {result.reused} reused; report: {result.report}")
 
 
 @cli.command()

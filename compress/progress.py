@@ -41,7 +41,8 @@ class Progress:
                 yield
             finally:
                 self._bar = self._task = None
-        console.print(f"[green]done[/] {title} [dim]{time.monotonic() - started:.1f} s[/]", highlight=False)
+        seconds = time.monotonic() - started
+        console.print(f"[green]done[/] {title} [dim]{seconds:.1f} s[/]", highlight=False, soft_wrap=True)
 
     def step(self, done: int, total: int, text: str = "") -> None:
         """Move the bar of the stage that runs."""
@@ -50,7 +51,7 @@ class Progress:
 
     def say(self, sentence: str) -> None:
         if not self.quiet:
-            self._stderr().print(sentence, markup=False, highlight=False)
+            self._stderr().print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def _stderr(self) -> Any:
         if self._console is None:

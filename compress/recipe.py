@@ -88,7 +88,7 @@ def read_recipe(path: Path) -> Recipe:
     for key in ("version", "model", "data", "target", "stages"):
         if key not in raw:
             raise CompressError(f"{where} lacks {key!r}")
-    if raw["version"] != VERSION:
+    if raw["version"] != VERSION or raw["version"] is True:
         raise CompressError(f"{where} has version {raw['version']!r}, this release reads version {VERSION}")
     data = _mapping(raw["data"], f"{where}: data")
     _refuse_unknown(data, _DATA, f"{where}: data")
@@ -159,6 +159,9 @@ def to_config(kind: type, settings: Any, where: str) -> Any:
     import msgspec
 
     settings = _mapping(settings, where)
+    for key, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CompressError(f"{where}: {key} is {value}: it must be a finite number")
     _refuse_unknown(settings, {f.name for f in dataclasses.fields(kind)}, where)
     try:
         return msgspec.convert(settings, kind)
@@ -178,5 +181,5 @@ def _refuse_unknown(value: Mapping[str, Any], known: set[str], where: str) -> No
     for key in value:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known)) or 'nothing'}"
-            raise CompressError(f"{where}: unknown key {key!r}: {hint}")
+            keys = f"expected one of {', '.join(sorted(known))}" if known else "there is nothing to set"
+            raise CompressError(f"{where}: unknown key {key!r}: " + (f"did you mean {near[0]!r}?" if near else keys))

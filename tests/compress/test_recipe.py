@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compress.bench import BenchConfig
+from compress.distill import DistillConfig
+from compress.errors import CompressError
+from compress.prune import PruneConfig
+from compress.quantize import QuantizeConfig
+from compress.recipe import ExportConfig, Recipe, read_recipe
+
+GOOD: dict[str, Any] = {
+    "version": 1, "model": "model.pt", "data": {"calibration": "c/", "train": "t/", "validation": "v/"},
+    "target": "openvino-cpu", "stages": [{"quantize": {}}, {"export": {}}],
+}  # fmt: skip
+
+
+def read(folder: Path, **changes: Any) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in {**GOOD, **changes}.items() if value is not None}))
+    return read_recipe(path)
+
+
+def test_the_readmes_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("""
+version: 1
+model: model.pt
+data: {calibration: calibration/, train: train/, validation: validation/}
+metric: accuracy
+max_drop: 0.02
+target: [openvino-cpu, onnxruntime-cpu, rtx, openvino-cpu]
+stages:
+  - prune: {macs: 0.4, keep: [head]}
+  - distill: {epochs: 4}
+  - quantize: {ranges: minmax}
+  - distill: {epochs: 1, learning_rate: 1}
+  - export
+  - bench:
+""")
+    recipe = read_recipe(path)
+    assert [(stage.name, stage.config) for stage in recipe.stages] == [
+        ("prune", PruneConfig(macs=0.4, keep=("head",))), ("distill", DistillConfig(epochs=4)),
+        ("quantize", QuantizeConfig(ranges="minmax")), ("distill", DistillConfig(epochs=1, learning_rate=1.0)),
+        ("export", ExportConfig()), ("bench", BenchConfig()),
+    ]  # fmt: skip
+    assert recipe.targets == ("openvino-cpu", "onnxruntime-cpu", "rtx")  # each once
+    assert (recipe.metric, recipe.max_drop) == ("accuracy", 0.02)
+    assert recipe.has("bench")
+    assert not read(tmp_path).has("bench")
+
+
+def test_defaults(tmp_path: Path) -> None:
+    recipe = read(tmp_path)
+    assert (recipe.metric, recipe.max_drop, recipe.factory, recipe.comparisons) == ("accuracy", 0.01, None, None)
+    assert recipe.targets == ("openvino-cpu",)
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    elsewhere = tmp_path / "elsewhere" / "train"
+    read(tmp_path / "sub", model="../model.pt", data={"calibration": "c", "validation": "v", "train": str(elsewhere)})
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe(Path("sub/recipe.yaml"))
+    assert recipe.path == tmp_path / "sub/recipe.yaml"
+    assert recipe.model.resolve() == tmp_path / "model.pt"
+    assert (recipe.calibration, recipe.validation, recipe.train) == (
+        tmp_path / "sub/c", tmp_path / "sub/v", elsewhere)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_dorp": 0.1}, "unknown key 'max_dorp': did you mean 'max_drop'?"),
+        ({"zzz": 1}, "unknown key 'zzz': expected one of comparisons, data"),
+        ({"version": None}, "lacks 'version'"),
+        ({"model": None}, "lacks 'model'"),
+        ({"data": None}, "lacks 'data'"),
+        ({"target": None}, "lacks 'target'"),
+        ({"stages": None}, "lacks 'stages'"),
+        ({"version": 2}, "has version 2, this release reads version 1"),
+        ({"version": True}, "has version True, this release reads version 1"),
+        ({"data": "c/"}, "data must be a mapping of names to values, got 'c/'"),
+        ({"data": {"calibration": "c/", "vaildation": "v/"}},
+         "data: unknown key 'vaildation': did you mean 'validation'?"),
+        ({"data": {"calibration": "c/"}}, "data lacks 'validation'"),
+        ({"data": {"validation": "v/"}}, "data lacks 'calibration'"),
+        ({"data": {"calibration": 3, "validation": "v/"}}, "data: calibration must be a folder's name, got 3"),
+        ({"data": {"calibration": "c/", "validation": "v/"}, "stages": ["distill"]},
+         "a distill stage needs data: train"),
+        ({"target": []}, "target must be a target's name or a list of names, got []"),
+        ({"target": ["rtx", 5]}, "target must be a target's name or a list of names, got ['rtx', 5]"),
+        ({"max_drop": "a lot"}, "max_drop must be a number of at least 0, got 'a lot'"),
+        ({"max_drop": -0.1}, "max_drop must be a number of at least 0, got -0.1"),
+        ({"max_drop": True}, "max_drop must be a number of at least 0, got True"),
+        ({"max_drop": float("nan")}, "max_drop must be a number of at least 0, got nan"),
+        ({"max_drop": float("inf")}, "max_drop must be a number of at least 0, got inf"),
+        ({"model": 5}, "model must be a string, got 5"),
+        ({"metric": ["a"]}, "metric must be a string, got ['a']"),
+        ({"factory": 1}, "factory must be a string, got 1"),
+        ({"comparisons": 1}, "comparisons must be a string, got 1"),
+        ({"stages": []}, "stages must be a list such as [prune"),
+        ({"stages": {"prune": {}}}, "stages must be a list such as [prune"),
+        ({"stages": [{"prune": {}, "quantize": {}}]}, "stage 1 must be one name with its settings"),
+        ({"stages": [5]}, "stage 1 must be one name with its settings, got 5"),
+        ({"stages": ["export", "shrink"]},
+         "stage 2 is 'shrink': expected one of prune, distill, quantize, export, bench"),
+        ({"stages": ["shink"]}, "stage 1 is 'shink'"),
+        ({"stages": [{"prune": [1]}]}, "stage 1 (prune) must be a mapping of names to values, got [1]"),
+        ({"stages": [{"prune": False}]}, "stage 1 (prune) must be a mapping of names to values, got False"),
+        ({"stages": [{"prune": {"mac": 0.5}}]}, "stage 1 (prune): unknown key 'mac': did you mean 'macs'?"),
+        ({"stages": [{"export": {"fast": 1}}]}, "stage 1 (export): unknown key 'fast': there is nothing to set"),
+        ({"stages": [{"prune": {"macs": "half"}}]}, "stage 1 (prune): Expected `float`, got `str` - at `macs`"),
+        ({"stages": ["export", {"bench": {"duration_s": float("inf")}}]},
+         "(bench): duration_s is inf: it must be a finite"),
+        ({"stages": [{"prune": {"keep": "head"}}]}, "stage 1 (prune): Expected `array`, got `str` - at `keep`"),
+        ({"stages": [{"prune": {"macs": 2}}]}, "stage 1 (prune): prune: macs=2.0 is the share of MACs to keep"),
+        ({"stages": [{"quantize": {"ranges": "mse"}}]}, "stage 1 (quantize): Invalid enum value 'mse' - at `ranges`"),
+        ({"stages": [{"quantize": {"percentile": 0.5}}]},
+         "stage 1 (quantize): percentile is 0.5: it must be in (50, 100]"),
+        ({"stages": ["export", {"bench": {"max_drop": 0.1}}]},
+         "stage 2 (bench): max_drop is a key of the recipe itself"),
+        ({"stages": ["quantize", "prune"]}, "come in this order, each at most once; got ['quantize', 'prune']"),
+        ({"stages": ["prune", "prune"]}, "come in this order, each at most once; got ['prune', 'prune']"),
+        ({"stages": ["bench", "export"]}, "come in this order, each at most once; got ['bench', 'export']"),
+        ({"stages": ["export", "distill"]}, "distill cannot come after export"),
+        ({"stages": ["export", "bench", "distill"]}, "distill cannot come after export"),
+        ({"stages": ["quantize", "bench"]}, "bench measures engines: put an export stage before it"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompressError, match=re.escape(message)) as caught:
+        read(tmp_path, **changes)
+    assert str(caught.value).startswith(str(tmp_path / "recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{version: 1", "is not YAML: while parsing a flow mapping"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"- 1\n", "is not a recipe: expected a mapping"),
+        (b"", "is not a recipe: expected a mapping"),
+        (b"!!python/object/apply:os.system ['touch ran']", "is not YAML: could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_no_recipe(
+    tmp_path: Path, text: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text)
+    with pytest.raises(CompressError, match=f"^{re.escape(str(path))} {re.escape(message)}") as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=r"recipe .*none\.yaml does not exist"):
+        read_recipe(tmp_path / "none.yaml")
