@@ -70,7 +70,7 @@ def train(
     parameters = [*network.parameters(), *guides.parameters()]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98))
     steps = steps_of(config, len(images))
     order = np.array([], np.int64)
     done, started = 0, time.monotonic()
@@ -88,7 +88,7 @@ def train(
         optimizer.step()
         done += 1
         if progress is not None:
-            progress(int(share * steps), steps, f"loss {loss.item():.2f}")
+            progress(done if config.seconds is None else int(share * steps), steps, f"loss {loss.item():.2f}")
     network.eval()
     return done
 
