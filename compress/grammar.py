@@ -15,7 +15,10 @@ import torch
 
 from compress.errors import CompressError
 
-_WORD = re.compile(r"[A-Za-z0-9_.]*")  # names of nodes, arguments, tensors; generated code holds them
+_WORD = re.compile(r"[A-Za-z0-9_]*")  # names of nodes, arguments, tensors; generated code holds them
+_PATH = re.compile(r"(?!__)(?:[A-Za-z0-9_ -]|\.(?!__))*")  # names of tensors; generated code holds them between quotes
+_PATHS = frozenset({"parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name", "fqn", "class_fqn"})
+_FLOATS = frozenset({"as_float", "as_floats"})  # JSON has no word for what is not finite
 _STACK = re.compile(r"[A-Za-z0-9_.,;:$@<>\[\]()'= -]*")  # nn_module_stack: data only
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|quantized_decomposed|torchao|compress)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)"
@@ -29,12 +32,15 @@ _FUNCTIONS = frozenset(
     + [f"math.{n}" for n in "ceil floor trunc".split()]
     + [f"torch.ops.higher_order.{n}" for n in "cond while_loop wrap_with_set_grad_enabled wrap_with_autocast".split()]
 )
-_FORBIDDEN = frozenset({"from_file", "save"})  # operators that touch the file system
+_FORBIDDEN = re.compile(r"from_file|save|.*sparse.*")  # touch the file system; trust indices they do not check
 _EXPRESSIONS = frozenset(
-    "Symbol Integer Add Mul Pow Max Min Mod PythonMod FloorDiv CleanDiv CeilToInt TruncToInt "
-    "IntTrueDiv ToFloat Rational Eq Ne Equality Unequality StrictLessThan LessThan "
-    "StrictGreaterThan GreaterThan And Or Not".split()
+    "Symbol Integer Float Add Mul Pow FloatPow PowByNatural Max Min Mod PythonMod FloorDiv CleanDiv CeilToInt "
+    "FloorToInt TruncToInt TruncToFloat RoundToInt FloatTrueDiv IntTrueDiv ToFloat Where Rational Eq Ne Equality "
+    "Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not".split()
 )
+_POWERS = frozenset({"Pow", "FloatPow", "PowByNatural"})
+# sympy drops line breaks before it reads, which may turn what Python calls a comment or a string into code.
+_EXPRESSION = re.compile(r"[A-Za-z0-9_'(),.=+ -]{1,10000}")
 _TREES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 
 
@@ -66,10 +72,13 @@ def _check_string(text: str, source: str, key: str) -> None:
     elif key == "nn_module_stack":
         if not _STACK.fullmatch(text):
             _refuse(source, "module path", text)
-    elif key in ("as_string", "torch_version"):
-        pass  # only ever quoted or compared
-    elif key == "as_strings":
-        pass
+    elif key in ("as_string", "as_strings", "torch_version") or (
+        key in _FLOATS and text in ("Infinity", "-Infinity", "NaN")
+    ):
+        pass  # only ever quoted, compared or made a number
+    elif key in _PATHS:
+        if not _PATH.fullmatch(text):
+            _refuse(source, "path", text)
     elif not _WORD.fullmatch(text):
         _refuse(source, "name", text)
 
@@ -78,7 +87,7 @@ def _check_operator(text: str, source: str) -> None:
     if text in _FUNCTIONS or (_WORD.fullmatch(text) and not text.startswith(("torch", "_operator", "math", "#"))):
         return  # a plain word is an attribute's name, never resolved
     match = _OPERATOR.fullmatch(text)
-    if match is None or match[2] in _FORBIDDEN:
+    if match is None or _FORBIDDEN.fullmatch(match[2]):
         _refuse(source, "operator", text)
     else:
         _import_operators(match[1])
@@ -113,7 +122,7 @@ def _check_tree(text: str, source: str) -> None:
         return
     try:
         walk(json.loads(text)[1])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CompressError(
             f"{source} is damaged: it holds a container description that is not one ({error!r})"
         ) from error
@@ -122,33 +131,54 @@ def _check_tree(text: str, source: str) -> None:
 def check_expression(text: str, source: str) -> None:
     """Refuse a symbolic size outside the closed grammar: sympy *evaluates* the string it is given.
 
-    Allowed: ``Symbol('name', integer=True, ...)``, integers, and calls of the arithmetic in ``_EXPRESSIONS``.
+    Allowed: ``Symbol('name', integer=True, ...)``, numbers, and calls of the arithmetic in ``_EXPRESSIONS``; powers
+    only of what holds none, to a small number, as a tower of them would not end.
     """
-
-    def walk(node: ast.expr, inside: str) -> bool:
-        match node:
-            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if name in _EXPRESSIONS:
-                flags = all(
-                    k.arg is not None and isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
-                    for k in keywords
-                )
-                return flags and all(walk(argument, name) for argument in arguments)
-            case ast.Constant(value=bool()):
-                return False
-            case ast.Constant(value=int()):
-                return True
-            case ast.Constant(value=str() as name):
-                return inside == "Symbol" and re.fullmatch(r"[a-z]+\d+", name) is not None
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int())):
-                return True
-        return False
-
     try:
-        tree = ast.parse(text, mode="eval") if len(text) < 10_000 else None
+        tree = ast.parse(text, mode="eval") if _EXPRESSION.fullmatch(text) else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         tree = None
-    if tree is None or not walk(tree.body, ""):
+    if tree is None or not _is_expression(tree.body):
         _refuse(source, "symbolic size", text)
+
+
+def _is_expression(node: ast.expr, inside: str = "") -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if name in _EXPRESSIONS:
+            if name in _POWERS and not _is_small_power(arguments):
+                return False
+            return all(_is_flag(keyword) for keyword in keywords) and all(_is_expression(a, name) for a in arguments)
+        case ast.Constant(value=bool()):
+            return False
+        case ast.Constant(value=int()):
+            return True
+        case ast.Constant(value=str() as word):
+            pattern = {"Symbol": r"[a-z]+\d+", "Float": r"-?\d+\.?\d*(e[+-]?\d{1,3})?"}.get(inside)
+            return pattern is not None and re.fullmatch(pattern, word) is not None
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int())):
+            return True
+    return False
+
+
+def _is_flag(keyword: ast.keyword) -> bool:
+    """Whether it is an assumption of a symbol, or the precision of a double."""
+    match keyword:
+        case ast.keyword(arg=str(), value=ast.Constant(value=bool())):
+            return True
+        case ast.keyword(arg="precision", value=ast.Constant(value=53)):
+            return True
+    return False
+
+
+def _is_small_power(arguments: list[ast.expr]) -> bool:
+    match arguments:
+        case [base, ast.Call(func=ast.Name(id="Integer" | "Float" | "Rational"), args=exponent)]:
+            names = {node.id for node in ast.walk(base) if isinstance(node, ast.Name)}
+            try:
+                return not names & _POWERS and all(abs(float(ast.literal_eval(number))) <= 16 for number in exponent)
+            except (ValueError, TypeError):
+                return False
+    return False
 
 
 def _refuse(source: str, what: str, text: str) -> None:
