@@ -11,7 +11,7 @@ from typing import Any
 class Progress:
     """``stage`` frames one stage, ``step`` moves its bar, ``say`` prints a sentence. All of it goes to stderr.
 
-    The bar appears once a stage has taken two seconds; on anything but a terminal only the finished stages are printed.
+    The bar is there while a stage runs; on anything but a terminal only the finished stages are printed.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
