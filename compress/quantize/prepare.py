@@ -79,10 +79,19 @@ def fold_batch_norms(model: Model) -> Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _fuse_conv_bn_(module)
+        _drop_unused(module)
         graphs[name] = dataclasses.replace(graph, program=trace(module, model.example, graph.inputs))
         weights.update({key: value.detach() for key, value in graphs[name].program.state_dict.items()})
         weights.update({k: v for k, v in graphs[name].program.constants.items() if isinstance(v, torch.Tensor)})
     return dataclasses.replace(model, graphs=graphs, weights=weights, factory=None, channels={}, module=None)
+
+
+def _drop_unused(module: GraphModule) -> None:
+    """Remove the parameters and buffers that no node reads; a trace would carry them into every file."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name in module.state_dict() if name not in used]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
 
 
 def _quantization(model: Model) -> Quantization:

@@ -1,0 +1,57 @@
+"""Which operators run in int8, and the reason why the others do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.model import Model
+from compress.modelfile import export_model
+from compress.quantize.annotate import Operator, find_operators, sources
+from tests.compress.quantize.networks import Everything, Tied, TwoReaders, make
+
+
+def operators(model: Model, keep_float: tuple[str, ...] = ()) -> list[Operator]:
+    return find_operators(model.graph.program.module(check_guards=False), keep_float)
+
+
+def test_every_operator_with_weights_in_the_order_they_run() -> None:
+    found = operators(make(Everything))
+    assert [(o.op, o.path) for o in found] == [
+        ("conv2d", "stem"), ("conv1d", "along"), ("linear", "tokens"), ("linear", "plain"),
+        ("linear", "head.0"), ("linear", "head.2"),
+    ]  # fmt: skip
+    assert all(o.float_reason is None for o in found)
+
+
+def test_a_tensor_is_a_source_once_however_many_read_it() -> None:
+    model = make(TwoReaders)
+    module = model.graph.program.module(check_guards=False)
+    found = find_operators(module)
+    assert found[0].activation == found[1].activation == "x"
+    assert [node.name for node in sources(module, found)] == ["x", "relu"]
+
+
+def test_globs_keep_modules_float_and_are_named_as_the_reason() -> None:
+    found = operators(make(Everything), ("st*", "head.?"))
+    assert {o.path: o.float_reason for o in found if o.float_reason} == {
+        "stem": "kept float by 'st*'", "head.0": "kept float by 'head.?'", "head.2": "kept float by 'head.?'",
+    }  # fmt: skip
+
+
+def test_a_look_up_and_a_weight_made_at_run_time_stay_float() -> None:
+    class Dynamic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight * 2)
+
+    (found,) = operators(export_model(Dynamic(), name="d", example={"x": np.zeros((2, 4), np.float32)}))
+    assert found.float_reason == "its weight is computed at run time"
+    table, words = operators(export_model(Tied(), name="t", example={"tokens": np.zeros((2, 3), np.int64)}))
+    assert table.op == "embedding"
+    assert "multiplies nothing" in str(table.float_reason)
+    assert words.float_reason is None

@@ -1,0 +1,87 @@
+"""Ranges by node, against what the program computes node by node."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from calibration import Histogram, open_set
+from compress.errors import CompressError
+from compress.model import Model
+from compress.modelfile import export_model
+from compress.quantize import QuantizeConfig, quantize
+from compress.quantize.annotate import find_operators
+from compress.quantize.collect import collect_ranges
+from tests.compress.quantize.networks import TwoReaders, make, samples
+
+
+def ranges(model: Model, x: np.ndarray, config: QuantizeConfig) -> dict[str, tuple[float, float]]:
+    module = model.graph.program.module(check_guards=False)
+    data = open_set([{"x": x}], model.inputs, name="known")
+    return collect_ranges(module, find_operators(module), model.graph, data, config)
+
+
+def test_minmax_by_hand() -> None:
+    model = make(TwoReaders)
+    x = np.random.default_rng(0).normal(size=(70, 4)).astype(np.float32)  # more than two batches
+    w = {name: value.numpy() for name, value in model.weights.items()}
+    hidden = np.maximum(
+        x @ w["left.weight"].T + w["left.bias"] + x @ w["right.weight"].T + w["right.bias"], 0
+    )
+    found = ranges(model, x, QuantizeConfig(ranges="minmax"))
+    assert set(found) == {"x", "relu"}
+    assert found["x"] == (x.min(), x.max())
+    np.testing.assert_allclose(found["relu"], (0.0, hidden.max()), rtol=1e-6)
+
+
+def test_percentile_on_known_data() -> None:
+    """4000 values 1/1000 .. 4 without sign: 99 % drops the largest 40, to the edge of a bin of width 4/2048."""
+    model = make(TwoReaders)
+    x = (np.arange(1, 4001, dtype=np.float32) / 1000).reshape(1000, 4)
+    x[0, 0] = 3.9999  # below 4, so that the histogram ends there
+    x[-1, -1] = 3.9999
+    low, high = ranges(model, x, QuantizeConfig(percentile=99.0))["x"]
+    assert low == 0.0
+    assert 3.96 <= high <= 3.96 + 2 * 4 / 2048
+    assert ranges(model, x, QuantizeConfig(percentile=100.0))["x"][1] == pytest.approx(3.9999)
+
+
+def test_each_tensor_is_collected_once_a_batch() -> None:
+    model = make(TwoReaders)
+    seen: list[int] = []
+    update = Histogram.update
+
+    def counted(self: Histogram, array: np.ndarray) -> None:
+        seen.append(array.size)
+        update(self, array)
+
+    with mock.patch.object(Histogram, "update", counted):
+        ranges(model, np.ones((8, 4), np.float32), QuantizeConfig())
+    assert seen == [8 * 4, 8 * 3]  # x, which two layers read, and relu
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5, -2.5])
+def test_constant_activations(value: float) -> None:
+    model = make(TwoReaders)
+    low, high = ranges(model, np.full((4, 4), value, np.float32), QuantizeConfig())["x"]
+    assert (low, high) == {0.0: (0.0, 1.0), 2.5: (0.0, 2.5), -2.5: (-2.5, 0.0)}[value]
+
+
+def test_an_activation_that_is_not_finite_names_layer_and_set() -> None:
+    class Huge(TwoReaders):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.left(x) * 3e38 * 10)
+
+    model = export_model(Huge(), name="huge", example={"x": np.zeros((2, 4), np.float32)})
+    with pytest.raises(CompressError, match=r"input of layer 'head' is not finite .* calibration set 'noise'"):
+        quantize(model, samples(model), scheme="x86-vnni")
+
+
+def test_progress_counts_samples() -> None:
+    model = make(TwoReaders)
+    told: list[tuple[int, int]] = []
+    quantize(model, samples(model, 70), scheme="x86-vnni", progress=lambda done, total: told.append((done, total)))
+    assert told == [(32, 70), (64, 70), (70, 70)]

@@ -1,0 +1,135 @@
+"""Fake quantization and the int8 program: equal, deterministic, and equal to arithmetic by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compress.errors import CompressError
+from compress.model import Model
+from compress.modelfile import export_model, read_model, write_model
+from compress.program import run_program
+from compress.quantize import QuantizeConfig, quantize
+from compress.quantize.prepare import convert, fold_batch_norms, prepare
+from compress.quantize.schemes import SCHEMES, get_scheme
+from tests.compress.quantize.networks import Everything, Normed, Tied, TwoReaders, make, quantized, samples
+
+
+def fake(model: Model, feed: dict[str, np.ndarray]) -> np.ndarray:
+    """What the prepared graph computes, its weights' observers having seen the weights."""
+    prepared = prepare(model, "forward")
+    tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+    with torch.no_grad():
+        (value,) = prepared(**tensors)
+    return value.numpy()
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_the_int8_program_by_hand(scheme: str) -> None:
+    """Quantize activations and weights with numpy, multiply, and compare."""
+    model = quantized(TwoReaders, scheme)
+    assert model.quantization is not None
+    grids = get_scheme(scheme)
+    w = {name: value.numpy().astype(np.float64) for name, value in model.weights.items()}
+
+    def activation(value: np.ndarray, node: str) -> np.ndarray:
+        scale, zero = grids.activations.scale_and_zero_point(*model.quantization.ranges["forward"][node])
+        integers = np.clip(np.round(value / scale) + zero, grids.activations.low, grids.activations.high)
+        return (integers - zero) * scale
+
+    def weight(name: str) -> np.ndarray:
+        scale = np.abs(w[name]).max(1, keepdims=True) / grids.weights.high
+        return np.clip(np.round(w[name] / scale), grids.weights.low, grids.weights.high) * scale
+
+    (feed,) = samples(model, 16, seed=3).batches(16)
+    x = activation(feed["x"], "x")
+    sides = [x @ weight(f"{side}.weight").T + w[f"{side}.bias"] for side in ("left", "right")]
+    hidden = activation(np.maximum(sides[0] + sides[1], 0), "relu")
+    expected = hidden @ weight("head.weight").T + w["head.bias"]
+    found = run_program(convert(model), feed)["output"]
+    # torchao's weight scale spans 2 max / (high - low), which is max / high here; ties may round either way once
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert np.median(np.abs(found - expected)) < 1e-6
+
+
+@pytest.mark.parametrize("network", [TwoReaders, Everything, Normed])
+@pytest.mark.parametrize("scheme", ["x86-vnni", "tensorrt"])
+def test_fake_quantization_is_the_int8_program_to_the_bit(network: type[torch.nn.Module], scheme: str) -> None:
+    model = quantized(network, scheme)
+    (feed,) = samples(model, 8, seed=1).batches(8)
+    expected = run_program(convert(model), feed)["output"]
+    np.testing.assert_array_equal(fake(model, dict(feed)), expected)
+    np.testing.assert_array_equal(fake(model, dict(feed)), expected)
+    assert np.abs(expected - run_program(dataclasses.replace(model, quantization=None), feed)["output"]).max() > 0
+
+
+def test_weights_are_integers_of_the_scheme() -> None:
+    for scheme in ("x86-vnni", "x86"):
+        program = convert(quantized(Everything, scheme)).graph.program
+        integers = [t for t in (*program.state_dict.values(), *program.constants.values()) if t.dtype == torch.int8]
+        assert len(integers) == 6
+        assert max(int(t.abs().max()) for t in integers) == get_scheme(scheme).weights.high
+
+
+def test_a_folded_batch_norm_leaves_the_function() -> None:
+    model = make(Normed)
+    folded = fold_batch_norms(model)
+    called = [str(node.target) for node in folded.graph.program.graph.nodes if node.op == "call_function"]
+    assert not [target for target in called if "norm" in target]
+    (feed,) = samples(model, 8).batches(8)
+    np.testing.assert_allclose(run_program(folded, feed)["output"], run_program(model, feed)["output"], atol=1e-6)
+    # y = (conv(x) - mean) * weight / sqrt(var + eps) + bias
+    w = {name: value.detach().numpy() for name, value in model.weights.items()}
+    factor = w["norm.weight"] / np.sqrt(w["norm.running_var"] + 1e-5)
+    np.testing.assert_allclose(
+        folded.weights["conv.weight"].numpy(), w["conv.weight"] * factor[:, None, None, None], rtol=1e-5
+    )
+    assert fold_batch_norms(folded) is folded
+
+
+def test_a_float_model_cannot_be_prepared_or_converted() -> None:
+    model = make(TwoReaders)
+    for function in (lambda: prepare(model, "forward"), lambda: convert(model)):
+        with pytest.raises(CompressError, match="model 'TwoReaders' is not quantized: run compress quantize first"):
+            function()
+
+
+def test_a_missing_range_is_named() -> None:
+    model = quantized(TwoReaders)
+    assert model.quantization is not None
+    ranges = {"forward": {"x": (0.0, 1.0)}}
+    broken = dataclasses.replace(model, quantization=dataclasses.replace(model.quantization, ranges=ranges))
+    with pytest.raises(CompressError, match="has no range for the input of 'head': quantize it again"):
+        prepare(broken, "forward")
+
+
+def test_tied_weights_stay_one_tensor(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = export_model(Tied(), name="tied", example={"tokens": np.zeros((2, 3), np.int64)})
+    from calibration import open_set
+
+    tokens = np.random.default_rng(0).integers(0, 10, (6, 3))
+    data = open_set([{"tokens": tokens}], model.inputs, name="words")
+    result = quantize(model, data, scheme="x86-vnni")
+    assert [(o["path"], o["precision"]) for o in result.operators] == [("table", "float"), ("words", "int8")]
+    found = run_program(convert(result.model), {"tokens": tokens})["output"]
+    table = model.weights["table.weight"].numpy()
+    # a step of the weights and half one of the activations, each times four products
+    np.testing.assert_allclose(found, table[tokens] @ table.T, atol=4 * 3 * (3 / 254 + 6 / 510))
+    write_model(result.model, tmp_path / "tied.pt")
+    read = read_model(tmp_path / "tied.pt")
+    assert read.weights["words.weight"].data_ptr() == read.weights["table.weight"].data_ptr()
+    np.testing.assert_array_equal(run_program(convert(read), {"tokens": tokens})["output"], found)
+
+
+def test_kept_float_layers_have_no_quantizer() -> None:
+    model = make(Everything)
+    config = QuantizeConfig(keep_float=("head*",))
+    program = convert(quantize(model, samples(model), scheme="x86-vnni", config=config).model).graph.program
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert sum("dequantize_per_channel" in target for target in targets) == 4
+    assert sum("quantized_decomposed.quantize_per_tensor" in target for target in targets) == 4
