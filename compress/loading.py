@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
+from torch.export import ExportedProgram
 
 from compress.errors import CompressError
-from compress.grammar import check_program
 from compress.model import Input, Model
-from compress.modelfile import export_model, read_model, resolve
-from runtimes.spec import Feed
+from compress.modelfile import export_model, read_members, read_model, resolve
+from compress.program import program_from_json
+from runtimes.spec import Dim, Feed
 
 
 def load(
@@ -72,7 +74,7 @@ def _member_names(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return None
 
 
@@ -81,7 +83,10 @@ def _member_names(path: Path) -> list[str] | None:
 
 def _load_script(path: Path, inputs: Mapping[str, Input] | None) -> Model:
     """The user's own code, named on the command line: ``get_model()``, ``get_args()`` (a dict by parameter name)."""
-    namespace = runpy.run_path(str(path), run_name=path.stem)
+    try:
+        namespace = runpy.run_path(str(path), run_name=path.stem)
+    except (SyntaxError, ImportError) as error:
+        raise CompressError(f"{path} is not a model script that runs: {type(error).__name__}: {error}") from error
     missing = [name for name in ("get_model", "get_args") if name not in namespace]
     if missing:
         raise CompressError(f"{path} has no {missing[0]}(): a model script defines get_model() and get_args()")
@@ -100,37 +105,88 @@ def _load_script(path: Path, inputs: Mapping[str, Input] | None) -> Model:
 
 
 def _load_pt2(path: Path, inputs: Mapping[str, Input] | None) -> Model:
-    data = path.read_bytes()
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {name.split("/", 1)[-1]: archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
-        raise CompressError(f"{path} is damaged: {error}; write it again with torch.export.save") from error
+    """Read the parts of the archive ourselves: torch's reader unpickles some of them, and its zip is not Python's."""
+    members = read_members(path)
+    if len({name.partition("/")[0] for name in members}) != 1:
+        raise CompressError(f"{path} was refused: it holds several archives in one; write it with torch.export.save")
+    members = {name.partition("/")[2]: content for name, content in members.items()}
     programs = [name for name in members if name.startswith("models/") and name.endswith(".json")]
     if len(programs) != 1:
         raise CompressError(f"{path} holds {len(programs)} exported programs: expected one, of torch.export.save")
-    try:
-        check_program(json.loads(members[programs[0]]), str(path))
-        for name, content in members.items():
-            if name.endswith("_config.json"):
-                _refuse_pickles(path, json.loads(content))
-        samples = next(content for name, content in members.items() if name.startswith("data/sample_inputs/"))
-        args, kwargs = torch.load(io.BytesIO(samples), weights_only=True)
-    except CompressError:
-        raise
-    except StopIteration:
-        raise CompressError(f"{path} has no example inputs: write it with torch.export.save") from None
-    except Exception as error:  # json, the restricted unpickler and torch each have their own
-        raise CompressError(
-            f"{path} was refused: it is damaged or holds a pickle of code ({type(error).__name__})"
-        ) from error
-    program = torch.export.load(io.BytesIO(data))
+    name = programs[0].removeprefix("models/").removesuffix(".json")
+    tensors = _read_tensors(path, members, "weights", name) | _read_tensors(path, members, "constants", name)
+    program = program_from_json(members[programs[0]].decode(errors="replace"), tensors, str(path))
+    values, positional, keywords = _read_samples(path, members, name)
+    names = [str(user) for user in program.graph_signature.user_inputs]
+    if len(names) != len(values):
+        raise CompressError(f"{path} has {len(names)} inputs but {len(values)} example inputs: save it again")
     module = program.module(check_guards=False)
-    names = [*program.graph_signature.user_inputs]
     components = {name: f"program.{name}" for name, _ in module.named_children()} or {"model": ""}
-    feed = dict(zip(names, [*args, *kwargs.values()], strict=True))
-    caller = _ByName(module, len(args), list(kwargs))
-    return export_model(caller, name=path.stem, example=feed, inputs=inputs, components=components)
+    feed = dict(zip(names, values, strict=True))
+    return export_model(
+        _ByName(module, positional, keywords), name=path.stem, example={k: v.numpy() for k, v in feed.items()},
+        inputs=inputs or _inputs_of(program, feed), components=components,
+    )  # fmt: skip
+
+
+def _read_tensors(path: Path, members: Mapping[str, bytes], kind: str, name: str) -> dict[str, torch.Tensor]:
+    content = members.get(f"data/{kind}/{name}_{kind}_config.json")
+    if content is None:
+        raise CompressError(f"{path} has no list of its {kind}: write it again with torch.export.save of torch 2.9 on")
+    tensors = {}
+    try:
+        for key, entry in json.loads(content)["config"].items():
+            file, meta = entry["path_name"], entry["tensor_meta"]
+            if entry["use_pickle"] or not file.startswith(("weight_", "tensor_")):
+                raise CompressError(
+                    f"{path} was refused: it stores {key!r} as a pickle, which could run code on loading"
+                )
+            dtype = _SERIALIZE_TO_TORCH_DTYPE[meta["dtype"]]
+            sizes, strides = ([int(size["as_int"]) for size in meta[axis]] for axis in ("sizes", "strides"))
+            data = members[f"data/{kind}/{file}"]
+            flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            tensors[key] = torch.as_strided(flat, sizes, strides, int(meta["storage_offset"]["as_int"])).clone()
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
+        raise CompressError(f"{path} is damaged: its {kind} cannot be read ({error}); save it again") from error
+    return tensors
+
+
+def _read_samples(path: Path, members: Mapping[str, bytes], name: str) -> tuple[list[torch.Tensor], int, list[str]]:
+    """The example inputs, how many of them are positional, and the names of the others."""
+    content = members.get(f"data/sample_inputs/{name}.pt")
+    if not content:
+        raise CompressError(f"{path} has no example inputs: write it with torch.export.save")
+    try:
+        args, kwargs = torch.load(io.BytesIO(content), weights_only=True)
+        values, keywords = [*args, *kwargs.values()], list(kwargs)
+    except Exception as error:  # the restricted unpickler raises its own kind for anything but tensors
+        raise CompressError(
+            f"{path} was refused: its example inputs are damaged or a pickle of code ({type(error).__name__})"
+        ) from error
+    if not all(isinstance(value, torch.Tensor) for value in values):
+        raise CompressError(f"{path} has an input that is not a tensor: export it again with tensors only")
+    return values, len(args), keywords
+
+
+def _inputs_of(program: ExportedProgram, feed: Mapping[str, torch.Tensor]) -> dict[str, Input]:
+    """The dynamic dimensions the program was exported with, by its own symbols."""
+    shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
+    dims: dict[Any, Dim] = {}
+    inputs = {}
+    for name, value in feed.items():
+        axes: list[Dim | None] = []
+        for axis, size in enumerate(shapes[name]):
+            symbol = None if isinstance(size, int) else size.node.expr
+            limits = None if symbol is None else program.range_constraints.get(symbol)
+            if limits is not None and symbol not in dims:
+                low, usual = max(1, int(limits.lower)), value.shape[axis]
+                high = int(limits.upper) if limits.upper < 1 << 31 else max(64, 4 * usual)
+                taken = {dim.name for dim in dims.values()}
+                label = "batch" if axis == 0 and "batch" not in taken else f"{name}_axis{axis}"
+                dims[symbol] = Dim(label, low, min(max(low, usual), high), high)
+            axes.append(dims.get(symbol))
+        inputs[name] = Input(dims=tuple(axes))
+    return inputs
 
 
 class _ByName(nn.Module):
@@ -142,17 +198,15 @@ class _ByName(nn.Module):
         self.positional = positional
         self.keywords = keywords
 
+    def train(self, mode: bool = True) -> _ByName:
+        """A program stays in the mode it was exported in, and torch raises where it is told to change."""
+        return self
+
     def forward(self, **feed: torch.Tensor) -> Any:
         values = list(feed.values())
         return self.program(
             *values[: self.positional], **dict(zip(self.keywords, values[self.positional :], strict=True))
         )
-
-
-def _refuse_pickles(path: Path, config: Mapping[str, Any]) -> None:
-    for name, entry in config.get("config", {}).items():
-        if entry.get("use_pickle"):
-            raise CompressError(f"{path} was refused: it stores {name!r} as a pickle, which could run code on loading")
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -178,8 +232,11 @@ def _load_pickle(
             raise CompressError(
                 f"{path} is a state dict, weights without a network: name what builds it with --factory"
             )
-        module = resolve(factory, "factory")()
-        missing, unexpected = module.load_state_dict(content, strict=False)
+        try:
+            module = resolve(factory, "factory")()
+            missing, unexpected = module.load_state_dict(content, strict=False)
+        except (RuntimeError, TypeError, AttributeError) as error:  # a size, or a factory of something else
+            raise CompressError(f"{path} does not fit {factory}: {' '.join(str(error).split())[:300]}") from error
         if missing or unexpected:
             raise CompressError(
                 f"{path} does not fit {factory}: missing {list(missing)[:3]}, unexpected {list(unexpected)[:3]}"

@@ -13,7 +13,9 @@ import importlib
 import inspect
 import io
 import json
+import re
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from compress.errors import CompressError
 from compress.model import Factory, Graph, Input, Model, ProgramGraph, Quantization
@@ -34,6 +38,8 @@ from runtimes.spec import Dim, Feed, Modality, TensorSpec, check_feed
 FORMAT = "compress.model"
 VERSION = 1
 BATCH = Dim("batch", 1, 1, 64)
+# What reading damaged JSON, tables and archives raises; all of it is turned into a CompressError that names the file.
+_DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
 
 
 def save(
@@ -73,7 +79,7 @@ def save(
         factory=reference, graphs=graphs, labels=labels,
     )  # fmt: skip
     if reference is not None:
-        _check_factory(exported, model)
+        _check_factory(exported, model, graphs or {})
     write_model(exported, Path(path))
     return exported
 
@@ -92,7 +98,8 @@ def export_model(
 ) -> Model:
     """Trace ``module`` into a :class:`Model`; the arguments are :func:`save`'s."""
     feed = {key: _to_numpy(key, value) for key, value in example.items()}
-    _check_finite(module)
+    _check_finite(module.state_dict(keep_vars=True))
+    named_components = _check_components(module, components)
     graphs = graphs or {"forward": Graph("forward", tuple(feed))}
     unknown = [key for key in (inputs or {}) if key not in feed]
     if unknown:
@@ -100,13 +107,16 @@ def export_model(
     dims = {d.name: d for i in (inputs or {}).values() for d in i.dims or () if isinstance(d, Dim)}
     specs = {key: _input_spec(key, value, (inputs or {}).get(key, Input()), dims) for key, value in feed.items()}
     programs = {key: _trace_graph(module, graph, feed, specs) for key, graph in graphs.items()}
+    if len(programs) > 1:
+        for key, traced in programs.items():
+            _rename_constants(key, traced.program)
     named = _check_labels(labels or {}, programs)
     weights: dict[str, torch.Tensor] = {}
     for graph in programs.values():
         weights.update({key: value.detach() for key, value in graph.program.state_dict.items()})
         weights.update({k: v for k, v in graph.program.constants.items() if isinstance(v, torch.Tensor)})
     return Model(
-        name=name, graphs=programs, weights=weights, components=_check_components(module, components), example=feed,
+        name=name, graphs=programs, weights=weights, components=named_components, example=feed,
         factory=factory, channels=channels or {}, labels=named, module=module,
     )  # fmt: skip
 
@@ -137,6 +147,14 @@ def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str
     finally:
         module.train(training)
     return ProgramGraph(program=program, inputs=inputs, outputs=_output_specs(program, inputs, list(outputs)))
+
+
+def _rename_constants(graph: str, program: ExportedProgram) -> None:
+    """Every program calls the constants in its code ``lifted_tensor_0`` and on: keep those of two graphs apart."""
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
+            program.constants[f"{graph}_{spec.target}"] = program.constants.pop(spec.target)
+            spec.target = f"{graph}_{spec.target}"
 
 
 def _output_specs(program: Any, inputs: tuple[TensorSpec, ...], names: list[str]) -> tuple[TensorSpec, ...]:
@@ -194,6 +212,8 @@ def _guess_modality(value: np.ndarray) -> Modality:
 
 
 def _to_numpy(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor) and value.dtype is torch.bfloat16:
+        raise CompressError(f"example input {name!r} is bfloat16, which numpy lacks: give the model float32 inputs")
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise CompressError(f"example input {name!r} has dtype {array.dtype}: give an array or tensor of numbers")
@@ -202,11 +222,16 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _check_finite(module: nn.Module) -> None:
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+def _check_finite(tensors: Mapping[str, torch.Tensor], source: str = "") -> None:
+    """Parameters are finite; a buffer may hold -inf, as attention masks do, and nothing else that is not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        allowed = torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor < torch.inf
+        if not allowed.all():
             raise CompressError(
-                f"weight {name!r} has values that are not finite: the model did not train; load a good checkpoint"
+                f"{source}weight {name!r} has values that are not finite: the model did not train; "
+                "save it from a good checkpoint"
             )
 
 
@@ -259,7 +284,7 @@ def _factory_reference(factory: str | Callable[..., nn.Module] | None, kwargs: M
     return Factory(reference=factory, kwargs=plain)
 
 
-def _check_factory(model: Model, module: nn.Module) -> None:
+def _check_factory(model: Model, module: nn.Module, graphs: Mapping[str, Graph]) -> None:
     rebuilt = build_module(model, model.factory.reference if model.factory else None)
     rebuilt_keys, keys = set(rebuilt.state_dict()), set(module.state_dict())
     if rebuilt_keys != keys:
@@ -267,14 +292,19 @@ def _check_factory(model: Model, module: nn.Module) -> None:
             f"the factory builds another network: its weights differ by {sorted(rebuilt_keys ^ keys)[:3]}"
         )
     training = module.training
-    for graph in model.graphs.values():
-        feed = {spec.name: model.example[spec.name] for spec in graph.inputs}
-        with torch.no_grad():
-            ours, theirs = named_outputs(module.eval(), feed), named_outputs(rebuilt, feed)
-        for name in ours:
-            if not torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5):
-                raise CompressError(f"the factory with these weights does not reproduce output {name!r} of the example")
-    module.train(training)
+    module.eval()
+    try:
+        for key, graph in model.graphs.items():
+            feed = {spec.name: model.example[spec.name] for spec in graph.inputs}
+            method = graphs[key].method if key in graphs else "forward"
+            ours, theirs = named_outputs(module, feed, method), named_outputs(rebuilt, feed, method)
+            for name in ours:
+                if name not in theirs or not torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5):
+                    raise CompressError(
+                        f"the factory with these weights does not reproduce output {name!r} of the example"
+                    )
+    finally:
+        module.train(training)
 
 
 def build_module(model: Model, factory: str | None = None) -> nn.Module:
@@ -287,7 +317,14 @@ def build_module(model: Model, factory: str | None = None) -> nn.Module:
     """
     reference = _allowed_factory(model, factory)
     kwargs = model.factory.kwargs if model.factory is not None else {}
-    module = resolve(reference, "factory")(**kwargs)
+    try:
+        module = resolve(reference, "factory")(**kwargs)
+    except CompressError:
+        raise
+    except Exception as error:  # it is the user's code
+        raise CompressError(
+            f"factory {reference!r} failed with {dict(kwargs)}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise CompressError(f"factory {reference!r} returned {type(module).__name__}, not an nn.Module")
     if model.channels:
@@ -316,7 +353,7 @@ def _allowed_factory(model: Model, factory: str | None) -> str:
             f"model {model.name!r} has no factory, so its module cannot be rebuilt: save it with "
             "compress.save(..., factory='package.module:function'), or name one with --factory"
         )
-    if not model.factory.reference.startswith("compress.zoo."):
+    if re.fullmatch(r"compress\.zoo\.[a-z_]+:build", model.factory.reference) is None:
         raise CompressError(
             f"the model file asks to call {model.factory.reference!r}: if you trust that function, say so with "
             f"--factory {model.factory.reference}"
@@ -341,7 +378,7 @@ def resolve(reference: str, what: str) -> Any:
 def write_model(model: Model, path: Path) -> None:
     """Write ``model`` to ``path``; the same model gives the same bytes."""
     names = _aliases(model.weights)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.weights.items() if key not in names}
+    tensors = _separated({key: value for key, value in model.weights.items() if key not in names})
     example = {key: np.ascontiguousarray(value) for key, value in model.example.items()}
     members: dict[str, bytes] = {
         f"graphs/{key}.json": program_to_json(graph.program).encode() for key, graph in model.graphs.items()
@@ -391,23 +428,12 @@ def read_model(path: Path) -> Model:
     Raises:
         CompressError: if the file is not one, is damaged, or was refused; nothing in it is ever run.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: archive.read(info) for info in archive.infolist()}
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise CompressError(
-            f"{path} is damaged or not a model file ({error}): copy it again, or write it anew with compress.save"
-        ) from error
+    members = read_members(path)
     header = _read_header(path, members)
     try:
         stored = safetensors.torch.load(members["weights.safetensors"])
         example = {k: v.numpy() for k, v in safetensors.torch.load(members["example.safetensors"]).items()}
         weights = {**stored, **{name: stored[owner] for name, owner in header["aliases"].items()}}
-        for name, tensor in weights.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise CompressError(
-                    f"{path}: weight {name!r} has values that are not finite; save the model from a good checkpoint"
-                )
         graphs = {
             key: ProgramGraph(
                 program=program_from_json(members[f"graphs/{key}.json"].decode(), weights, str(path)),
@@ -416,24 +442,80 @@ def read_model(path: Path) -> Model:
             )
             for key, entry in header["graphs"].items()
         }
+        for graph in graphs.values():
+            _check_finite({**graph.program.state_dict, **graph.program.constants}, f"{path}: ")
+            _check_specs(graph)
         model = Model(
-            name=header["name"],
+            name=_text(header["name"]),
             graphs=graphs,
             weights=weights,
-            components=header["components"],
+            components={_text(name): _text(at) for name, at in header["components"].items()},
             example=example,
-            factory=None if header["factory"] is None else Factory(**header["factory"]),
+            factory=None if header["factory"] is None else _read_factory(header["factory"]),
             channels=header["channels"],
-            labels={name: tuple(words) for name, words in header["labels"].items()},
+            labels={name: tuple(map(_text, words)) for name, words in header["labels"].items()},
             quantization=None if header["quantization"] is None else _read_quantization(header["quantization"]),
         )
         for graph in graphs.values():
             check_feed(graph.inputs, {s.name: example[s.name] for s in graph.inputs}, source=f"{path}: example")
-    except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError, RuntimesError) as error:
+    except (*_DAMAGE, safetensors.SafetensorError, RuntimesError) as error:
         raise CompressError(
             f"{path} is damaged: {error}; copy it again, or write it anew with compress.save"
         ) from error
     return model
+
+
+def _separated(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor contiguous in memory of its own: safetensors refuses one that is a part of another."""
+    separated: dict[str, torch.Tensor] = {}
+    seen = set()
+    for name, value in weights.items():
+        plain = value.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        separated[name] = plain.clone() if memory in seen else plain
+        seen.add(memory)
+    return separated
+
+
+def read_members(path: Path) -> dict[str, bytes]:
+    """Content of a zip archive whose members are each there once and not compressed, as those of torch and ours are.
+
+    Raises:
+        CompressError: if it is no such archive, is damaged, or would unpack to more than its own size.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len({member.filename for member in members}) != len(members):
+                raise zipfile.BadZipFile("it holds a member twice")
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise zipfile.BadZipFile("it would unpack to more than its own size")
+            return {member.filename: archive.read(member) for member in members}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, *_DAMAGE) as error:
+        raise CompressError(
+            f"{path} is damaged or not a model file ({error}): copy it again, or write it anew with compress.save"
+        ) from error
+
+
+def _check_specs(graph: ProgramGraph) -> None:
+    """The specs of the file's header are those of its program."""
+    called = graph.program.call_spec.in_spec
+    names = [] if called is None else called.child(1).context
+    if sorted(names) != sorted(spec.name for spec in graph.inputs):
+        raise ValueError(f"its program takes {names}, its list of inputs is {[s.name for s in graph.inputs]}")
+    made = len(graph.program.graph_signature.user_outputs)
+    if made != len(graph.outputs):
+        raise ValueError(f"its program has {made} outputs, its list {len(graph.outputs)}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _read_factory(data: Mapping[str, Any]) -> Factory:
+    return Factory(reference=_text(data["reference"]), kwargs={_text(k): v for k, v in data["kwargs"].items()})
 
 
 def _read_header(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -447,14 +529,15 @@ def _read_header(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
                 "use the release that wrote it, or save the model again"
             )
         files = dict(header["files"])
-    except (KeyError, ValueError, TypeError) as error:
+        graphs = [f"graphs/{name}.json" for name in header["graphs"]]
+    except _DAMAGE as error:
         raise CompressError(
             f"{path} is not a model file of compress.save: it has no valid model.json ({error!r})"
         ) from error
-    if set(members) != {"model.json", *files}:
-        raise CompressError(
-            f"{path} is damaged: it holds {sorted(set(members) ^ {'model.json', *files})}, its list does not agree"
-        )
+    expected = {"weights.safetensors", "example.safetensors", *graphs}
+    if set(files) != expected or set(members) != {"model.json", *expected}:
+        odd = sorted((set(members) ^ {"model.json", *files}) | (set(files) ^ expected))
+        raise CompressError(f"{path} is damaged: its list of files and what it holds do not agree on {odd[:3]}")
     for name, digest in files.items():
         if bytes_digest(members[name]) != digest:
             raise CompressError(

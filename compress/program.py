@@ -47,7 +47,7 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
     }
     feed = {spec.name: torch.from_numpy(_widened(spec, example[spec.name])) for spec in inputs}
     try:
-        with _flat_outputs(module, method), torch.no_grad():
+        with _flat_outputs(module, method, list(feed)), torch.no_grad():
             return torch.export.export(module, (), feed, dynamic_shapes=shapes)
     except Exception as error:  # tracing runs the user's code: anything may come out of it
         raise CompressError(
@@ -59,15 +59,25 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
 
 def named_outputs(module: nn.Module, example: Feed, method: str = "forward") -> dict[str, torch.Tensor]:
     """Run ``module.method(**example)``: a lone tensor is called ``output``, a mapping keeps its keys."""
-    with torch.no_grad():
-        result = getattr(module, method)(**{name: torch.from_numpy(value) for name, value in example.items()})
+    try:
+        with torch.no_grad():
+            result = getattr(module, method)(**{name: torch.from_numpy(value) for name, value in example.items()})
+    except Exception as error:  # it runs the user's code
+        shapes = {name: f"{value.dtype}{list(value.shape)}" for name, value in example.items()}
+        raise CompressError(
+            f"{type(module).__name__}.{method} fails on the example {shapes}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
     return _named(result)
 
 
 def _named(result: Any) -> dict[str, torch.Tensor]:
     if isinstance(result, torch.Tensor):
         return {"output": result}
-    items = result.items() if isinstance(result, Mapping) else [(f"output_{i}", v) for i, v in enumerate(result)]
+    if isinstance(result, Mapping):
+        items = list(result.items())
+    else:
+        items = [(f"output_{i}", v) for i, v in enumerate(result)] if isinstance(result, (tuple, list)) else []
     named = {name: value for name, value in items if isinstance(value, torch.Tensor)}
     if not named:
         raise CompressError(
@@ -77,7 +87,7 @@ def _named(result: Any) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _flat_outputs(module: nn.Module, method: str) -> Iterator[None]:
+def _flat_outputs(module: nn.Module, method: str, names: Sequence[str]) -> Iterator[None]:
     """Let ``module(...)`` call ``method`` and return a plain tuple, so that a program never names a user's class."""
     original = getattr(module, method)
 
@@ -85,7 +95,13 @@ def _flat_outputs(module: nn.Module, method: str) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         return tuple(_named(original(*args, **kwargs)).values())
 
-    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    signature = inspect.signature(original)
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):  # torch wants each input by its name
+        named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        rest = [n for n in names if n not in signature.parameters]
+        named += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in rest]
+        signature = signature.replace(parameters=named)
+    forward.__signature__ = signature  # type: ignore[attr-defined]
     shadowed = "forward" in vars(module)
     previous = vars(module).get("forward")
     module.forward = forward
@@ -107,6 +123,8 @@ def _widened(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Constraints violated"):  # which size, and why, is on a line of its own
+        return next((line.removeprefix("- ") for line in lines if line.startswith("- ")), lines[0])[:400]
     return lines[0][:300] if lines else "no message"
 
 
@@ -152,6 +170,7 @@ def program_to_json(program: ExportedProgram) -> str:
     plain = _dataclass_to_dict(serialized.exported_program)  # type: ignore[no-untyped-call]
     data = json.loads(json.dumps(plain, cls=EnumEncoder))
     _strip(data)
+    check_program(data, "the exported program")  # what would be refused on reading is not written
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
@@ -168,10 +187,10 @@ def program_from_json(text: str, tensors: Mapping[str, torch.Tensor], source: st
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+        _strip(data)
+        check_program(data, source)
+    except (ValueError, RecursionError) as error:
         raise CompressError(f"{source} is damaged: its program is not JSON ({error})") from error
-    _strip(data)
-    check_program(data, source)
     constants: dict[str, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     try:
@@ -188,7 +207,9 @@ def program_from_json(text: str, tensors: Mapping[str, torch.Tensor], source: st
             elif spec.type == "tensor_constant":
                 name = spec.tensor_constant.tensor_constant_name
                 constants[name] = tensors[name]
-        return ExportedProgramDeserializer().deserialize(program, state, constants, None)
+        exported = ExportedProgramDeserializer().deserialize(program, state, constants, None)
+        exported.module(check_guards=False)  # generates and compiles the code, which a damaged program does not survive
+        return exported
     except CompressError:
         raise
     except Exception as error:  # a damaged program can fail anywhere inside the reader

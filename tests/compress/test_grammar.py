@@ -69,8 +69,8 @@ HOSTILE = [
     "Pow(Pow(Integer(10), Integer(9)), Integer(9))",
     "PowByNatural(Integer(10), Integer(99999999))",
     "Pow(Integer(10))",
-    "Integer(١)",  # digits of another script
-    "Ａｄｄ(Integer(1), Integer(2))",  # Python reads wide letters as Add
+    "Integer(\u0661)",  # a digit of another script
+    "\uff21dd(Integer(1), Integer(2))",  # Python reads wide letters as Add
     "(" * 300 + "1" + ")" * 300,
     "Add(" * 190 + "1" + ")" * 190 + " " * 10_000,
     "Integer(" + "9" * 10_000 + ")",
@@ -157,9 +157,9 @@ def test_operators_of_exported_models_pass(target: str) -> None:
     ],
 )
 def test_other_functions_are_refused(target: str) -> None:
-    with pytest.raises(CompressError, match="a.pt was refused: it holds a operator|uses the operator"):
+    with pytest.raises(CompressError, match=r"a\.pt (was refused: it holds a operator|uses the operator)"):
         check_program(node(target), "a.pt")
-    with pytest.raises(CompressError, match="a.pt"):
+    with pytest.raises(CompressError, match=r"a\.pt"):
         check_program({"arg": {"as_operator": target}}, "a.pt")
 
 
@@ -168,7 +168,7 @@ def test_an_operator_this_torch_lacks_is_named() -> None:
         check_program(node("torch.ops.aten.no_such_operator.default"), "a.pt")
 
 
-@pytest.mark.parametrize("name", ["x=open('m')", "x):\n  pass", "x.y", "x y", "x;y", "x'", 'x"', "ｘ", "x\n", "x#"])
+@pytest.mark.parametrize("name", ["x=open('m')", "x):\n  pass", "x.y", "x y", "x;y", "x'", 'x"', "\uff58", "x\n", "x#"])
 def test_names_are_words(name: str) -> None:
     for data in ({"as_tensor": {"name": name}}, {"forward_arg_names": [name]}, {"tensor_values": {name: {}}}):
         with pytest.raises(CompressError, match=r"a\.pt was refused: it holds a name"):
