@@ -17,6 +17,8 @@ from runtimes.arrays import write_arrays
 from runtimes.backends import open_engine
 from runtimes.bundle import Answer, Bundle, EngineEntry, Golden, GraphEntry, read_bundle, write_manifest
 from runtimes.engine import Engine, read_engine
+from runtimes.errors import RuntimesError
+from runtimes.records import inside
 from runtimes.spec import Feed
 
 UNSEEN_TOLERANCE = 0.1  # of the largest expected value, for an engine that could not be run here
@@ -112,10 +114,10 @@ def read_controls(folder: Path) -> list[tuple[str, str, str, Engine]]:
             raise CompressError(f"{file} is of another format or version: run the recipe again")
         found = []
         for entry in record["engines"]:
-            engine = read_engine(folder / entry["path"])
+            engine = read_engine(folder / inside(entry["path"], str(file)))
             if engine.digest != entry["digest"]:
                 raise CompressError(f"{engine.path} is not the control it was written as (its digest differs)")
             found.append((entry["name"], entry["role"], entry["target"], engine))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimesError) as error:
         raise CompressError(f"{file} is damaged or missing ({error}): run the recipe again") from error
     return found

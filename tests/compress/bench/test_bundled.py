@@ -1,0 +1,94 @@
+"""The bench of a bundle, beside its controls and alone, with times so short that only the structure is meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from calibration import write
+from compress.bench import BenchConfig
+from compress.bench.bundled import bench_bundle
+from compress.bundle import bundle, write_controls
+from compress.errors import CompressError
+from compress.export import export
+from compress.program import run_program
+from compress.targets import targets
+from runtimes.errors import RuntimesError
+from tests.compress.quantize import networks
+
+ORT = targets()["onnxruntime-cpu"]
+QUICK = BenchConfig(restarts=1, warmup_s=0.0, duration_s=0.0, min_runs=3, threads=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of an int8 engine, its fp32 controls of two targets beside it, and a labelled set."""
+    folder = tmp_path_factory.mktemp("bundled")
+    model = networks.quantized(networks.TwoReaders)
+    plain = dataclasses.replace(model, quantization=None)
+    (feed,) = networks.samples(model, 30).batches(30)
+    bundle(model, {ORT.name: export(model, ORT, folder / "int8")}, feed, folder / "bundle")
+    control = export(plain, ORT, folder / "fp32")
+    write_controls(
+        [("original fp32", "original", ORT.name, control), ("elsewhere", "original", "openvino-cpu", control)],
+        folder / "controls",
+    )
+    write(folder / "validation", feed, run_program(plain, feed)["output"].argmax(1))
+    return folder
+
+
+def test_beside_its_controls_with_accuracy(made: Path) -> None:
+    record = bench_bundle(made / "bundle", ORT, data=made / "validation", config=QUICK)
+    rows = {row.name: row for row in record.rows}
+    assert list(rows) == ["original fp32", "shipped int8, onnxruntime-cpu"]
+    assert record.baseline == "original fp32"
+    assert {row.status for row in record.rows} == {"measured"}
+    shipped = rows["shipped int8, onnxruntime-cpu"]
+    assert list(shipped.speedup) == ["vs_original_fp32"]
+    original = rows["original fp32"].accuracy
+    assert original is not None
+    assert (original.value, original.n) == (1.0, 30)
+    assert shipped.accuracy is not None
+    assert shipped.accuracy.value >= 0.9
+    assert shipped.precisions.get("int8") == 3
+    assert shipped.latency_ms is not None
+    assert shipped.latency_ms.runs >= 3
+
+
+def test_alone_it_is_its_own_baseline_and_claims_no_speed_up(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "bundle", tmp_path / "copy")
+    record = bench_bundle(tmp_path / "copy", ORT, config=QUICK)
+    (row,) = record.rows
+    assert (record.baseline, row.role, row.speedup, row.accuracy) == (row.name, "shipped", {}, None)
+    assert record.config["batch"] == 1  # the golden feed's first sample
+
+
+def test_named_controls_must_be_there(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=r"controls.json is damaged or missing"):
+        bench_bundle(made / "bundle", ORT, controls=tmp_path, config=QUICK)
+
+
+def test_a_target_the_bundle_lacks_or_cannot_reach_is_refused(made: Path) -> None:
+    with pytest.raises(CompressError, match="has no engine for target 'openvino-cpu': it has onnxruntime-cpu"):
+        bench_bundle(made / "bundle", targets()["openvino-cpu"], config=QUICK)
+    away = dataclasses.replace(ORT, reach="ssh", address="pi@desk")
+    with pytest.raises(CompressError, match=r"target 'onnxruntime-cpu' is another machine.* copy the bundle there"):
+        bench_bundle(made / "bundle", away, config=QUICK)
+
+
+def test_a_damaged_bundle_is_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "bundle", tmp_path / "bundle")
+    (tmp_path / "bundle/golden/feed.npz").write_bytes(b"")
+    with pytest.raises(RuntimesError, match=r"feed.npz is not the file manifest.json lists"):
+        bench_bundle(tmp_path / "bundle", ORT, config=QUICK)
+
+
+def test_progress_names_what_comes(made: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    bench_bundle(made / "bundle", ORT, config=QUICK, progress=lambda *step: told.append(step))
+    assert told == [
+        (0, 2, "original fp32: round 1"), (1, 2, "shipped int8, onnxruntime-cpu: round 1"), (2, 2, "done"),
+    ]  # fmt: skip

@@ -1,0 +1,201 @@
+"""Bundles: what the manifest says, what a device makes of it without torch, and the controls beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtimes
+from compress.bundle import UNSEEN_TOLERANCE, bundle, read_controls, write_controls
+from compress.errors import CompressError
+from compress.export import export
+from compress.model import Model
+from compress.targets import targets
+from runtimes.engine import Engine
+from runtimes.hashing import tree_digest
+from tests.compress.quantize import networks
+
+ROOT = Path(__file__).parents[2]
+LABELS = ("no", "yes")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return dataclasses.replace(networks.quantized(networks.TwoReaders), labels={"output": LABELS})
+
+
+@pytest.fixture(scope="module")
+def engines(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+    folder = tmp_path_factory.mktemp("engines")
+    built = {name: export(model, targets()[name], folder / name) for name in ("openvino-cpu", "onnxruntime-cpu")}
+    other = dataclasses.replace(targets()["jetson-orin-nano"], scheme="x86-vnni")
+    plain = dataclasses.replace(model, quantization=None)
+    return {**built, "jetson-orin-nano": export(plain, other, folder / "jetson")}
+
+
+@pytest.fixture
+def golden(model: Model) -> Mapping[str, np.ndarray]:
+    (feed,) = networks.samples(model, 3).batches(3)
+    return feed
+
+
+def test_the_manifest(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    made = bundle(model, engines, golden, tmp_path / "bundle", accuracy={"accuracy": 0.5})
+    record = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    assert (record["format"], record["version"], record["name"]) == ("compress.bundle", 1, "TwoReaders")
+    assert record["model"] == {
+        "inputs": [spec.to_json() for spec in model.inputs], "outputs": [spec.to_json() for spec in model.outputs],
+    }  # fmt: skip
+    graph = record["graphs"]["forward"]
+    assert (graph["inputs"], graph["outputs"]) == (["x"], ["output"])
+    assert graph["engines"]["openvino-cpu"] == {
+        "path": "engines/forward/openvino-cpu", "backend": "openvino", "precision": "int8",
+        "digest": engines["openvino-cpu"].digest, "state": "runnable",
+    }  # fmt: skip
+    assert graph["engines"]["jetson-orin-nano"]["state"] == "build on the device"
+    assert record["answers"] == {"output": {"kind": "argmax", "labels": ["no", "yes"]}}
+    assert record["accuracy"] == {"accuracy": 0.5}
+    files = {str(p.relative_to(made.path)) for p in made.path.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(record["files"]) == files
+    np.testing.assert_array_equal(made.read_arrays("golden/feed.npz")["x"], golden["x"])
+    for name in ("openvino-cpu", "onnxruntime-cpu"):
+        with runtimes.load(made, target=name, threads=1, self_test=True) as session:
+            assert session.digest == engines[name].digest
+
+
+def test_tolerances_by_hand(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    made = bundle(model, engines, golden, tmp_path / "bundle")
+    outputs = {}
+    for name in ("openvino-cpu", "onnxruntime-cpu"):
+        with runtimes.load(made, target=name) as session:
+            outputs[name] = session.run(golden)["output"]
+    expected = made.read_arrays("golden/expected.npz")["output"]
+    np.testing.assert_array_equal(expected, outputs["openvino-cpu"])  # the first that runs here
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(expected - outputs["onnxruntime-cpu"]).max())
+    assert made.golden.tolerance == pytest.approx({
+        "openvino-cpu": 0.01 * largest, "onnxruntime-cpu": 2 * difference + 0.01 * largest,
+        "jetson-orin-nano": UNSEEN_TOLERANCE * largest,
+    })  # fmt: skip
+
+
+def test_two_bundles_are_equal_and_one_replaces_the_other(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    first = bundle(model, engines, golden, tmp_path / "a")
+    digest = tree_digest(first.path)
+    assert tree_digest(bundle(model, engines, golden, tmp_path / "b").path) == digest
+    (tmp_path / "a/old").write_text("left over")
+    assert tree_digest(bundle(model, engines, golden, tmp_path / "a").path) == digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_failure_leaves_the_old_bundle(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    digest = tree_digest(bundle(model, engines, golden, tmp_path / "a").path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    # compress.bundle is the function, so the module is found by its name
+    monkeypatch.setattr(sys.modules[bundle.__module__], "write_manifest", full)
+    with pytest.raises(CompressError, match=r"a: .*(no space|disk is full|No space)"):
+        bundle(model, engines, golden, tmp_path / "a")
+    assert tree_digest(tmp_path / "a") == digest
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CompressError, match="exists and was not made by compress"):
+        bundle(model, engines, golden, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_no_engine_and_none_that_runs_are_refused(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    with pytest.raises(CompressError, match="a bundle needs at least one engine"):
+        bundle(model, {}, golden, tmp_path / "a")
+    only = {"jetson-orin-nano": engines["jetson-orin-nano"]}
+    with pytest.raises(CompressError, match=r"an engine that runs on this machine .* to jetson-orin-nano"):
+        bundle(model, only, golden, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_the_device_app_answers_with_torch_blocked(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray], backend: str
+) -> None:
+    made = bundle(model, engines, golden, tmp_path / "bundle")
+    blocked = tmp_path / "blocked"
+    for name in ("torch", "torchao", "onnx", "compress", "calibration"):
+        (blocked / name).mkdir(parents=True)
+        (blocked / name / "__init__.py").write_text(f"raise ImportError('{name} is blocked')\n")
+    (tmp_path / "app").mkdir()
+    for package in ("runtimes", "device_app.py"):
+        source = ROOT / ("examples" if package.endswith(".py") else "") / package
+        (tmp_path / "app" / package).symlink_to(source)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "app/device_app.py", made.path, "--backend", backend, "--threads", "1"],
+        capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{blocked}{os.pathsep}{tmp_path / 'app'}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "self-test passed" in done.stdout
+    expected = made.read_arrays("golden/expected.npz")["output"].argmax(1)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("sample ")]
+    assert [LABELS[index] in line for index, line in zip(expected, answers, strict=True)] == [True] * 3
+
+
+def test_controls_come_back_as_they_were_written(tmp_path: Path, engines: Mapping[str, Engine]) -> None:
+    written = [("original fp32", "original", "openvino-cpu", engines["openvino-cpu"]),
+               ("pruned fp32", "control", "onnxruntime-cpu", engines["onnxruntime-cpu"])]  # fmt: skip
+    write_controls(written, tmp_path / "controls")
+    found = read_controls(tmp_path / "controls")
+    assert [(n, r, t, e.digest) for n, r, t, e in found] == [(n, r, t, e.digest) for n, r, t, e in written]
+    digest = tree_digest(tmp_path / "controls")
+    write_controls(written, tmp_path / "controls")
+    assert tree_digest(tmp_path / "controls") == digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "damaged or missing"),
+        ("{", "damaged or missing"),
+        ("[]", "damaged or missing"),
+        ('{"format": "compress.controls", "version": 2}', "of another format or version"),
+        ('{"format": "compress.controls", "version": 1}', r"damaged or missing \('engines'\)"),
+        ('{"format": "compress.controls", "version": 1, "engines": [{"path": "../0"}]}', "not a plain path inside"),
+    ],
+)
+def test_damaged_controls_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "controls.json").write_text(text)
+    with pytest.raises(CompressError, match=message):
+        read_controls(tmp_path)
+
+
+def test_a_changed_control_is_refused(tmp_path: Path, engines: Mapping[str, Engine]) -> None:
+    write_controls([("o", "original", "openvino-cpu", engines["openvino-cpu"])], tmp_path / "controls")
+    with (tmp_path / "controls/0/model.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CompressError, match=r"0 is not the control it was written as"):
+        read_controls(tmp_path / "controls")

@@ -1,0 +1,103 @@
+"""The parity ladder: its rungs, what each stands on, and the figures between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.export import build_engine, export_onnx
+from compress.ladder import REFERENCE, check, ladder, torch_runner
+from compress.model import Model
+from compress.program import run_program
+from compress.quantize.prepare import convert
+from compress.stages.engines import Build
+from compress.targets import targets
+from tests.compress.quantize import networks
+
+TARGET = targets()["onnxruntime-cpu"]
+
+
+@pytest.fixture(scope="module")
+def quantized() -> Model:
+    return networks.quantized(networks.TwoReaders)
+
+
+@pytest.fixture(scope="module")
+def builds(quantized: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Build]:
+    """The original, a float control of what ships, and what ships, in int8; and one that was not built."""
+    folder = tmp_path_factory.mktemp("ladder")
+    plain = dataclasses.replace(quantized, quantization=None)
+    made = {}
+    forms = (("original", "original", plain), ("control", "control", plain), ("int8", "shipped", quantized))
+    for name, role, model in forms:
+        onnx = export_onnx(model, TARGET, folder / f"{name}.onnx")
+        engine = build_engine(onnx, model, TARGET, folder / name)
+        made[name] = Build(name=name, role=role, target=TARGET, precision=engine.precision, onnx=onnx, engine=engine)
+    made["failed"] = dataclasses.replace(made["int8"], name="failed", engine=None, error="refused")
+    return made
+
+
+def names(builds: list[Build], model: Model, quantized: dict[str, Model]) -> list[tuple[str, str | None]]:
+    return [(step.name, step.after) for step in ladder(builds, model, quantized)]
+
+
+def test_each_rung_stands_on_the_one_it_was_made_from(builds: dict[str, Build], quantized: Model) -> None:
+    found = names(list(builds.values()), dataclasses.replace(quantized, quantization=None), {"x86-vnni": quantized})
+    assert found == [
+        (REFERENCE, None),
+        ("torch int8 x86-vnni", REFERENCE),
+        ("onnx fp32", REFERENCE),
+        ("control", "onnx fp32"),
+        ("onnx int8 x86-vnni", "torch int8 x86-vnni"),
+        ("int8", "onnx int8 x86-vnni"),
+    ]
+
+
+def test_without_pruning_the_original_is_the_control(builds: dict[str, Build], quantized: Model) -> None:
+    plain = dataclasses.replace(quantized, quantization=None)
+    found = names([builds["original"], builds["int8"]], plain, {"x86-vnni": quantized})
+    assert ("original", "onnx fp32") in found
+    assert not [n for n, _ in names([builds["original"], builds["control"]], plain, {}) if n == "original"]
+
+
+def test_an_engine_for_another_machine_is_no_rung(builds: dict[str, Build], quantized: Model) -> None:
+    assert builds["int8"].engine is not None
+    elsewhere = dataclasses.replace(builds["int8"].engine, state="built, not run")
+    build = dataclasses.replace(builds["int8"], engine=elsewhere)
+    plain = dataclasses.replace(quantized, quantization=None)
+    assert [n for n, _ in names([build], plain, {"x86-vnni": quantized})][-1] == "onnx int8 x86-vnni"
+
+
+def test_torch_runner_runs_int8_where_the_model_is_quantized(quantized: Model) -> None:
+    (feed,) = networks.samples(quantized, 5).batches(5)
+    np.testing.assert_array_equal(
+        torch_runner(quantized)(feed)["output"], run_program(convert(quantized), feed)["output"]
+    )
+    plain = dataclasses.replace(quantized, quantization=None)
+    np.testing.assert_array_equal(torch_runner(plain)(feed)["output"], run_program(plain, feed)["output"])
+
+
+@pytest.mark.parametrize("name", ["openvino-cpu", "onnxruntime-cpu"])
+def test_check_of_one_model_and_target(quantized: Model, name: str) -> None:
+    data = networks.samples(quantized, 20)
+    steps = {step.name: step for step in check(quantized, targets()[name], data).steps}
+    assert list(steps) == [
+        REFERENCE, "torch int8 x86-vnni", "onnx fp32", f"{name} fp32", "onnx int8 x86-vnni", f"{name} int8",
+    ]  # fmt: skip
+    (feed,) = data.batches(20)
+    plain = dataclasses.replace(quantized, quantization=None)
+    floats, integers = (torch_runner(model)(feed)["output"] for model in (plain, quantized))
+    found = steps["torch int8 x86-vnni"].from_reference["output"]
+    assert found.max_abs == pytest.approx(float(np.abs(floats - integers).max()), rel=1e-6)
+    assert steps["onnx fp32"].from_reference["output"].max_abs < 1e-6
+    assert steps[f"{name} fp32"].from_reference["output"].max_abs < 1e-5
+    assert found.answers == 20
+
+
+def test_check_of_a_float_model_has_float_rungs_alone(tmp_path: Path) -> None:
+    model = networks.make(networks.TwoReaders)
+    result = check(model, TARGET, networks.samples(model, 4))
+    assert [step.name for step in result.steps] == [REFERENCE, "onnx fp32", "onnxruntime-cpu fp32"]
