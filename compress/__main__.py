@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -20,6 +21,8 @@ def main() -> None:
         sys.exit(2)
     from compress.cli import cli
 
+    # A factory or metric may be in the current folder; at the end of the path it can hide no installed package.
+    sys.path.append(os.getcwd())
     cli()
 
 

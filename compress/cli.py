@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from compress.options import options_of
 from compress.progress import Progress
 from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
+from compress.store import is_disk_full
 from runtimes.errors import RuntimesError
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class _Commands(click.Group):
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx is not None else "compress"
             _fail(f"{error.format_message()} See: {where} --help")
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
+        except Exception as error:  # libraries in C++ say in words alone that a disk is full
+            if not is_disk_full(error):
                 raise
-            _fail(f"no space left on the device for {error.filename or 'a temporary file'}: free some and run it again")
+            _fail(f"no space left on the disk ({error}): free some and run it again; what was finished is kept")
 
 
 def _fail(message: str) -> None:
@@ -95,12 +95,16 @@ def _show(value: Any, as_json: bool, text: Callable[[], Any]) -> None:
     if as_json:
         click.echo(json.dumps(value, indent=1, allow_nan=False))
         return
+    view = text()
+    if isinstance(view, str):
+        click.echo(view)
+        return
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # a table in a file or a pipe is not cut to 80 columns
-    console.print(text(), highlight=False, markup=False)
+    console.print(view, highlight=False, markup=False)
 
 
 def _written(path: Path, record: dict[str, Any], as_json: bool, sentence: str) -> None:
@@ -113,7 +117,7 @@ def _written(path: Path, record: dict[str, Any], as_json: bool, sentence: str) -
 @cli.command()
 @click.argument("folder", type=EXISTING)
 @click.option("--quick", is_flag=True, help="A tiny network, trained for seconds: to see the chain, not its figures.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the weights, the order and the questions of training.")
 @common
 def demo(folder: Path, quick: bool, seed: int, quiet: bool, as_json: bool) -> None:
     """Train the demo model and write it, its data and a recipe into FOLDER."""
@@ -293,7 +297,7 @@ def parity(
     model: Path, data: Path, target: str, samples: int, factory: str | None, trust_pickle: bool, example: Path | None,
     quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Compare MODEL in torch, in ONNX and as the target's engine on the same feeds."""
+    """Compare MODEL in torch, in ONNX and as the target's engine on the same feeds; exit code 1 if they disagree."""
     from compress.ladder import check
     from compress.parity import table
     from compress.targets import get_target

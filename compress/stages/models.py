@@ -46,7 +46,8 @@ def load_model(filing: Filing) -> ModelFile:
 
     path, factory = filing.recipe.model, filing.recipe.factory
     if not path.is_file():
-        raise CompressError(f"{filing.recipe.path}: model {path} does not exist")
+        problem = "is a folder: name the model file" if path.is_dir() else "does not exist"
+        raise CompressError(f"{filing.recipe.path}: model {path} {problem}")
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         write_model(load(path, factory=factory), into / "model.pt")
