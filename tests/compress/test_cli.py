@@ -212,6 +212,7 @@ def test_a_process_keeps_results_and_progress_apart(finished: Path, small: Modul
     assert [line.split(")")[0] for line in result.stderr.splitlines()] == ["done quantize (x86-vnni"]
 
 
+@pytest.mark.slow
 def test_a_quiet_process_prints_nothing_but_the_result(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     target = ("--target", "onnxruntime-cpu", "--data", finished / "validation", "--output", tmp_path / "bundle")
     result = process(small, "bundle", finished / "model.pt", *target, "--json", "--quiet")
@@ -263,6 +264,7 @@ def test_a_backend_that_is_not_installed_for_a_bundle(finished: Path, small: Mod
     assert 'pip install "compress-edge[openvino]"' in line
 
 
+@pytest.mark.slow
 def test_a_full_disk(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     """A tmpfs that holds the first stages of the recipe and not all: these stay, and the next run goes on from them."""
     inner = f"""
@@ -319,7 +321,9 @@ def test_a_wrong_flag_is_one_line(finished: Path) -> None:
     assert refused("prune", model) == "compress: Missing option '--data'. See: cli prune --help"
     bench = ("bench", finished / "out/bundle")
     assert refused(*bench, "--restarts", "0") == "compress: restarts must be at least 1, got 0"
-    assert refused("prune", model, *data, "--mac", "2").startswith("compress: No such option: --mac")
+    line = refused("prune", model, *data, "--mac", "2")
+    assert line.startswith("compress: No such option")
+    assert line.endswith("See: cli prune --help")
     assert refused("shrink", model).startswith("compress: No such command 'shrink'")
 
 
@@ -469,7 +473,7 @@ def test_an_unknown_target(finished: Path, tmp_path: Path) -> None:
         refused("bench", finished / "out/bundle", "--target", "openvno-cpu"),
     ):
         assert line.startswith("compress: unknown target 'openvno-cpu': did you mean openvino-cpu")
-    assert "has no engine for target 'rtx': it has openvino-cpu, onnxruntime-cpu" in refused(
+    assert "has no engine for target 'rtx': it has onnxruntime-cpu, openvino-cpu" in refused(
         "bench", finished / "out/bundle", "--target", "rtx")
 
 
