@@ -137,10 +137,11 @@ def subtract_biases(model: ir.Model) -> None:
         elif node.op_type == "Add" and any(_is_constant(value) for value in node.inputs):
             bias, product = sorted(node.inputs, key=_is_constant, reverse=True)
             multiply = product.producer() if product is not None else None
-            if multiply is not None and multiply.op_type == "MatMul" and _dequantizes_a_constant(multiply.inputs[1]):
-                if result.shape is not None and (len(result.shape) == 2 or result.shape.is_static()):
-                    _subtract(model.graph, node, product, bias, result)
-                    model.graph.remove(node, safe=True)
+            if multiply is None or multiply.op_type != "MatMul" or not _dequantizes_a_constant(multiply.inputs[1]):
+                continue
+            if result.shape is not None and (len(result.shape) == 2 or result.shape.is_static()):
+                _subtract(model.graph, node, product, bias, result)
+                model.graph.remove(node, safe=True)
 
 
 def _subtract(
