@@ -20,6 +20,7 @@ from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
 from compress.store import is_disk_full
 from runtimes.errors import RuntimesError
+from runtimes.spec import largest_batch
 
 if TYPE_CHECKING:
     from calibration import CalibrationSet
@@ -398,7 +399,7 @@ def bundle_(
     with Progress(quiet=quiet).stage("bundle"), tempfile.TemporaryDirectory(prefix="compress-") as folder:
         rows = [get_target(target) for target in targets]
         engines = {row.name: compress.export(loaded, row, Path(folder) / row.name) for row in rows}
-        made = compress.bundle(loaded, engines, _data(data, loaded).first(4), path)
+        made = compress.bundle(loaded, engines, _data(data, loaded).first(largest_batch(loaded.inputs, 4)), path)
     _written(path, {"digest": made.digest, "targets": list(engines)}, as_json, f"bundle for {', '.join(engines)}")
 
 

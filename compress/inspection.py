@@ -14,7 +14,7 @@ from runtimes.spec import TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """``operators`` says int8 or float per operator with weights, and why; the next two what can be pruned, or why not."""
+    """``operators``: int8 or float per operator with weights, and why; then what can be pruned, or why not."""
 
     name: str
     facts: Mapping[str, Any]

@@ -15,7 +15,7 @@ from compress.model import Model
 from compress.parity import ParityResult, ParityStep, parity
 from compress.targets import Target
 from runtimes.backends import open_engine
-from runtimes.spec import Feed
+from runtimes.spec import Feed, largest_batch
 
 if TYPE_CHECKING:
     from calibration import CalibrationSet
@@ -114,4 +114,4 @@ def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:
                 Build(name=name, role=role, target=target, precision=engine.precision, onnx=onnx, engine=engine)
             )
         quantized: dict[str, Model] = {target.scheme: model} if model.quantization is not None else {}
-        return parity(ladder(builds, plain, quantized), data.batches(32))
+        return parity(ladder(builds, plain, quantized), data.batches(largest_batch(model.inputs, 32)))

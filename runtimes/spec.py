@@ -110,6 +110,12 @@ def _dtype_from_json(name: Any) -> str:
     return str(dtype.name)
 
 
+def largest_batch(specs: Iterable[TensorSpec], most: int) -> int:
+    """The most samples, up to ``most``, that inputs of these ``specs`` take at once; 1 where none has a batch axis."""
+    sizes = [spec.shape[spec.batch_axis] for spec in specs if spec.batch_axis is not None]
+    return min([most, *(size.max if isinstance(size, Dim) else size for size in sizes)]) if sizes else 1
+
+
 def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed") -> dict[str, np.ndarray]:
     """Return ``feed`` as C-contiguous arrays in the order of ``specs``, or say which input is wrong and how.
 

@@ -21,12 +21,14 @@ from compress.evaluate import groups_of, targets_of
 from compress.metrics import Metric
 from runtimes.arrays import write_arrays
 from runtimes.engine import Engine
-from runtimes.spec import Dim, Feed, TensorSpec
+from runtimes.spec import Feed, TensorSpec, largest_batch
 
 if TYPE_CHECKING:
     from calibration.dataset import CalibrationSet
 
 __all__ = ["BenchConfig", "BenchRecord", "Candidate", "asked_for_int8", "bench", "table"]
+
+ACCURACY_BATCH = 32  # samples at once where the outputs count, not the time
 
 
 def bench(
@@ -152,13 +154,7 @@ def _schedule(names: Sequence[str], restarts: int, *, with_accuracy: bool) -> It
 
 def _outputs_job(engine: Engine, data: CalibrationSet, into: Path) -> dict[str, Any]:
     return {"shards": [str(path.resolve()) for path in data.shards], "inputs": [spec.name for spec in data.inputs],
-            "batch": _batch(engine.inputs), "into": str(into)}
-
-
-def _batch(inputs: Sequence[TensorSpec], most: int = 32) -> int:
-    """The largest batch every input takes, up to ``most``: the outputs are what counts here, not the time."""
-    sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
-    return min([most, *[size.max if isinstance(size, Dim) else size for size in sizes]]) if sizes else 1
+            "batch": largest_batch(engine.inputs, ACCURACY_BATCH), "into": str(into)}
 
 
 def _sample_count(feed: Feed, inputs: Sequence[TensorSpec]) -> int:

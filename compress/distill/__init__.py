@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import CompressError
+from runtimes.spec import largest_batch
 
 if TYPE_CHECKING:
     from calibration import CalibrationSet
@@ -26,7 +27,7 @@ class DistillConfig:
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak of the learning rate: a short warm-up, then a cosine to zero. "
-                                        "Default: 1e-3; 3e-5 for a quantized student, which is close to its teacher."}
+                                        "Default: 2e-4; 3e-5 for a quantized student, which is close to its teacher."}
     )  # fmt: skip
     loss: Literal["kl", "mse"] = field(
         default="kl", metadata={"help": "How outputs are compared: kl for class scores, mse for other numbers."}
@@ -127,12 +128,13 @@ def distill(
     from compress.distill.teacher import Teacher
 
     if config.learning_rate is None:
-        config = dataclasses.replace(config, learning_rate=1e-3 if student.quantization is None else 3e-5)
+        config = dataclasses.replace(config, learning_rate=2e-4 if student.quantization is None else 3e-5)
     check_pair(student, teacher, config)
     check_data(student, data, validation, metric, config)
     matched = match_features(student, teacher, config)
     module = bind(student, matched.student)
-    batches = Batches(data, _batch_size(student, config), config.seed, labels=config.label_weight > 0)
+    size = largest_batch(student.inputs, config.batch_size)
+    batches = Batches(data, size, config.seed, labels=config.label_weight > 0)
     total = config.epochs * batches.per_epoch
     report = progress or _silent
     answers = Teacher(
@@ -149,13 +151,6 @@ def distill(
         after=state.best, kept=state.kept, features=tuple(dict.fromkeys(matched.components)), skipped=matched.skipped,
         quantized=student.quantization is not None,
     )  # fmt: skip
-
-
-def _batch_size(student: Model, config: DistillConfig) -> int:
-    from runtimes.spec import Dim
-
-    sizes = [spec.shape[spec.batch_axis] for spec in student.inputs if spec.batch_axis is not None]
-    return min([config.batch_size, *(size.max if isinstance(size, Dim) else size for size in sizes)])
 
 
 def _silent(done: int, total: int, text: str) -> None:

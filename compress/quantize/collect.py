@@ -14,6 +14,7 @@ from compress.errors import CompressError
 from compress.model import ProgramGraph
 from compress.quantize import QuantizeConfig
 from compress.quantize.annotate import Operator, sources
+from runtimes.spec import largest_batch
 
 BATCH = 32
 
@@ -57,7 +58,7 @@ def collect_ranges(
     collector = _Collector(module, operators, data.name)
     names = [spec.name for spec in graph.inputs]
     done = 0
-    for feed in data.batches(min(BATCH, _largest_batch(graph))):
+    for feed in data.batches(largest_batch(graph.inputs, BATCH)):
         with torch.no_grad():
             collector.run(
                 *(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in names), enable_io_processing=False
@@ -71,8 +72,3 @@ def collect_ranges(
         )
         for node in nodes
     }
-
-
-def _largest_batch(graph: ProgramGraph) -> int:
-    sizes = [spec.shape[spec.batch_axis] for spec in graph.inputs if spec.batch_axis is not None]
-    return min((s if isinstance(s, int) else s.max for s in sizes), default=1)

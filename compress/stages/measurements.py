@@ -14,6 +14,7 @@ from compress.stages.engines import Build
 from compress.stages.filing import Filing, read_json, write_json
 from compress.stages.models import ModelFile
 from runtimes.machine import machine_facts
+from runtimes.spec import largest_batch
 
 PARITY_SAMPLES = 64
 
@@ -29,7 +30,7 @@ def measure_parity(
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         steps = ladder(builds, shipped.load(), {scheme: model.load() for scheme, model in quantized.items()})
-        feeds = list(validation.take(PARITY_SAMPLES).batches(32))
+        feeds = list(validation.take(PARITY_SAMPLES).batches(largest_batch(validation.inputs, 32)))
         result = parity(steps, feeds, progress=lambda done: filing.progress.step(done, len(feeds)))
         write_json(into / "parity.json", result.to_json())
         return {}

@@ -11,6 +11,7 @@ from compress.stages.engines import Build
 from compress.stages.filing import Filing
 from compress.stages.models import ModelFile
 from compress.versions import versions
+from runtimes.spec import largest_batch
 
 GOLDEN_SAMPLES = 4
 
@@ -25,9 +26,10 @@ def write_bundle(filing: Filing, builds: Sequence[Build], shipped: ModelFile, ou
         name: rows[e.digest]["accuracy"] for name, e in ships.items() if rows.get(e.digest, {}).get("accuracy")
     }
     validation = filing.sets["validation"]
+    golden = validation.first(largest_batch(validation.inputs, GOLDEN_SAMPLES))
     with filing.progress.stage("bundle"):
         made = bundle(
-            shipped.load(), ships, validation.first(GOLDEN_SAMPLES), output / "bundle",
+            shipped.load(), ships, golden, output / "bundle",
             accuracy={"metric": filing.recipe.metric, "data": validation.digest, "targets": accuracy},
         )  # fmt: skip
         controls = [

@@ -67,7 +67,7 @@ stages:
   - prune: {macs: 0.5}
   - distill: {epochs: 4}
   - quantize: {}
-  - distill: {epochs: 1, learning_rate: 0.00005}    # quantization-aware, because it follows quantize
+  - distill: {epochs: 1}          # quantization-aware, because it follows quantize
   - export: {}
   - bench: {preset: quick}
 comparisons: compress.zoo.demo:compare              # what the report holds the result against
