@@ -184,8 +184,9 @@ def prune(
     from compress.modelfile import write_model
 
     loaded = _read(model, factory, trust_pickle, example)
-    with Progress(quiet=quiet).stage("prune"):
-        result = compress.prune(loaded, _data(data, loaded), config, factory=factory)
+    progress = Progress(quiet=quiet)
+    with progress.stage("prune"):
+        result = compress.prune(loaded, _data(data, loaded), config, factory=factory, progress=progress.step)
     path = output or model.with_suffix(".pruned.pt")
     write_model(result.model, path)
     share = result.macs_after / result.macs_before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,7 +98,12 @@ class PruneResult:
 
 
 def prune(
-    model: Model, data: CalibrationSet, config: PruneConfig = PruneConfig(), *, factory: str | None = None,
+    model: Model,
+    data: CalibrationSet,
+    config: PruneConfig = PruneConfig(),
+    *,
+    factory: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> PruneResult:
     """Return a physically smaller copy of ``model`` that keeps at most ``config.macs`` of its MACs.
 
@@ -107,6 +112,7 @@ def prune(
         data: real samples: what importance is measured on and every removal is checked with.
         config: how much, by which measure, and what not.
         factory: ``package.module:function`` that the user trusts to rebuild the module.
+        progress: called with the percent done, 100, and what is being done.
 
     Raises:
         CompressError: if the model is quantized or cannot be rebuilt, nothing in it can be pruned, the share cannot be
@@ -119,7 +125,7 @@ def prune(
 
     module, calls = _module(model, factory)
     before = count(model.graph.program, model)
-    pruned = prune_module(module, calls, data.batches, before.modules, config)
+    pruned = prune_module(module, calls, data.batches, before.modules, config, progress)
     attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
     for path, changed in pruned.attributes.items():
         attributes.setdefault(path, {}).update(changed)

@@ -24,6 +24,9 @@ from runtimes.spec import Feed
 
 CHECKED = 8                                      # samples the zeroed-channels check runs on
 BATCH = 32
+TRIALS = 60                                      # percent of the progress that finding groups is
+
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Pruned:
 
 def prune_module(
     module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[Feed]], macs: Mapping[str, int],
-    config: PruneConfig,
+    config: PruneConfig, progress: Progress | None = None,
 ) -> Pruned:
     """Return a smaller copy of ``module``, which is left as it was.
 
@@ -50,6 +53,7 @@ def prune_module(
         batches: batch size -> feeds of real samples.
         macs: module path -> MACs of the operations it runs itself.
         config: how much, and what not.
+        progress: called with the percent done, 100, and what is being done.
 
     Raises:
         CompressError: if nothing can be pruned, the share cannot be reached, or a removal would change the function.
@@ -58,12 +62,12 @@ def prune_module(
     few = next((tensors(feed) for feed in batches(CHECKED)), None)
     if few is None:
         raise CompressError("pruning needs calibration samples, and there are none")
-    groups, skipped = find_groups(module, calls, few, config)
+    groups, skipped = find_groups(module, calls, few, config, progress)
     costs = Costs(groups, _widths(module, groups), macs)
     if config.importance == "magnitude":
         scores = magnitude(module, groups, [costs.unit(number) for number in range(len(groups))])
     else:
-        scores = taylor(module, groups, calls, _first(batches, config.samples))
+        scores = taylor(module, groups, calls, _told(_first(batches, config.samples), config, progress))
     chosen = allocate(costs, scores, macs=config.macs, round_to=config.round_to, max_share=config.max_share)
     removal = {group.name: (group, units) for group, units in zip(groups, chosen, strict=True) if units}
     check = prove(module, removal, calls, few)
@@ -80,7 +84,7 @@ def prune_module(
 
 
 def find_groups(
-    module: nn.Module, calls: Calls, feed: TensorFeed, config: PruneConfig,
+    module: nn.Module, calls: Calls, feed: TensorFeed, config: PruneConfig, progress: Progress | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Every group that a trial shows can be pruned, and module path -> reason for what cannot.
 
@@ -92,7 +96,10 @@ def find_groups(
     skipped.update(reasons)
     groups: list[Group] = []
     kept = 0
-    for alternatives in [*heads, *((group,) for group in channels)]:
+    candidates = [*heads, *((group,) for group in channels)]
+    for number, alternatives in enumerate(candidates):
+        if progress:
+            progress(TRIALS * number // len(candidates), 100, "what can be removed")
         first = alternatives[0]
         if any(_matches(path, config.keep) for path in (first.name, *(edit.path for edit in first.edits))):
             skipped[first.name] = "left whole by keep"
@@ -124,6 +131,15 @@ def _matches(path: str, globs: Iterable[str]) -> bool:
     parts = path.split(".")
     prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return any(fnmatchcase(prefix, glob) for glob in globs for prefix in prefixes)
+
+
+def _told(feeds: Iterator[TensorFeed], config: PruneConfig, progress: Progress | None) -> Iterator[TensorFeed]:
+    """``feeds``, with progress over the samples that importance takes."""
+    size = min(BATCH, config.samples)
+    for number, feed in enumerate(feeds):
+        if progress:
+            progress(min(99, TRIALS + (100 - TRIALS) * number * size // config.samples), 100, "importance")
+        yield feed
 
 
 def _first(batches: Callable[[int], Iterable[Feed]], samples: int) -> Iterator[TensorFeed]:

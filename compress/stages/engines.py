@@ -51,11 +51,12 @@ def build_engines(
     Raises:
         CompressError: if no engine that ships could be built, or the disk is full.
     """
-    builds = [
-        _build(filing, name, role, target, model, precision)
-        for target in targets
-        for name, role, model, precision in _wanted(target, original, shipped, quantized)
-    ]
+    wanted = [(target, *what) for target in targets for what in _wanted(target, original, shipped, quantized)]
+    builds = []
+    with filing.progress.stage("export"):
+        for number, (target, name, role, model, precision) in enumerate(wanted):
+            filing.progress.step(number, len(wanted), name)
+            builds.append(_build(filing, name, role, target, model, precision))
     if not any(build.role == "shipped" and build.engine is not None for build in builds):
         raise CompressError(
             "no engine could be built: " + "; ".join(f"{b.target.name}: {b.error}" for b in builds if b.error)

@@ -90,7 +90,8 @@ def _prune(
 ) -> Any:
     from compress.prune import prune
 
-    return prune(model.load(), filing.sets["calibration"], config, factory=filing.recipe.factory)
+    return prune(model.load(), filing.sets["calibration"], config, factory=filing.recipe.factory,
+                 progress=filing.progress.step)  # fmt: skip
 
 
 def _distill(
