@@ -23,8 +23,8 @@ from runtimes.spec import Dim
 
 if TYPE_CHECKING:
     from compress.loading import load
-    from compress.modelfile import save
     from compress.pipeline import run
+    from compress.saving import save
 
 __all__ = [
     # a model and its file
@@ -41,7 +41,7 @@ __all__ = [
 logging.getLogger("torchao").setLevel(logging.ERROR)
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
-_LAZY = {"load": "compress.loading", "save": "compress.modelfile", "run": "compress.pipeline"}
+_LAZY = {"load": "compress.loading", "save": "compress.saving", "run": "compress.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

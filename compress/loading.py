@@ -16,9 +16,11 @@ from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 from torch.export import ExportedProgram
 
 from compress.errors import CompressError
+from compress.factory import resolve
 from compress.model import Input, Model
-from compress.modelfile import export_model, read_members, read_model, resolve
+from compress.modelfile import read_members, read_model
 from compress.program import program_from_json
+from compress.saving import export_model
 from runtimes.spec import Dim, Feed
 
 

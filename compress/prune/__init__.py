@@ -120,8 +120,8 @@ def prune(
     """
     from compress.complexity import count
     from compress.model import Input
-    from compress.modelfile import export_model
     from compress.prune.structured import prune_module
+    from compress.saving import export_model
 
     module, calls = _module(model, factory)
     before = count(model.graph.program, model)
@@ -164,8 +164,8 @@ def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Gra
     """A module of one's own to work on, and the method that its only graph runs."""
     import copy
 
+    from compress.factory import build_module
     from compress.model import Graph
-    from compress.modelfile import build_module
 
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized: prune first, then quantize")

@@ -71,7 +71,7 @@ def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) 
 
 def compare(filing: Filing, reference: str, shipped: ModelFile) -> None:
     """Rows the user's own function adds to the report: ``function(model, recipe, progress) -> list of baselines``."""
-    from compress.modelfile import resolve
+    from compress.factory import resolve
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         rows = resolve(reference, "comparisons")(shipped.load(), filing.recipe, filing.progress.step)

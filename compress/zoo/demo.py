@@ -179,7 +179,7 @@ def shape_of(model: Model) -> dict[str, Any]:
     Raises:
         CompressError: if ``model`` is not the demo's network, or its heads differ in size.
     """
-    from compress.modelfile import build_module
+    from compress.factory import build_module
 
     if model.factory is None or model.factory.reference != FACTORY:
         raise CompressError(f"model {model.name!r} is not the demo's: its factory is {model.factory}")
@@ -258,7 +258,7 @@ def _train(folder: Path, config: DemoConfig, settings: Mapping[str, Any], progre
 
 def _save(folder: Path, config: DemoConfig, network: DigitsVQA) -> Model:
     from compress.model import Input
-    from compress.modelfile import save
+    from compress.saving import save
 
     images, questions, _ = _validation(config)
     return save(

@@ -8,7 +8,7 @@ from torch import nn
 from compress.complexity import count, count_operations
 from compress.errors import CompressError
 from compress.model import Input
-from compress.modelfile import export_model
+from compress.saving import export_model
 from runtimes.spec import Dim
 
 

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress import CompressError, Dim, Graph, Input, Model, load, save
+from compress.factory import build_module
 from compress.model import Factory
-from compress.modelfile import build_module, read_members, read_model, write_model
+from compress.modelfile import read_members, read_model, write_model
 from compress.program import run_program
 from runtimes.hashing import bytes_digest, json_digest
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calibration import CalibrationSet, open_set
 from compress.model import Model
-from compress.modelfile import export_model
+from compress.saving import export_model
 
 
 class Tiny(nn.Module):

@@ -16,8 +16,9 @@ from compress.distill.losses import divergence
 from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.model import Input
-from compress.modelfile import export_model, read_model, write_model
+from compress.modelfile import read_model, write_model
 from compress.program import run_program
+from compress.saving import export_model
 from runtimes.spec import Dim
 
 QUICK = DistillConfig(epochs=6, batch_size=32, learning_rate=5e-3)

@@ -9,8 +9,8 @@ from compress.distill import DistillConfig, distill
 from compress.distill.batches import Batches
 from compress.distill.graphs import Feature, bind, find_features, match_features, with_weights
 from compress.distill.teacher import Teacher
-from compress.modelfile import export_model
 from compress.program import run_program
+from compress.saving import export_model
 
 
 class Towers(nn.Module):

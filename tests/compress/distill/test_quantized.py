@@ -8,10 +8,11 @@ from torch import nn
 from calibration import open_set
 from compress.distill import DistillConfig, distill
 from compress.model import Model
-from compress.modelfile import export_model, read_model, write_model
+from compress.modelfile import read_model, write_model
 from compress.program import run_program
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.prepare import convert
+from compress.saving import export_model
 
 CONFIG = DistillConfig(epochs=10, batch_size=32, learning_rate=5e-4, loss="mse")
 

@@ -13,10 +13,10 @@ from calibration import open_set
 from compress.errors import CompressError
 from compress.export import BUILDERS, export, export_onnx
 from compress.model import Input, Model
-from compress.modelfile import export_model
 from compress.program import run_program
 from compress.quantize import quantize
 from compress.quantize.prepare import convert
+from compress.saving import export_model
 from compress.targets import targets
 from runtimes.backends import Layer, open_engine
 from runtimes.engine import Engine

@@ -21,10 +21,10 @@ from compress.errors import CompressError
 from compress.export import export_onnx
 from compress.export.onnx import write_onnx
 from compress.model import Input, Model
-from compress.modelfile import export_model
 from compress.program import run_program
 from compress.quantize import quantize
 from compress.quantize.prepare import convert
+from compress.saving import export_model
 from compress.targets import Target, targets
 from runtimes.spec import Dim
 from tests.compress.quantize import networks

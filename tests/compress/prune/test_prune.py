@@ -11,11 +11,13 @@ import torch
 
 from calibration.dataset import open_set
 from compress.errors import CompressError
+from compress.factory import build_module
 from compress.model import Factory, Input, Quantization
-from compress.modelfile import build_module, export_model, read_model, write_model
+from compress.modelfile import read_model, write_model
 from compress.program import run_program
 from compress.prune import PruneConfig, prunable, prune
 from compress.prune import structured as structured_module
+from compress.saving import export_model
 from compress.zoo import digits_questions, digits_vqa
 from runtimes.spec import Dim
 

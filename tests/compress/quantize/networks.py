@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from calibration import CalibrationSet, open_set
 from compress.model import Model
-from compress.modelfile import export_model
 from compress.quantize import quantize
+from compress.saving import export_model
 
 
 class TwoReaders(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.model import Model
-from compress.modelfile import export_model
 from compress.quantize.annotate import Operator, find_operators, sources
+from compress.saving import export_model
 from tests.compress.quantize.networks import Everything, Tied, TwoReaders, make
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from calibration import Histogram, open_set
 from compress.errors import CompressError
 from compress.model import Model
-from compress.modelfile import export_model
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.annotate import find_operators
 from compress.quantize.collect import collect_ranges
+from compress.saving import export_model
 from tests.compress.quantize.networks import TwoReaders, make, samples
 
 

@@ -11,11 +11,12 @@ import torch
 
 from compress.errors import CompressError
 from compress.model import Model
-from compress.modelfile import export_model, read_model, write_model
+from compress.modelfile import read_model, write_model
 from compress.program import run_program
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.prepare import convert, fold_batch_norms, prepare
 from compress.quantize.schemes import SCHEMES, get_scheme
+from compress.saving import export_model
 from tests.compress.quantize.networks import Everything, Normed, Tied, TwoReaders, make, quantized, samples
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from calibration import open_set
 from compress.errors import CompressError
-from compress.modelfile import export_model, read_model, write_model
+from compress.modelfile import read_model, write_model
 from compress.quantize import QuantizeConfig, quantize
+from compress.saving import export_model
 from tests.compress.quantize.networks import Everything, Normed, TwoReaders, make, samples
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from calibration import open_set
 from compress.errors import CompressError
-from compress.modelfile import build_module, read_model
+from compress.factory import build_module
+from compress.modelfile import read_model
 from compress.zoo import demo
 from compress.zoo.demo import QUICK, compare, evaluate_network, make_demo, shape_of, train_from_scratch
 from compress.zoo.digits_questions import ANSWERS, questions, splits
