@@ -43,6 +43,8 @@ class _Commands(click.Group):
             _fail(f"{error.format_message()} See: {where} --help")
         except Exception as error:  # libraries in C++ say in words alone that a disk is full
             if not is_disk_full(error):
+                if isinstance(error, OSError) and error.filename is not None:  # a path of the user's
+                    _fail(f"{error.filename}: {error.strerror}")
                 raise
             _fail(f"no space left on the disk ({error}): free some and run it again; what was finished is kept")
 

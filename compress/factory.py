@@ -108,7 +108,7 @@ def _allowed_factory(model: Model, factory: str | None) -> str:
     if re.fullmatch(r"compress\.zoo\.[a-z_]+:build", model.factory.reference) is None:
         raise CompressError(
             f"the model file asks to call {model.factory.reference!r}: if you trust that function, say so with "
-            f"--factory {model.factory.reference}"
+            f"--factory {model.factory.reference} (in a recipe: factory: {model.factory.reference})"
         )
     return model.factory.reference
 

@@ -39,6 +39,9 @@ def accuracy(outputs: Outputs, target: np.ndarray) -> np.ndarray:
     answers = scores.argmax(axis=-1)
     if answers.shape != target.shape:
         raise CompressError(f"the answers have shape {answers.shape} and the targets {target.shape}: these must agree")
+    wrong = target[(target != np.floor(target)) | (target < 0) | (target >= scores.shape[-1])]
+    if wrong.size:
+        raise CompressError(f"target {wrong.flat[0]} is no index of the {scores.shape[-1]} answers: correct the labels")
     return np.asarray(answers == target)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,9 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
     }
     feed = {spec.name: torch.from_numpy(_widened(spec, example[spec.name])) for spec in inputs}
     try:
-        with _flat_outputs(module, method, list(feed)), torch.no_grad():
+        with _flat_outputs(module, method, list(feed)), torch.no_grad(), warnings.catch_warnings():
+            # A recurrent layer lists its weights anew on each call, which torch notes and undoes.
+            warnings.filterwarnings("ignore", message="The tensor attributes? ")
             return torch.export.export(module, (), feed, dynamic_shapes=shapes)
     except Exception as error:  # tracing runs the user's code: anything may come out of it
         raise CompressError(
@@ -138,11 +141,21 @@ def program_runner(graph: ProgramGraph) -> Callable[[Feed], dict[str, np.ndarray
     outputs = [spec.name for spec in graph.outputs]
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
-        with torch.no_grad():
+        with torch.no_grad(), told_as("the model fails on a feed"):
             values = module(**{name: torch.from_numpy(np.ascontiguousarray(feed[name])) for name in names})
         return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
 
     return run
+
+
+@contextlib.contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """One line for what torch says of values that fit the specs, but not the model: a token outside its table."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CompressError(f"{what}: {reason[:200]}; check its values: are tokens in the vocabulary?") from error
 
 
 def run_program(model: Model, feed: Feed, graph: str | None = None) -> dict[str, np.ndarray]:

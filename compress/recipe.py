@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from compress.bench import BenchConfig
 from compress.distill import DistillConfig
@@ -78,8 +78,10 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise CompressError(f"recipe {path} does not exist")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        _refuse_double_keys(yaml.compose(text, yaml.SafeLoader), str(path))
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise CompressError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(raw, dict):
         raise CompressError(f"{path} is not a recipe: expected a mapping with version, model, data, target and stages")
@@ -166,9 +168,26 @@ def to_config(kind: type, settings: Any, where: str) -> Any:
     try:
         return msgspec.convert(settings, kind)
     except msgspec.ValidationError as error:
-        raise CompressError(f"{where}: {str(error).replace('$.', '')}") from error
+        field = str(error).rpartition("$.")[2].rstrip("`")
+        choices = get_args(get_type_hints(kind).get(field)) if "enum" in str(error) else ()
+        hint = f": expected one of {', '.join(map(str, choices))}" if choices else ""
+        raise CompressError(f"{where}: {str(error).replace('$.', '')}{hint}") from error
     except CompressError as error:
         raise CompressError(f"{where}: {error}") from error
+
+
+def _refuse_double_keys(node: Any, where: str) -> None:
+    """YAML keeps the last of two equal keys without a word."""
+    children = [part for pair in node.value for part in pair] if node is not None and node.id == "mapping" else []
+    if node is not None and node.id == "sequence":
+        children = node.value
+    if node is not None and node.id == "mapping":
+        names = [key.value for key, _ in node.value if key.id == "scalar"]
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double is not None:
+            raise CompressError(f"{where}: key {double!r} stands twice in line {node.start_mark.line + 1} and after")
+    for child in children:
+        _refuse_double_keys(child, where)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

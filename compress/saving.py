@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from compress.factory import check_factory, factory_reference
 from compress.model import Factory, Graph, Input, Model, ProgramGraph
 from compress.modelfile import check_finite, write_model
 from compress.program import named_outputs, trace
-from runtimes.spec import Dim, Feed, Modality, TensorSpec
+from runtimes.errors import RuntimesError
+from runtimes.spec import Dim, Feed, Modality, TensorSpec, check_feed
 
 BATCH = Dim("batch", 1, 1, 64)
 
@@ -87,7 +89,12 @@ def export_model(
         raise CompressError(f"inputs names {unknown[0]!r}, which the example lacks: it has {list(feed)}")
     dims = {d.name: d for i in (inputs or {}).values() for d in i.dims or () if isinstance(d, Dim)}
     specs = {key: _input_spec(key, value, (inputs or {}).get(key, Input()), dims) for key, value in feed.items()}
+    try:
+        check_feed(specs.values(), feed, source="the example")
+    except RuntimesError as error:
+        raise CompressError(str(error)) from error
     programs = {key: _trace_graph(module, graph, feed, specs) for key, graph in graphs.items()}
+    _check_names(feed, programs)
     if len(programs) > 1:
         for key, traced in programs.items():
             _rename_constants(key, traced.program)
@@ -213,6 +220,15 @@ def _check_components(module: nn.Module, components: Mapping[str, str] | None) -
                 f"component {name!r} is at {path!r}, but {type(module).__name__} has no such sub-module"
             )
     return dict(components)
+
+
+def _check_names(feed: Feed, programs: Mapping[str, ProgramGraph]) -> None:
+    """Names stand in ONNX files, data sets and file names: letters, digits, '_', '.', '-' and '/'."""
+    for name in [*feed, *(spec.name for graph in programs.values() for spec in graph.outputs)]:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", name) or ".." in name:
+            raise CompressError(f"input or output {name!r:.80} has a name files cannot carry: use letters, digits, '_'")
+    if "target" in feed:
+        raise CompressError("an input is called 'target', the name of the labels in a data set: rename the parameter")
 
 
 def _check_labels(

@@ -74,7 +74,7 @@ def bench(
                 "batch": _sample_count(feed, candidates[0].engine.inputs)}
     timing = {"feed": str(workdir / "feed.npz"), "warmup_s": plan.warmup_s, "duration_s": plan.duration_s,
               "min_runs": plan.min_runs}
-    measured = {one.name: Measured(one) for one in candidates if one.engine.state == "runnable"}
+    measured = {one.name: Measured(one) for one in candidates if one.runs_here}
     machine: dict[str, Any] = {}
     versions: dict[str, str] = {}
     order: list[tuple[str, int]] = []

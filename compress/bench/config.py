@@ -70,3 +70,8 @@ class Candidate:
     engine: Engine
     target: Target
     asked: Mapping[str, str] | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether figures taken on this machine are this target's: a board's engine may run here, and tell nothing."""
+        return self.engine.state == "runnable" and self.target.reach == "local"

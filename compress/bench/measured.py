@@ -52,7 +52,8 @@ class Measured:
 
 def row_without_figures(candidate: Candidate, failure: str | None) -> BenchRow:
     """The row of an engine that cannot run here, or that failed."""
-    status = candidate.engine.state if failure is None else "failed"
+    elsewhere = "built, not run here" if candidate.engine.state == "runnable" else candidate.engine.state
+    status = elsewhere if failure is None else "failed"
     return BenchRow(**_identity(candidate), status=status, reason=failure)
 
 

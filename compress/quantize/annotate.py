@@ -20,6 +20,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from compress.errors import CompressError
 from compress.program import module_path
 from compress.quantize.schemes import Integers, Scheme
 
@@ -28,6 +29,10 @@ _WEIGHTED = {
     torch.ops.aten.conv1d.default: "conv1d",
     torch.ops.aten.conv2d.default: "conv2d",
 }
+_FLOAT_ONLY = {
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "conv3d", "conv_transpose1d", "conv_transpose2d",
+    "bilinear", "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum",
+}  # fmt: skip
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
@@ -65,7 +70,22 @@ def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[
                     float_reason="a table look-up multiplies nothing: int8 would save memory, not time",
                 )
             )  # fmt: skip
+        elif _name(node) in _FLOAT_ONLY and any(source.op == "get_attr" for source in node.all_input_nodes):
+            operators.append(
+                Operator(
+                    node=node.name, op=_name(node), path=module_path(node), activation="",
+                    float_reason="this release has no int8 form of it",
+                )
+            )  # fmt: skip
+    for glob in keep_float:
+        if not any(fnmatchcase(operator.path, glob) for operator in operators):
+            raise CompressError(f"keep_float {glob!r} matches no module with weights: they are "
+                                f"{', '.join(operator.path for operator in operators)}")  # fmt: skip
     return operators
+
+
+def _name(node: Node) -> str:
+    return node.target._schema.name.removeprefix("aten::") if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]

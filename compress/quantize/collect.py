@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from calibration import CalibrationError, CalibrationSet, Histogram, choose_range
 from compress.errors import CompressError
 from compress.model import ProgramGraph
+from compress.program import told_as
 from compress.quantize import QuantizeConfig
 from compress.quantize.annotate import Operator, sources
 from runtimes.spec import largest_batch
@@ -59,7 +60,7 @@ def collect_ranges(
     names = [spec.name for spec in graph.inputs]
     done = 0
     for feed in data.batches(largest_batch(graph.inputs, BATCH)):
-        with torch.no_grad():
+        with torch.no_grad(), told_as(f"the model fails on calibration set {data.name!r}, from sample {done} on"):
             collector.run(
                 *(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in names), enable_io_processing=False
             )

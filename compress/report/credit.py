@@ -11,6 +11,7 @@ from compress.report.units import NONE, minus
 from compress.report.verdict import AGAINST
 
 _HALF = ("bf16", "fp16")
+LITTLE = 1.1  # a gain in all below which its parts, of which some may be losses, are no sensible shares of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class Credit:
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """Each step's part of the whole on a logarithmic scale, where factors add up; none where nothing was gained."""
+        """Each step's part of the whole on a logarithmic scale, where factors add up; none where little was gained."""
         whole = math.log(self.total)
-        if whole <= 0:
+        if self.total < LITTLE:
             return (NONE,) * len(self.steps)
         return tuple(minus(f"{100 * math.log(step.gain) / whole:.0f} %") for step in self.steps)
 

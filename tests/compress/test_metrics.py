@@ -76,3 +76,10 @@ def test_accuracy_refuses_what_it_cannot_score() -> None:
         get_metric("accuracy").per_sample({"output": LOGITS, "boxes": LOGITS}, TARGET)
     with pytest.raises(CompressError, match=r"answers have shape \(3,\) and the targets \(3, 1\)"):
         get_metric("accuracy").per_sample({"output": LOGITS}, TARGET[:, None])
+
+
+@pytest.mark.parametrize("label", [3, -1, 0.5])
+def test_a_label_that_is_no_class_is_refused(label: float) -> None:
+    outputs = {"output": np.eye(3, dtype=np.float32)}
+    with pytest.raises(CompressError, match=f"target {label} is no index of the 3 answers"):
+        get_metric("accuracy").per_sample(outputs, np.array([0, 1, label]))

@@ -553,3 +553,24 @@ def test_read_model_of_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(b"")
     with pytest.raises(CompressError, match=r"m\.pt is damaged or not a model file"):
         read_model(tmp_path / "m.pt")
+
+
+class _Named(nn.Module):
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {self.output: target * 2}
+
+
+@pytest.mark.parametrize(("name", "message"), [("../x", "files cannot carry"), ("y", "name of the labels")])
+def test_a_name_that_files_cannot_carry_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=message):
+        save(_Named(name), tmp_path / "m.pt", example={"target": np.ones((2, 3), np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_example_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=r"the example: input 'input' has a value that is not finite"):
+        save(nn.Linear(3, 2), tmp_path / "m.pt", example={"input": np.full((2, 3), np.nan, np.float32)})

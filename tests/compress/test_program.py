@@ -20,7 +20,16 @@ from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_
 
 from compress.errors import CompressError
 from compress.model import ProgramGraph
-from compress.program import module_path, named_outputs, program_from_json, program_runner, program_to_json, trace
+from compress.program import (
+    module_path,
+    named_outputs,
+    program_from_json,
+    program_runner,
+    program_to_json,
+    run_program,
+    trace,
+)
+from compress.saving import export_model
 from runtimes.spec import Dim, TensorSpec
 
 BATCH, LENGTH, HEIGHT = Dim("batch", 1, 1, 8), Dim("length", 3, 5, 12), Dim("height", 6, 8, 16)
@@ -338,3 +347,11 @@ def test_a_program_without_its_weight_is_damaged(program: Any) -> None:
     tensors = {key: value for key, value in program.state_dict.items() if key != "linear.bias"}
     with pytest.raises(CompressError, match=r"a\.pt is damaged.*linear\.bias"):
         program_from_json(program_to_json(program), tensors, "a.pt")
+
+
+def test_a_token_outside_the_table_is_one_line() -> None:
+    model = export_model(
+        nn.Sequential(nn.Embedding(5, 4)), name="table", example={"input": np.zeros((2, 3), np.int64)}
+    )
+    with pytest.raises(CompressError, match="the model fails on a feed: index out of range"):
+        run_program(model, {"input": np.full((2, 3), 9)})

@@ -164,3 +164,17 @@ def test_a_file_that_is_no_recipe(
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"recipe .*none\.yaml does not exist"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("version: 1\nmodel: a.pt\nmodel: b.pt\n")
+    with pytest.raises(CompressError, match="key 'model' stands twice"):
+        read_recipe(recipe)
+
+
+def test_brackets_without_end_are_no_yaml(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("[" * 5000)
+    with pytest.raises(CompressError, match="is not YAML"):
+        read_recipe(recipe)

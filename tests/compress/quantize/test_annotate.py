@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.errors import CompressError
 from compress.model import Model
 from compress.quantize.annotate import Operator, find_operators, sources
 from compress.saving import export_model
@@ -55,3 +57,27 @@ def test_a_look_up_and_a_weight_made_at_run_time_stay_float() -> None:
     assert table.op == "embedding"
     assert "multiplies nothing" in str(table.float_reason)
     assert words.float_reason is None
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 8, batch_first=True)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.rnn(x)[0][:, -1])
+
+
+def test_a_recurrent_layer_is_listed_with_its_reason() -> None:
+    model = export_model(Recurrent(), name="recurrent", example={"x": np.zeros((2, 3, 4), np.float32)})
+    operators = find_operators(model.graph.program.module(check_guards=False))
+    assert [(o.op, o.path, o.float_reason) for o in operators] == [
+        ("gru", "rnn", "this release has no int8 form of it"), ("linear", "fc", None),
+    ]  # fmt: skip
+
+
+def test_a_glob_that_matches_nothing_is_refused() -> None:
+    model = export_model(Recurrent(), name="recurrent", example={"x": np.zeros((2, 3, 4), np.float32)})
+    with pytest.raises(CompressError, match=r"keep_float 'nosuch\*' matches no module with weights: they are rnn, fc"):
+        find_operators(model.graph.program.module(check_guards=False), ("nosuch*",))
