@@ -38,6 +38,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (CompressError, CalibrationError, RuntimesError) as error:
             _fail(str(error))
+        except KeyboardInterrupt:
+            click.echo("compress: interrupted; what was finished is kept, the same command goes on", err=True)
+            sys.exit(130)
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx is not None else "compress"
             _fail(f"{error.format_message()} See: {where} --help")

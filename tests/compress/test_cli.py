@@ -300,6 +300,16 @@ def test_a_full_disk_that_a_library_says_in_words(monkeypatch: pytest.MonkeyPatc
         "what was finished is kept")
 
 
+def test_an_interrupted_command_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.targets.targets", interrupted)
+    result = CliRunner().invoke(cli, ["targets"])
+    assert result.exit_code == 130
+    assert result.stderr == "compress: interrupted; what was finished is kept, the same command goes on\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise KeyError("a bug")
