@@ -421,7 +421,7 @@ def test_a_trusted_pickle_and_a_state_dict(tmp_path: Path, small: ModuleType) ->
 def test_a_factory_is_called_only_when_it_is_named(finished: Path, tmp_path: Path) -> None:
     prune = ("prune", finished / "model.pt", "--data", finished / "calibration", "--output", tmp_path / "p.pt")
     line = refused(*prune)
-    assert "if you trust that function, say so with --factory small_recipe:Tiny (in a recipe: factory: small_rec" in line
+    assert line.endswith("say so with --factory small_recipe:Tiny (in a recipe: factory: small_recipe:Tiny)")
     assert "factory 'no_such_module:build' cannot be imported" in refused(*prune, "--factory", "no_such_module:build")
     assert list(tmp_path.iterdir()) == []
 
