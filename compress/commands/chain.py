@@ -1,0 +1,62 @@
+"""The commands of the whole chain: the demo, a recipe, its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from compress.commands.shared import EXISTING, common, show
+from compress.progress import Progress
+
+
+@click.command()
+@click.argument("folder", type=EXISTING)
+@click.option("--quick", is_flag=True, help="A tiny network, trained for seconds: to see the chain, not its figures.")
+@click.option("--seed", default=0, show_default=True, help="Of the weights, the order and the questions of training.")
+@common
+def demo(folder: Path, quick: bool, seed: int, quiet: bool, as_json: bool) -> None:
+    """Train the demo model and write it, its data and a recipe into FOLDER."""
+    from compress.zoo.demo import make_demo
+
+    progress = Progress(quiet=quiet)
+    with progress.stage("train the demo"):
+        record = make_demo(folder, seed=seed, quick=quick, progress=progress.step)
+    show(record.to_json(), as_json, lambda: record.describe())
+
+
+@click.command()
+@click.argument("recipe", type=EXISTING)
+@click.option("--output", "-o", type=EXISTING, help="Folder for the results; default: out beside the recipe.")
+@common
+def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
+    """Run every stage of RECIPE that is not done yet; write the bundle and the report."""
+    import compress.pipeline
+    from compress.report import show as print_report
+
+    progress = Progress(quiet=quiet)
+    result = compress.pipeline.run(recipe, output=output, progress=progress, command=f"compress run {recipe}")
+    if as_json:
+        click.echo(json.dumps(result.record, indent=1, allow_nan=False))
+    else:
+        print_report(result.record)
+    progress.say(f"{result.done} stages done, {result.reused} reused; report: {result.report}")
+
+
+@click.command()
+@click.argument("record", type=EXISTING)
+@click.option("--output", "-o", type=EXISTING, help="Folder for report.html; default: beside RECORD.")
+@common
+def report(record: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
+    """Write report.html from RECORD, a report.json, and print its tables."""
+    from compress.report import read_record
+    from compress.report import show as print_report
+    from compress.report import report as write
+
+    content = read_record(record)
+    write(content, output or (record if record.is_dir() else record.parent))
+    if as_json:
+        click.echo(json.dumps(content, indent=1, allow_nan=False))
+    else:
+        print_report(content)

@@ -1,0 +1,209 @@
+"""The commands of single stages, each a function of the same name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, show, written
+from compress.distill import DistillConfig
+from compress.options import options_of
+from compress.progress import Progress
+from compress.prune import PruneConfig
+from compress.quantize import QuantizeConfig
+
+
+@click.command()
+@click.argument("model", type=EXISTING)
+@model_options
+@common
+def inspect(
+    model: Path, factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool
+) -> None:
+    """Show what MODEL is made of, and what can be quantized and pruned, or why not."""
+    from compress.inspection import inspect as look
+    from compress.inspection import table
+
+    found = look(read_model(model, factory, trust_pickle, example), factory=factory)
+    show(found.to_json(), as_json, lambda: table(found))
+
+
+@click.command()
+@click.argument("model", type=EXISTING)
+@click.option(
+    "--data", type=EXISTING, required=True, help="Samples to rank and check with, such as the calibration set."
+)
+@click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.pruned.pt.")
+@options_of(PruneConfig)
+@model_options
+@common
+def prune(
+    model: Path, data: Path, output: Path | None, config: PruneConfig, factory: str | None, trust_pickle: bool,
+    example: Path | None, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Remove the least important channels and attention heads of MODEL."""
+    import compress
+    from compress.modelfile import write_model
+
+    loaded = read_model(model, factory, trust_pickle, example)
+    progress = Progress(quiet=quiet)
+    with progress.stage("prune"):
+        result = compress.prune(loaded, read_data(data, loaded), config, factory=factory, progress=progress.step)
+    path = output or model.with_suffix(".pruned.pt")
+    write_model(result.model, path)
+    share = result.macs_after / result.macs_before
+    written(path, result.to_json(), as_json, f"{share:.1%} of the MACs are left ({result.macs_after:,} a sample)")
+
+
+@click.command()
+@click.argument("model", type=EXISTING)
+@click.option("--teacher", type=EXISTING, required=True, help="The model to learn from: the original.")
+@click.option("--data", type=EXISTING, required=True, help="The training set; labels are not needed.")
+@click.option("--validation", type=EXISTING, help="A labelled set: the best epoch on it is kept.")
+@click.option("--metric", default="accuracy", show_default=True, help="Its metric.")
+@click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.distilled.pt.")
+@options_of(DistillConfig)
+@common
+def distill(
+    model: Path, teacher: Path, data: Path, validation: Path | None, metric: str, output: Path | None,
+    config: DistillConfig, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Train MODEL towards its teacher; quantization-aware where MODEL is quantized."""
+    import compress
+    from compress.loading import load
+    from compress.metrics import get_metric
+    from compress.modelfile import write_model
+
+    student = load(model)
+    progress = Progress(quiet=quiet)
+    with progress.stage("distill"):
+        result = compress.distill(
+            student, load(teacher), read_data(data, student),
+            validation=None if validation is None else read_data(validation, student),
+            metric=None if validation is None else get_metric(metric), config=config, progress=progress.step,
+        )  # fmt: skip
+    path = output or model.with_suffix(".distilled.pt")
+    write_model(result.model, path)
+    record = result.to_json()
+    gained = f"{metric} {record['before']:.4f} -> {record['after']:.4f}" if record.get("after") is not None else "done"
+    written(path, record, as_json, gained)
+
+
+@click.command()
+@click.argument("model", type=EXISTING)
+@click.option(
+    "--calibration", type=EXISTING, required=True, help="The calibration set: a folder of .npz by input name."
+)
+@click.option("--target", default="local", show_default=True, help="What it will run on; its row names the scheme.")
+@click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.int8.pt.")
+@options_of(QuantizeConfig)
+@model_options
+@common
+def quantize(
+    model: Path, calibration: Path, target: str, output: Path | None, config: QuantizeConfig, factory: str | None,
+    trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Quantize MODEL to int8 with a calibration set."""
+    import compress
+    from compress.modelfile import write_model
+    from compress.targets import get_target
+
+    row = get_target(target)
+    loaded = read_model(model, factory, trust_pickle, example)
+    progress = Progress(quiet=quiet)
+    with progress.stage("quantize", row.scheme):
+        result = compress.quantize(
+            loaded, read_data(calibration, loaded), scheme=row.scheme, config=config, progress=progress.step
+        )
+    path = output or model.with_suffix(".int8.pt")
+    write_model(result.model, path)
+    record = result.to_json()
+    sentence = f"{record['int8']} operators in int8, {record['float']} in float, scheme {row.scheme}"
+    written(path, record, as_json, f"{sentence}, {record['samples']} calibration samples")
+
+
+@click.command()
+@click.argument("model", type=EXISTING)
+@click.option("--target", default="local", show_default=True, help="The target to build for.")
+@click.option("--output", "-o", type=EXISTING, help="The engine's folder; default: MODEL.TARGET.")
+@model_options
+@common
+def export(
+    model: Path, target: str, output: Path | None, factory: str | None, trust_pickle: bool, example: Path | None,
+    quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Build the engine of MODEL for a target."""
+    import compress
+    from compress.targets import get_target
+
+    row = get_target(target)
+    loaded = read_model(model, factory, trust_pickle, example)
+    path = output or model.with_suffix(f".{row.name}")
+    with Progress(quiet=quiet).stage("export", row.name):
+        engine = compress.export(loaded, row, path)
+    record = {"target": row.name, "precision": engine.precision, "digest": engine.digest, "state": engine.state}
+    written(
+        path,
+        {**record, "notes": list(engine.notes)},
+        as_json,
+        f"{engine.precision} {engine.backend} engine, {engine.state}",
+    )
+
+
+@click.command()
+@click.argument("model", type=EXISTING)
+@click.option("--data", type=EXISTING, required=True, help="Samples to compare on.")
+@click.option("--target", default="local", show_default=True, help="The target whose engine is compared.")
+@click.option("--samples", default=64, show_default=True, help="How many samples.")
+@model_options
+@common
+def parity(
+    model: Path, data: Path, target: str, samples: int, factory: str | None, trust_pickle: bool, example: Path | None,
+    quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare MODEL in torch, in ONNX and as the target's engine on the same feeds; exit code 1 if they disagree."""
+    from compress.ladder import check
+    from compress.parity import table
+    from compress.targets import get_target
+
+    loaded = read_model(model, factory, trust_pickle, example)
+    with Progress(quiet=quiet).stage("parity"):
+        result = check(loaded, get_target(target), read_data(data, loaded).take(samples))
+    show(result.to_json(), as_json, lambda: table(result))
+    if not result.passed:
+        sys.exit(1)
+
+
+@click.command("eval")
+@click.argument("model", type=EXISTING)
+@click.option("--data", type=EXISTING, required=True, help="A labelled set.")
+@click.option("--metric", default="accuracy", show_default=True, help="A metric's name, or package.module:function.")
+@click.option("--target", help="For a bundle: whose engine; default: the first that runs here.")
+@model_options
+@common
+def eval_(
+    model: Path, data: Path, metric: str, target: str | None, factory: str | None, trust_pickle: bool,
+    example: Path | None, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Score MODEL, a model file or a bundle, on a labelled set."""
+    import runtimes
+    from calibration import open_set
+    from compress.evaluate import evaluate
+    from compress.metrics import get_metric
+
+    progress = Progress(quiet=quiet)
+    with progress.stage("eval"):
+        if model.is_dir():
+            with runtimes.load(model, target=target) as session:
+                samples = open_set(data, session.inputs)
+                result = evaluate(session.run, samples, get_metric(metric), progress=progress.step)
+        else:
+            from compress.ladder import torch_runner
+
+            loaded = read_model(model, factory, trust_pickle, example)
+            result = evaluate(torch_runner(loaded), read_data(data, loaded), get_metric(metric), progress=progress.step)
+    record = result.to_json()
+    low, high = record["interval"]
+    show(record, as_json, lambda: f"{metric} {record['value']:.4f} [{low:.4f}, {high:.4f}] over {record['n']} samples")
