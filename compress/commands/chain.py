@@ -51,8 +51,8 @@ def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
 def report(record: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
     """Write report.html from RECORD, a report.json, and print its tables."""
     from compress.report import read_record
-    from compress.report import show as print_report
     from compress.report import report as write
+    from compress.report import show as print_report
 
     content = read_record(record)
     write(content, output or (record if record.is_dir() else record.parent))
