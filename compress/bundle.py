@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import CompressError
-from compress.model import Model
+from compress.model import Model, ProgramGraph
 from compress.store import atomic_folder
 from runtimes.arrays import write_arrays
 from runtimes.backends import open_engine
@@ -25,54 +26,96 @@ UNSEEN_TOLERANCE = 0.1  # of the largest expected value, for an engine that coul
 
 
 def bundle(
-    model: Model, engines: Mapping[str, Engine], golden: Feed, into: Path, *, accuracy: Mapping[str, Any] | None = None
+    model: Model,
+    engines: Mapping[str, Engine] | Mapping[str, Mapping[str, Engine]],
+    golden: Feed | Mapping[str, Feed],
+    into: Path,
+    *,
+    accuracy: Mapping[str, Any] | None = None,
+    processing: Mapping[str, Any] | None = None,
+    chain: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the bundle of one model in folder ``into``, replacing a bundle that is there.
 
     Args:
         model: the model, for its name, specs and labels.
-        engines: target name -> its engine.
-        golden: a feed for the self-test on the device; the outputs expected of it are the first runnable engine's, or
-            torch's where none runs here.
+        engines: target name -> its engine; for a model of several graphs, graph name -> that.
+        golden: a feed for the self-test on the device; for several graphs, graph name -> its feed. The outputs
+            expected of a graph are those of its first runnable engine, or torch's where none runs here.
         into: the folder; it appears complete or not at all.
         accuracy: what was measured of these engines, kept in the manifest as it is.
-    """
-    if not engines:
-        raise CompressError("a bundle needs at least one engine")
-    from compress.ladder import torch_runner
+        processing, chain: these sections of the manifest.
 
-    (graph,) = model.graphs
-    outputs = {name: _run(engine, golden) for name, engine in engines.items() if engine.state == "runnable"}
-    expected = next(iter(outputs.values())) if outputs else torch_runner(model)(golden)
-    tolerance = {name: _tolerance(expected, outputs.get(name)) for name in engines}
+    Raises:
+        CompressError: if a graph of the model has no engine or no golden feed, or one is for no graph of it.
+    """
+    by_graph = _by_graph(model, engines, "engine", Engine)
+    feeds = _by_graph(model, golden, "golden feed", np.ndarray)
     with atomic_folder(into) as folder:
-        (folder / "golden").mkdir()
-        write_arrays(folder / "golden/feed.npz", golden)
-        write_arrays(folder / "golden/expected.npz", expected)
-        entries = {}
-        for name, engine in engines.items():
-            path = f"engines/{graph}/{name}"
-            shutil.copytree(engine.path, folder / path)
-            entries[name] = EngineEntry(
-                path=path, backend=engine.backend, precision=engine.precision, digest=engine.digest, state=engine.state
-            )
-        specs = model.graphs[graph]
+        graphs = {
+            name: _write_graph(folder, name, specs, by_graph[name], feeds[name], _torch(model, name))
+            for name, specs in model.graphs.items()
+        }
         write_manifest(
             folder,
             name=model.name,
-            inputs=specs.inputs,
-            outputs=specs.outputs,
-            graphs={
-                graph: GraphEntry(
-                    inputs=tuple(s.name for s in specs.inputs), outputs=tuple(s.name for s in specs.outputs),
-                    engines=entries,
-                )
-            },
+            graphs=graphs,
             answers={name: Answer(kind="argmax", labels=labels) for name, labels in model.labels.items()},
-            golden=Golden(feed="golden/feed.npz", expected="golden/expected.npz", tolerance=tolerance),
             accuracy=accuracy or {},
+            processing=processing,
+            chain=chain,
         )  # fmt: skip
     return read_bundle(into)
+
+
+def _by_graph(model: Model, given: Mapping[str, Any], what: str, kind: type) -> Mapping[str, Mapping[str, Any]]:
+    """``given`` for each graph of the model: what is no mapping of mappings is the only graph's."""
+    if len(model.graphs) == 1 and all(isinstance(value, kind) for value in given.values()):
+        given = {next(iter(model.graphs)): given}
+    if given.keys() != model.graphs.keys():
+        raise CompressError(
+            f"a bundle of model {model.name!r} needs one {what} mapping for each of its graphs "
+            f"{list(model.graphs)}, got {list(given)}"
+        )
+    for graph, values in given.items():
+        if not values:
+            raise CompressError(f"a bundle needs at least one {what}: graph {graph!r} has none")
+    return given
+
+
+def _write_graph(
+    folder: Path, name: str, specs: ProgramGraph, engines: Mapping[str, Engine], golden: Feed,
+    torch: Callable[[Feed], dict[str, np.ndarray]],
+) -> GraphEntry:  # fmt: skip
+    outputs = {target: _run(engine, golden) for target, engine in engines.items() if engine.state == "runnable"}
+    expected = next(iter(outputs.values())) if outputs else torch(golden)
+    feed_file, expected_file = f"golden/{name}/feed.npz", f"golden/{name}/expected.npz"
+    (folder / feed_file).parent.mkdir(parents=True)
+    write_arrays(folder / feed_file, golden)
+    write_arrays(folder / expected_file, expected)
+    entries = {}
+    for target, engine in engines.items():
+        path = f"engines/{name}/{target}"
+        shutil.copytree(engine.path, folder / path)
+        entries[target] = EngineEntry(
+            path=path, backend=engine.backend, precision=engine.precision, digest=engine.digest, state=engine.state
+        )
+    tolerance = {target: _tolerance(expected, outputs.get(target)) for target in engines}
+    return GraphEntry(
+        inputs=specs.inputs, outputs=specs.outputs, engines=entries,
+        golden=Golden(feed=feed_file, expected=expected_file, tolerance=tolerance),
+    )  # fmt: skip
+
+
+def _torch(model: Model, graph: str) -> Callable[[Feed], dict[str, np.ndarray]]:
+    """Runs one graph in torch, which is imported by then and not before."""
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        from compress.ladder import torch_runner
+
+        return torch_runner(dataclasses.replace(model, graphs={graph: model.graphs[graph]}))(feed)
+
+    return run
 
 
 def _run(engine: Engine, feed: Feed) -> dict[str, np.ndarray]:

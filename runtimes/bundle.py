@@ -1,13 +1,14 @@
 """A bundle: a directory for a device, whose ``manifest.json`` lists every other file with its size and SHA-256.
 
-``engines/<graph>/<target>/`` hold the engines, ``golden/`` a feed with the outputs expected of it. Reading a bundle
-checks all of it: nothing missing, added, changed or linked. Nothing in it is code.
+``engines/<graph>/<target>/`` hold the engines, ``golden/`` a feed per graph with the outputs expected of it. Reading a
+bundle checks all of it: nothing missing, added, changed or linked. Nothing in it is code. ``docs/bundle.md`` describes
+the format.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,10 @@ from runtimes.hashing import bytes_digest, file_digest, json_digest, tree_paths
 from runtimes.records import get, inside, parse_record, string_list, typed, write_json
 from runtimes.spec import TensorSpec
 
-FORMAT, VERSION, MANIFEST = "compress.bundle", 1, "manifest.json"
+FORMAT, VERSION, MANIFEST = "compress.bundle", 2, "manifest.json"
+SIGNATURE = "manifest.sig"      # the one file that may be there unlisted: it is made of the manifest, and so after it
+KEYS = frozenset({"format", "version", "name", "graphs", "answers", "files", "accuracy"})
+SECTIONS = frozenset({"processing", "chain"})       # may be left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +37,6 @@ class EngineEntry:
     precision: Precision
     digest: str
     state: State
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphEntry:
-    """A graph: its inputs and outputs by name, and its engine for each target."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    engines: Mapping[str, EngineEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +57,16 @@ class Golden:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphEntry:
+    """A graph: what goes in and out of it, its engine for each target, and how to test one."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    engines: Mapping[str, EngineEntry]
+    golden: Golden
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileEntry:
     sha256: str
     size: int
@@ -74,13 +79,31 @@ class Bundle:
     path: Path
     digest: str
     name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
     graphs: Mapping[str, GraphEntry]
     answers: Mapping[str, Answer]
-    golden: Golden
     files: Mapping[str, FileEntry]
     accuracy: Mapping[str, Any]
+    processing: Mapping[str, Any] | None = None
+    chain: Mapping[str, Any] | None = None
+
+    @property
+    def graph(self) -> GraphEntry:
+        """The only graph of a bundle of one."""
+        if len(self.graphs) != 1:
+            raise RuntimesError(f"bundle {self.path} has the graphs {list(self.graphs)}: name one")
+        return next(iter(self.graphs.values()))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.graph.outputs
+
+    @property
+    def golden(self) -> Golden:
+        return self.graph.golden
 
     def engine_files(self, entry: EngineEntry) -> dict[str, str]:
         """The SHA-256 of each file of an engine, by its path relative to the engine's folder."""
@@ -116,61 +139,58 @@ def write_manifest(
     folder: Path,
     *,
     name: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
     graphs: Mapping[str, GraphEntry],
     answers: Mapping[str, Answer],
-    golden: Golden,
     accuracy: Mapping[str, Any],
+    processing: Mapping[str, Any] | None = None,
+    chain: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the manifest of the files in ``folder``, last, once all of them are there; return the bundle, read back."""
     record = {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
-        "model": {"inputs": [spec.to_json() for spec in inputs], "outputs": [spec.to_json() for spec in outputs]},
         "graphs": {
             graph: {
-                "inputs": list(entry.inputs),
-                "outputs": list(entry.outputs),
+                "inputs": [spec.to_json() for spec in entry.inputs],
+                "outputs": [spec.to_json() for spec in entry.outputs],
                 "engines": {target: dict(vars(engine)) for target, engine in entry.engines.items()},
+                "golden": dict(vars(entry.golden), tolerance=dict(entry.golden.tolerance)),
             }
             for graph, entry in graphs.items()
         },
         "answers": {output: {"kind": answer.kind, "labels": list(answer.labels)} for output, answer in answers.items()},
-        "golden": {"feed": golden.feed, "expected": golden.expected, "tolerance": dict(golden.tolerance)},
         "files": {
             file: {"sha256": file_digest(path), "size": path.stat().st_size}
             for file, path in tree_paths(Path(folder)).items()
-            if file != MANIFEST
+            if file not in (MANIFEST, SIGNATURE)
         },
         "accuracy": dict(accuracy),
     }
+    for key, section in (("processing", processing), ("chain", chain)):
+        if section is not None:
+            record[key] = dict(section)
     write_json(Path(folder) / MANIFEST, record)
     return read_bundle(folder)
 
 
 def _parse(record: Mapping[str, Any], folder: Path, digest: str, where: str) -> Bundle:
+    unknown = sorted(record.keys() - KEYS - SECTIONS)
+    if unknown:
+        raise RuntimesError(f"{where} has the unknown key {unknown[0]!r}: it is damaged, write the bundle again")
     listed = _items(record, "files", where)
     files = {inside(name, where): _file(entry, f"{where}: file {name!r}") for name, entry in listed}
-    model, golden = get(record, "model", dict, where), get(record, "golden", dict, where)
     graphs = _items(record, "graphs", where)
     bundle = Bundle(
         path=folder,
         digest=digest,
         name=get(record, "name", str, where),
-        inputs=specs(model, "inputs", where),
-        outputs=specs(model, "outputs", where),
         graphs={name: _graph(entry, files, f"{where}: graph {name!r}") for name, entry in graphs},
         answers={name: _answer(entry, f"{where}: answer {name!r}") for name, entry in _items(record, "answers", where)},
-        golden=Golden(
-            feed=_listed(golden, "feed", files, where),
-            expected=_listed(golden, "expected", files, where),
-            tolerance={name: _tolerance(value, f"{where}: tolerance of {name!r}")
-                       for name, value in get(golden, "tolerance", dict, where).items()},
-        ),
         files=files,
         accuracy=get(record, "accuracy", dict, where),
+        processing=get(record, "processing", dict, where) if "processing" in record else None,
+        chain=get(record, "chain", dict, where) if "chain" in record else None,
     )
     if not bundle.graphs:
         raise RuntimesError(f"{where} lists no graph: write the bundle again")
@@ -206,9 +226,19 @@ def _listed(record: Mapping[str, Any], key: str, files: Mapping[str, FileEntry],
 def _graph(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> GraphEntry:
     engines = _items(record, "engines", where)
     return GraphEntry(
-        inputs=string_list(record, "inputs", where),
-        outputs=string_list(record, "outputs", where),
+        inputs=specs(record, "inputs", where),
+        outputs=specs(record, "outputs", where),
         engines={target: _engine(entry, files, f"{where}: engine {target!r}") for target, entry in engines},
+        golden=_golden(get(record, "golden", dict, where), files, where),
+    )
+
+
+def _golden(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> Golden:
+    tolerance = get(record, "tolerance", dict, where)
+    return Golden(
+        feed=_listed(record, "feed", files, where),
+        expected=_listed(record, "expected", files, where),
+        tolerance={name: _tolerance(value, f"{where}: tolerance of {name!r}") for name, value in tolerance.items()},
     )
 
 
@@ -237,6 +267,7 @@ def _below(files: Mapping[str, FileEntry], folder: str) -> dict[str, str]:
 def _check_files(bundle: Bundle) -> None:
     paths = tree_paths(bundle.path)
     del paths[MANIFEST]
+    paths.pop(SIGNATURE, None)
     for name in sorted(bundle.files.keys() - paths.keys()):
         raise RuntimesError(f"{bundle.path / name} is missing: copy the bundle again")
     for name in sorted(paths.keys() - bundle.files.keys()):

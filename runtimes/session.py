@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from runtimes.backends import BACKENDS, Runner, find_backend, install_command, is_installed, open_engine
-from runtimes.bundle import Bundle, EngineEntry, GraphEntry, read_bundle
+from runtimes.bundle import Bundle, EngineEntry, Golden, GraphEntry, read_bundle
 from runtimes.engine import Engine, read_engine
 from runtimes.errors import RuntimesError
 from runtimes.spec import TensorSpec, check_feed
@@ -99,13 +99,14 @@ def load(
     """
     if not isinstance(bundle, Bundle):
         bundle = read_bundle(bundle)
-    target, entry = _choose(bundle, _graph(bundle, graph), backend, target)
+    held = _graph(bundle, graph)
+    target, entry = _choose(bundle, held, backend, target)
     expected = bundle.engine_files(entry)
     engine = read_engine(bundle.path / entry.path, expected=expected)
     session = Session(engine, open_engine(engine, threads=threads, expected=expected), target)
     if self_test:
         try:
-            _self_test(session, bundle)
+            _self_test(session, bundle, held.golden)
         except BaseException:
             session.close()
             raise
@@ -145,10 +146,10 @@ def _choose(bundle: Bundle, graph: GraphEntry, backend: str | None, target: str 
     return found
 
 
-def _self_test(session: Session, bundle: Bundle) -> None:
+def _self_test(session: Session, bundle: Bundle, golden: Golden) -> None:
     where = f"self-test of {session.target!r} in bundle {bundle.path}"
-    feed, expected = bundle.read_arrays(bundle.golden.feed), bundle.read_arrays(bundle.golden.expected)
-    tolerance = bundle.golden.tolerance.get(session.target)
+    feed, expected = bundle.read_arrays(golden.feed), bundle.read_arrays(golden.expected)
+    tolerance = golden.tolerance.get(session.target)
     if tolerance is None:
         raise RuntimesError(f"{where}: the manifest gives no tolerance for it; write the bundle again")
     missing = [spec.name for spec in session.inputs if spec.name not in feed]

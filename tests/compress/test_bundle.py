@@ -21,6 +21,7 @@ from compress.ladder import torch_runner
 from compress.model import Model
 from compress.targets import targets
 from runtimes.engine import Engine
+from runtimes.errors import RuntimesError
 from runtimes.hashing import tree_digest
 from tests.compress.quantize import networks
 
@@ -53,12 +54,10 @@ def test_the_manifest(
 ) -> None:
     made = bundle(model, engines, golden, tmp_path / "bundle", accuracy={"accuracy": 0.5})
     record = json.loads((tmp_path / "bundle/manifest.json").read_text())
-    assert (record["format"], record["version"], record["name"]) == ("compress.bundle", 1, "TwoReaders")
-    assert record["model"] == {
-        "inputs": [spec.to_json() for spec in model.inputs], "outputs": [spec.to_json() for spec in model.outputs],
-    }  # fmt: skip
+    assert (record["format"], record["version"], record["name"]) == ("compress.bundle", 2, "TwoReaders")
     graph = record["graphs"]["forward"]
-    assert (graph["inputs"], graph["outputs"]) == (["x"], ["output"])
+    assert graph["inputs"] == [spec.to_json() for spec in model.inputs]
+    assert graph["outputs"] == [spec.to_json() for spec in model.outputs]
     assert graph["engines"]["openvino-cpu"] == {
         "path": "engines/forward/openvino-cpu", "backend": "openvino", "precision": "int8",
         "digest": engines["openvino-cpu"].digest, "state": "runnable",
@@ -68,7 +67,7 @@ def test_the_manifest(
     assert record["accuracy"] == {"accuracy": 0.5}
     files = {str(p.relative_to(made.path)) for p in made.path.rglob("*") if p.is_file()} - {"manifest.json"}
     assert set(record["files"]) == files
-    np.testing.assert_array_equal(made.read_arrays("golden/feed.npz")["x"], golden["x"])
+    np.testing.assert_array_equal(made.read_arrays("golden/forward/feed.npz")["x"], golden["x"])
     for name in ("openvino-cpu", "onnxruntime-cpu"):
         with runtimes.load(made, target=name, threads=1, self_test=True) as session:
             assert session.digest == engines[name].digest
@@ -82,7 +81,7 @@ def test_tolerances_by_hand(
     for name in ("openvino-cpu", "onnxruntime-cpu"):
         with runtimes.load(made, target=name) as session:
             outputs[name] = session.run(golden)["output"]
-    expected = made.read_arrays("golden/expected.npz")["output"]
+    expected = made.read_arrays("golden/forward/expected.npz")["output"]
     np.testing.assert_array_equal(expected, outputs["openvino-cpu"])  # the first that runs here
     largest = float(np.abs(expected).max())
     difference = float(np.abs(expected - outputs["onnxruntime-cpu"]).max())
@@ -129,6 +128,27 @@ def test_a_folder_of_somebody_else_is_left_alone(
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_several_graphs(tmp_path: Path, model: Model, golden: Mapping[str, np.ndarray]) -> None:
+    wide = networks.quantized(networks.Everything)
+    (feed,) = networks.samples(wide, 2).batches(2)
+    both = dataclasses.replace(model, graphs={"points": model.graph, "images": wide.graph})
+    engine = {m.name: export(m, targets()["onnxruntime-cpu"], tmp_path / m.name) for m in (model, wide)}
+    engines = {"points": {"onnxruntime-cpu": engine["TwoReaders"]}, "images": {"onnxruntime-cpu": engine["Everything"]}}
+    made = bundle(both, engines, {"points": golden, "images": feed}, tmp_path / "bundle", chain={"a": 1})
+    assert list(made.graphs) == ["images", "points"]  # JSON is sorted
+    assert made.graphs["images"].inputs == wide.inputs
+    assert made.chain == {"a": 1}
+    for graph in made.graphs:
+        runtimes.load(made, graph=graph, self_test=True).close()
+    with pytest.raises(RuntimesError, match=r"has the graphs \['images', 'points'\]: name one"):
+        _ = made.golden
+    with pytest.raises(CompressError, match=r"one engine mapping for each of its graphs \['points', 'images'\], got"):
+        bundle(both, {"points": engines["points"]}, {"points": golden, "images": feed}, tmp_path / "b")
+    with pytest.raises(CompressError, match=r"one golden feed mapping for each .* got \['x'\]"):
+        bundle(both, engines, golden, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_no_engine_is_refused(tmp_path: Path, model: Model, golden: Mapping[str, np.ndarray]) -> None:
     with pytest.raises(CompressError, match="a bundle needs at least one engine"):
         bundle(model, {}, golden, tmp_path / "a")
@@ -166,7 +186,7 @@ def test_the_device_app_answers_with_torch_blocked(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "self-test passed" in done.stdout
-    expected = made.read_arrays("golden/expected.npz")["output"].argmax(1)
+    expected = made.read_arrays("golden/forward/expected.npz")["output"].argmax(1)
     answers = [line for line in done.stdout.splitlines() if line.startswith("sample ")]
     assert [LABELS[index] in line for index, line in zip(expected, answers, strict=True)] == [True] * 3
 

@@ -38,11 +38,12 @@ def made_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for target, engine in engines.items()
     }
     write_manifest(
-        root, name="tiny", inputs=CASE.inputs, outputs=CASE.outputs,
-        graphs={"main": GraphEntry(inputs=("x",), outputs=("y",), engines=entries)},
+        root, name="tiny",
+        graphs={"main": GraphEntry(
+            inputs=CASE.inputs, outputs=CASE.outputs, engines=entries,
+            golden=Golden(feed="golden/feed.npz", expected="golden/expected.npz",
+                          tolerance={"openvino-cpu": 1e-5, "onnxruntime-cpu": 1e-5}))},
         answers={"y": Answer(kind="argmax", labels=("a", "b", "c"))},
-        golden=Golden(feed="golden/feed.npz", expected="golden/expected.npz",
-                      tolerance={"openvino-cpu": 1e-5, "onnxruntime-cpu": 1e-5}),
         accuracy={"metric": "accuracy", "value": np.float64(1.0).item()})
     return root
 

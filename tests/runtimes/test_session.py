@@ -20,7 +20,7 @@ def relist(bundle: Path, name: str, **changes: Any) -> None:
     """Make the manifest list file ``name`` as it is now, and change keys of its golden record."""
     record = json.loads((bundle / MANIFEST).read_text())
     record["files"][name] = {"sha256": file_digest(bundle / name), "size": (bundle / name).stat().st_size}
-    record["golden"].update(changes)
+    record["graphs"]["main"]["golden"].update(changes)
     (bundle / MANIFEST).write_text(json.dumps(record))
 
 
