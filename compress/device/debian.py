@@ -132,7 +132,8 @@ def _download(names: Sequence[str], archives: Path, architecture: str, suite: st
 def _other_suite(suite: str, what: str) -> str:
     """A sources list for ``suite``, from the mirror this system takes its own release from."""
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
-    for line in _run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], what).splitlines():
+    command = ["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"]
+    for line in _run(command, what).splitlines():
         uri, release, component = line.split(" ")
         if component == "main" and re.fullmatch(r"[a-z]+", release):  # not bookworm-security, whose mirror is another
             signed = f"[signed-by={_KEYRING}] " if _KEYRING.is_file() else ""
