@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchConfig", "BenchRecord", "Candidate", "asked_for_int8", "bench", "table"]
 
+HERE = "local"  # this machine's name in a record
 ACCURACY_BATCH = 32  # samples at once where the outputs count, not the time
 
 
@@ -109,7 +110,8 @@ def bench(
     if progress:
         progress(len(schedule), len(schedule), "done")
     return BenchRecord(
-        baseline=baseline, metric=metric.name, config=settings, machine=machine, versions=versions, order=tuple(order),
+        metric=metric.name, config=settings, machines={HERE: machine}, versions={HERE: versions},
+        baselines={HERE: baseline}, order=tuple(order),
         data=None if data is None else {"name": data.name, "digest": data.digest, "count": len(data)},
         rows=_rows(candidates, measured, baseline, metric, config.max_drop, groups, settings["batch"]))
 
@@ -131,7 +133,7 @@ def _rows(
         if one.scores is not None:
             against = None if candidate.name == baseline else reference
             scores = figures.accuracy(metric.name, one.scores, against, max_drop, groups)
-        rows.append(row(one, scores, originals(candidate, finished, baseline), batch))
+        rows.append(row(one, scores, originals(candidate, finished, baseline), HERE, batch))
     return tuple(rows)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compress.bench.record import Accuracy, Drop, Latency, Speedup
+from compress.bench.record import Accuracy, Drop, Latency, Mark, Speedup
 from compress.intervals import mean_interval, median_interval, paired_drop, verdict
+
+WIDEST = 0.02  # how far from p50 its interval may reach, as a share
 
 
 def latency(restarts: Sequence[Sequence[int]]) -> Latency:
@@ -27,6 +29,14 @@ def speedup(against: str, reference: Latency, candidate: Latency) -> Speedup:
     ratios = [a / b for a, b in zip(reference.restart_p50, candidate.restart_p50, strict=True)]
     low, high, _ = median_interval(ratios)
     return Speedup(against=against, ratio=float(np.median(ratios)), interval=(low, high))
+
+
+def unstable(time: Latency) -> Mark | None:
+    """UNSTABLE where the interval of p50 reaches further than 2 % from it."""
+    low, high = ((bound - time.p50) / time.p50 for bound in time.interval)
+    if -WIDEST <= low and high <= WIDEST:
+        return None
+    return Mark(kind="UNSTABLE", reason=f"the interval of p50 reaches from {low:+.1%} to {high:+.1%} of it")
 
 
 def accuracy(

@@ -57,13 +57,16 @@ def row_without_figures(candidate: Candidate, failure: str | None) -> BenchRow:
     return BenchRow(**_identity(candidate), status=status, reason=failure)
 
 
-def row(one: Measured, accuracy: Accuracy | None, originals: Mapping[str, Measured], batch: int) -> BenchRow:
+def row(
+    one: Measured, accuracy: Accuracy | None, originals: Mapping[str, Measured], machine: str, batch: int
+) -> BenchRow:
     """The row of an engine whose every process finished; ``originals`` are what its speed is compared with."""
     time = one.latency
     peaks = [result["peak_memory_bytes"] for result in one.rounds if result["peak_memory_bytes"] is not None]
     asked = one.candidate.asked
     return BenchRow(
-        **_identity(one.candidate), status="measured", latency_ms=time, accuracy=accuracy,
+        **_identity(one.candidate), status="measured", machine=machine, batch=batch, latency_ms=time, accuracy=accuracy,
+        marks=tuple(mark for mark in (figures.unstable(time),) if mark is not None),
         load_ms=float(np.median([result["load_ms"] for result in one.rounds])),
         throughput_per_s=1000 * batch / time.mean,
         peak_memory_bytes=max(peaks, default=None),

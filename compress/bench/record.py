@@ -1,4 +1,4 @@
-"""The record of a bench, written as JSON (format ``compress.bench``, version 1); every table is a view of it."""
+"""The record of a bench, written as JSON (format ``compress.bench``, version 2); every table is a view of it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import Any, Literal
 
 from compress.errors import CompressError
 
-FORMAT, VERSION = "compress.bench", 1
+FORMAT, VERSION = "compress.bench", 2
 
 Role = Literal["original", "shipped", "control", "candidate"]
+Scenario = Literal["single_stream", "multi_stream", "offline"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of one run, warm-up excluded.
+    """Milliseconds of one query of the row's scenario, warm-up excluded.
 
-    Each percentile is the median over restarts of the restart's own percentile, None where a restart has too few runs
-    for one to be expected beyond it. ``interval`` is of ``p50``, from the order statistics of ``restart_p50``, and
-    encloses the median over restarts with probability ``coverage``. ``mean``, ``min`` and ``max`` are over all runs.
+    Each percentile is the median over restarts of the restart's own percentile, None where there are too few runs for
+    it ("n too small"). ``estimates`` are LoadGen's early-stopping estimates over all runs, of "p90", "p95" and "p99":
+    upper bounds that hold with 99 % if runs are independent, None where there are too few. ``interval`` is of ``p50``,
+    from the order statistics of ``restart_p50``, and encloses the median over restarts with probability ``coverage``.
+    ``mean``, ``min`` and ``max`` are over all runs. ``warmup_s`` is the longest time a restart took to become steady.
     """
 
     p50: float
@@ -34,6 +37,8 @@ class Latency:
     restarts: int
     runs: int
     restart_p50: tuple[float, ...]     # in the order of the rounds
+    estimates: Mapping[str, float | None] = field(default_factory=dict)
+    warmup_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +83,69 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a reader must know before using a row's times.
+
+    UNSTABLE: the interval of p50 is wider than ±2 %. INVALID: the machine was not the same throughout, or not alone.
+    """
+
+    kind: Literal["UNSTABLE", "INVALID"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTelemetry:
+    """The machine while a row was timed, over all of its processes; None is what could not be read.
+
+    ``before`` and ``after`` are those of the first process and of the last: clocks are the mean over the cores,
+    temperatures the hottest zone's. Shares are of all cores' time, the largest of any process. ``spin_change`` is the
+    largest change of the time of a fixed loop between two readings, as a share: the clock as user space feels it.
+    """
+
+    clock_mhz_before: float | None
+    clock_mhz_after: float | None
+    temperature_c_before: float | None
+    temperature_c_after: float | None
+    spin_change: float | None
+    throttled: bool | None
+    power_mode: str | None
+    power_w: float | None              # mean over the timed parts
+    energy_per_inference_mj: float | None  # millijoules a sample, the idle machine's included
+    energy_source: str | None          # "RAPL package", "INA3221 VDD_IN", ...
+    foreign_cpu_share: float | None
+    steal_share: float | None
+    memory_available_bytes: int | None  # the least of any process
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulatedParity:
+    """Outputs under emulation against this machine's of the same engine file: the largest difference, and the answers.
+
+    ``same_answers`` is the share of samples on which the largest value along the last axis is at the same index, None
+    where the outputs are not scores.
+    """
+
+    largest_difference: float
+    largest_output: float
+    same_answers: float | None
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One engine. Figures are None unless ``status`` is "measured"; ``reason`` says why a row failed.
+    """One engine on one machine. ``reason`` says why a row failed, or what became of its device.
+
+    ``status`` is
+
+    - "measured": all figures are there.
+    - "partial": the bench was cut short; the figures are of the rounds that were done, None where there was none.
+    - "device lost": as "partial", because the device went away.
+    - "emulated": accuracy is real; latency is None, since the time under emulation is not a measurement.
+    - "failed", or what kept the engine from running ("built, not run here", the engine's own state): no figures.
 
     ``precisions`` counts the arithmetic layers by the precision they ran in; ``unexpected`` names those that the model
-    asks in int8 and that ran in another, None where what it asks is not known.
+    asks in int8 and that ran in another, None where what it asks is not known. ``machine`` is a key of the record's
+    ``machines``, None for an engine that ran nowhere.
     """
 
     name: str
@@ -90,16 +153,22 @@ class BenchRow:
     target: str
     backend: str
     precision: str
-    digest: str
+    digest: str                        # of the engine that ran: of one built on the device, the built one's
     state: str                         # the engine's own
-    status: str                        # "measured", "failed", or the state that kept it from running
+    status: str
     size_bytes: int
+    machine: str | None = None
+    scenario: Scenario = "single_stream"
+    batch: int = 1                     # samples of one query
+    marks: tuple[Mark, ...] = ()
     reason: str | None = None
     load_ms: float | None = None       # median over restarts
     latency_ms: Latency | None = None
-    throughput_per_s: float | None = None
+    throughput_per_s: float | None = None  # samples
     peak_memory_bytes: int | None = None  # high-water mark of the process, the largest of the restarts
+    telemetry: RowTelemetry | None = None
     accuracy: Accuracy | None = None
+    emulated_parity: EmulatedParity | None = None
     speedup: Mapping[str, Speedup] = field(default_factory=dict)  # "vs_original_fp32" and so on
     precisions: Mapping[str, int] = field(default_factory=dict)
     unexpected: tuple[str, ...] | None = None
@@ -108,16 +177,21 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRecord:
-    """All rows, how they were measured, and on what. ``order`` lists the timed processes as they ran: (name, round)."""
+    """All rows, how they were measured, and on what. ``order`` lists the timed processes as they ran: (row, round).
 
-    baseline: str
+    ``machines``, ``versions`` and ``baselines`` are by the machine's name: its facts, the versions of what ran there,
+    and the row its others are compared with. ``complete`` is False where processes that were planned did not run.
+    """
+
     metric: str
     config: Mapping[str, Any]
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
+    machines: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, Mapping[str, str]]
+    baselines: Mapping[str, str]
     data: Mapping[str, Any] | None     # name, digest and count of the validation set
     order: tuple[tuple[str, int], ...]
     rows: tuple[BenchRow, ...]
+    complete: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}

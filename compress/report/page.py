@@ -71,8 +71,8 @@ def context(record: Record) -> dict[str, Any]:
             for name in ("calibration", "train", "validation")
             if record.data and (one := getattr(record.data, name))
         ],
-        "machine": facts(record.machine or (bench.machine if bench else {})),
-        "versions": sorted((record.versions or (bench.versions if bench else {})).items()),
+        "machine": facts(record.machine or (next(iter(bench.machines.values()), {}) if bench else {})),
+        "versions": sorted((record.versions or (next(iter(bench.versions.values()), {}) if bench else {})).items()),
         "recipe": _yaml(record.recipe) if record.recipe else None,
         "command": record.command or ("compress run recipe.yaml" if record.recipe else None),
     }

@@ -57,8 +57,8 @@ def record_of(
         "recipe": dict(filing.recipe.raw),
         "model": model_facts(model),
         "data": {kind: {"name": s.name, "count": len(s), "digest": s.digest} for kind, s in filing.sets.items()},
-        "machine": bench["machine"] if bench else None,
-        "versions": {**versions(), **(bench["versions"] if bench else {})},
+        "machine": next(iter(bench["machines"].values()), None) if bench else None,
+        "versions": {**versions(), **(next(iter(bench["versions"].values()), {}) if bench else {})},
         "stages": filing.stages,
         **filing.sections,
     }

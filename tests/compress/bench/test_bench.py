@@ -136,7 +136,7 @@ def test_figures_of_the_rows(tmp_path: Path, data: CalibrationSet) -> None:
     assert int8.unexpected == ("head: MatMul in f32",)
     assert rows["original"].unexpected is None
     assert int8.size_bytes == sum(path.stat().st_size for path in (tmp_path / "int8").iterdir())
-    assert (record.machine, record.versions) == ({"cpu": "a CPU"}, {"numpy": "2"})
+    assert (record.machines, record.versions) == ({"local": {"cpu": "a CPU"}}, {"local": {"numpy": "2"}})
     assert record.data == {"name": "validation", "digest": data.digest, "count": 20}
     assert (record.config["threads"], record.config["batch"], record.config["duration_s"]) == (1, 1, 1.0)
     assert not list((tmp_path / "work").rglob("outputs.npz"))
@@ -265,6 +265,6 @@ def test_real_engines_in_real_processes(tmp_path: Path, data: CalibrationSet) ->
     assert sum(original.precisions.values()) == 1
     assert "damaged" in str(rows["damaged"].reason)
     assert "the files changed while they were measured" in str(rows["changed"].reason)
-    assert "onnxruntime" in record.versions
-    assert record.machine["cores"] >= 1
+    assert "onnxruntime" in record.versions["local"]
+    assert record.machines["local"]["cores"] >= 1
     assert BenchRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record

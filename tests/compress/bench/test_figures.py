@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.bench.figures import accuracy, latency, speedup
+from compress.bench.figures import accuracy, latency, speedup, unstable
 from compress.intervals import tango_interval
 
 MS = 1_000_000
@@ -49,6 +49,15 @@ def test_speedup_is_paired_by_round() -> None:
     slow, fast = latency(restarts(20, 40, 60, 80, 100, 120)), latency(restarts(10, 20, 30, 40, 50, 60))
     found = speedup("original", slow, fast)
     assert (found.against, found.ratio, found.interval) == ("original", 2.0, (2.0, 2.0))
+
+
+@pytest.mark.parametrize(("medians", "reason"), [
+    ((100, 100, 100, 100, 100, 102), None),
+    ((100, 100, 100, 100, 100, 103), "the interval of p50 reaches from +0.0% to +3.0% of it"),
+    ((97, 100, 100, 100, 100, 100), "the interval of p50 reaches from -3.0% to +0.0% of it")])
+def test_a_wide_interval_is_unstable(medians: tuple[int, ...], reason: str | None) -> None:
+    mark = unstable(latency(restarts(*medians)))
+    assert (mark and (mark.kind, mark.reason)) == (reason and ("UNSTABLE", reason))
 
 
 def test_drop_in_points() -> None:

@@ -27,8 +27,8 @@ def row(name: str, **figures: object) -> BenchRow:
 
 
 RECORD = BenchRecord(
-    baseline="original fp32", metric="accuracy", config={"threads": 2, "restarts": 6, "batch": 1},
-    machine={"cpu": "a CPU", "clocks_mhz": [1.0]}, versions={"openvino": "2026.4"},
+    baselines={"local": "original fp32"}, metric="accuracy", config={"threads": 2, "restarts": 6, "batch": 1},
+    machines={"local": {"cpu": "a CPU", "clocks_mhz": [1.0]}}, versions={"local": {"openvino": "2026.4"}},
     data={"name": "validation", "digest": "1" * 64, "count": 100}, order=(("original fp32", 0), ("small int8", 0)),
     rows=(
         row("original fp32", role="original", precision="fp32", latency_ms=SLOW,
@@ -45,7 +45,7 @@ RECORD = BenchRecord(
 
 def test_json_and_back() -> None:
     record = json.loads(json.dumps(RECORD.to_json(), allow_nan=False))
-    assert (record["format"], record["version"]) == ("compress.bench", 1)
+    assert (record["format"], record["version"]) == ("compress.bench", 2)
     assert record["rows"][1]["latency_ms"]["p99"] is None
     assert record["rows"][1]["speedup"]["vs_original_fp32"] == {"against": "original fp32", "ratio": 4.0,
                                                                 "interval": [4.0, 4.0]}
@@ -53,7 +53,7 @@ def test_json_and_back() -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"version": 2}, "'compress.bench' version 2"), ({"format": "other"}, "says 'other'"),
+    ({"version": 1}, "'compress.bench' version 1"), ({"format": "other"}, "says 'other'"),
     ({"rows": [{}]}, "damaged: .*rows")])
 def test_another_record_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(CompressError, match=message):
