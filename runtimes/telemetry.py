@@ -1,0 +1,162 @@
+"""What happened to the machine while something was timed: clocks, heat, throttling, power, and who else was computing.
+
+::
+
+    telemetry = Telemetry()
+    telemetry.start()
+    ...                                     # the timed part
+    record["telemetry"] = telemetry.stop()
+
+The span lies between the two calls; everything slow is read before it begins and after it ends. There is no thread at
+all, save on a Jetson, whose power rails must be sampled. A value that cannot be read is ``None``, never 0.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from runtimes import sensors
+from runtimes.energy import RailMeter, RaplMeter
+from runtimes.sysfs import ROOT, text, to_integer
+
+SPIN_STEPS = 20_000
+SPIN_ROUNDS = 15
+"""About 15 to 40 ms in all: long enough for a governor to raise an idle core's clock before the best round."""
+
+SHORTEST_S = 0.2
+"""A shorter span has no share of foreign CPU time: the kernel counts in hundredths of a second."""
+
+
+class Telemetry:
+    """One span of time; ``start`` and ``stop`` may be called again for another."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._meters = (RaplMeter(root), RailMeter(root))
+
+    def start(self) -> None:
+        spin_ns = spin()                    # first, so that the clocks are read from a machine that is awake
+        self._throttling = sensors.throttling(self._root)
+        self._before = _moment(self._root, self._throttling, spin_ns)
+        self._quota_us = _quota_us(self._root)
+        self._running = [meter for meter in self._meters if meter.start()]
+        self._times = _cpu_times(self._root)
+        self._own_s = time.process_time()
+        self._start_ns = time.perf_counter_ns()
+
+    def stop(self) -> dict[str, Any]:
+        """The span's record, JSON-able.
+
+        ``before``, ``after``: ``clocks_mhz`` of each core, ``gpu_clock_mhz``, ``temperatures_c`` by sensor,
+        ``throttle_events`` since boot, ``throttle_reasons`` that hold at this moment, ``power_mode``, and ``spin_ns``,
+        the best time of a fixed loop: the clock as a program feels it, which a virtual machine cannot hide.
+
+        ``energy_j`` and ``power_w`` (its mean) are of ``energy_source``. ``foreign_cpu_share`` is the CPU time of all
+        other processes, the kernel and the hypervisor's (``steal_share``), as a share of all time of the cores this
+        process may run on. ``quota_throttled_s`` is how long a container's CPU quota held its threads back.
+        ``throttled`` is true if an event, a reason or the quota says so, false only if counters that would know say
+        no, else ``None``. ``duration_s`` is the span.
+        """
+        duration_s = (time.perf_counter_ns() - self._start_ns) / 1e9
+        own_s = time.process_time() - self._own_s
+        times = _cpu_times(self._root)
+        joules = {meter.source: used for meter in self._running if (used := meter.stop()) is not None}
+        throttling, quota_us = sensors.throttling(self._root), _quota_us(self._root)
+        after = _moment(self._root, throttling, None)
+        after["spin_ns"] = spin()           # last, so that the clocks are read while they are still those of the span
+        quota = None if quota_us is None or self._quota_us is None else (quota_us - self._quota_us) / 1e6
+        energy = sum(joules.values()) if joules else None
+        foreign, steal = _shares(self._times, times, own_s) if duration_s >= SHORTEST_S else (None, None)
+        return {
+            "before": self._before,
+            "after": after,
+            "duration_s": duration_s,
+            "energy_j": energy,
+            "energy_source": " + ".join(joules) or None,
+            "power_w": None if energy is None else energy / duration_s,
+            "foreign_cpu_share": foreign,
+            "steal_share": steal,
+            "quota_throttled_s": quota,
+            "throttled": _was_throttled(self._throttling, throttling, quota),
+            "memory_available_bytes": sensors.memory_available_bytes(self._root),
+        }
+
+
+def spin(steps: int = SPIN_STEPS, rounds: int = SPIN_ROUNDS) -> float:
+    """The best of ``rounds`` times of a loop of ``steps`` integer operations, in nanoseconds."""
+    best = float("inf")
+    for _ in range(rounds):
+        value = 1
+        start = time.perf_counter_ns()
+        for _ in range(steps):
+            value = value * 1103515245 + 12345 & 0x7FFFFFFF
+        best = min(best, time.perf_counter_ns() - start)
+    return best
+
+
+def _moment(root: Path, state: sensors.Throttling, spin_ns: float | None) -> dict[str, Any]:
+    return {
+        "clocks_mhz": sensors.clocks_mhz(root),
+        "gpu_clock_mhz": sensors.gpu_clock_mhz(root),
+        "temperatures_c": sensors.temperatures_c(root),
+        "throttle_events": state.events,
+        "throttle_reasons": None if state.reasons is None else list(state.reasons),
+        "power_mode": sensors.power_mode(root),
+        "spin_ns": spin_ns,
+    }
+
+
+def _cpu_times(root: Path) -> tuple[float, float, float] | None:
+    """Seconds that the cores of this process's affinity have spent: busy (steal included), stolen, in all.
+
+    In a container these are the host's own figures for those cores, and rightly: whoever else computes there takes
+    clock, cache and memory bandwidth away, whichever container it is in. A control group's ``cpu.stat`` knows nothing
+    of its neighbours; only its throttling by quota is read from there.
+    """
+    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    rows = [line.split() for line in (text(root / "proc/stat") or "").splitlines() if line.startswith("cpu")]
+    counts = [[int(field) for field in row[1:9]] for row in rows if row[0] in allowed and len(row) > 8]
+    if not counts:
+        return None
+    user, nice, system, idle, iowait, irq, softirq, steal = (sum(column) for column in zip(*counts, strict=True))
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    busy = user + nice + system + irq + softirq + steal
+    return busy * tick_s, steal * tick_s, (busy + idle + iowait) * tick_s
+
+
+def _shares(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None, own_s: float
+) -> tuple[float | None, float | None]:
+    """Foreign and stolen share of all CPU time, each in 0 to 1."""
+    if before is None or after is None or after[2] <= before[2]:
+        return None, None
+    busy, stolen, total = (last - first for first, last in zip(before, after, strict=True))
+    return min(1.0, max(0.0, (busy - own_s) / total)), min(1.0, max(0.0, stolen / total))
+
+
+def _quota_us(root: Path) -> int | None:
+    """Microseconds for which this control group's quota has held its threads back."""
+    for line in (text(root / "sys/fs/cgroup/cpu.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "throttled_usec":
+            return to_integer(value)
+    return None
+
+
+def _was_throttled(before: sensors.Throttling, after: sensors.Throttling, quota_s: float | None) -> bool | None:
+    """Whether the span was slowed down; ``None`` where nothing that was read could tell."""
+    said: list[bool] = []
+    if before.events is not None and after.events is not None:
+        said.append(after.events > before.events)
+    if before.past is not None and after.past is not None:
+        if after.past - before.past:
+            said.append(True)
+        elif not after.past:                # a flag that was set before says nothing of this span
+            said.append(False)
+    if before.reasons or after.reasons or (quota_s or 0) > 0:
+        said.append(True)
+    return any(said) if said else None
+

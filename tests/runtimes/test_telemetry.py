@@ -1,0 +1,166 @@
+"""The record of a span of time, on this machine and on imitated ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from runtimes import telemetry as module
+from runtimes.telemetry import Telemetry, spin
+from tests.runtimes.fake_root import write_files
+
+MOMENT = {"clocks_mhz", "gpu_clock_mhz", "temperatures_c", "throttle_events", "throttle_reasons", "power_mode",
+          "spin_ns"}  # fmt: skip
+UNREADABLE = ("energy_j", "energy_source", "power_w", "foreign_cpu_share", "steal_share", "quota_throttled_s",
+              "throttled", "memory_available_bytes")  # fmt: skip
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(autouse=True)
+def _short_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "spin", lambda: 1000.0)
+
+
+def stat(*, user: int = 0, idle: int = 0, steal: int = 0, iowait: int = 0, guest: int = 0) -> str:
+    """/proc/stat in which every core this process may use has the same ticks; another core is always busy."""
+    ours = [f"cpu{number} {user} 0 0 {idle} {iowait} 0 0 {steal} {guest} 0" for number in os.sched_getaffinity(0)]
+    other = f"cpu9999 {user * 50} 0 0 0 0 0 0 0 0 0"
+    return "\n".join(["cpu  9 9 9 9 9 9 9 9 9 9", *ours, other, "intr 1 2 3", "ctxt 4"])
+
+
+def span(
+    root: Path, monkeypatch: pytest.MonkeyPatch, between: dict[str, object], *, own_s: float = 0.0
+) -> dict[str, object]:
+    """The record of a second in which ``between`` changed; this process is said to have computed ``own_s`` in it."""
+    now = {"ns": 0, "own": 0.0}
+    monkeypatch.setattr(module.time, "perf_counter_ns", lambda: now["ns"])
+    monkeypatch.setattr(module.time, "process_time", lambda: now["own"])
+    telemetry = Telemetry(root)
+    telemetry.start()
+    write_files(root, between)
+    now.update(ns=1_000_000_000, own=own_s)
+    record = telemetry.stop()
+    json.dumps(record, allow_nan=False)
+    return record
+
+
+def test_this_machine() -> None:
+    telemetry = Telemetry()
+    threads = threading.active_count()
+    telemetry.start()
+    time.sleep(0.21)
+    record = telemetry.stop()
+    assert threading.active_count() == threads
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert set(record["before"]) == set(record["after"]) == MOMENT
+    assert 0.21 <= record["duration_s"] < 5
+    if Path("/proc/stat").exists():
+        assert 0 <= record["steal_share"] <= record["foreign_cpu_share"] + 0.05 <= 1.05
+        assert record["memory_available_bytes"] > 1 << 20
+
+
+def test_a_machine_that_tells_nothing_has_no_figures(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    telemetry.start()
+    record = telemetry.stop()
+    assert [record[key] for key in UNREADABLE] == [None] * len(UNREADABLE)
+    for moment in ("before", "after"):
+        assert record[moment] == {**dict.fromkeys(MOMENT), "spin_ns": 1000.0}
+
+
+def test_the_foreign_share_leaves_out_this_process_and_other_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path, {"proc/stat": stat(user=1000, idle=1000)})
+    # each core: 60 ticks busy, 10 stolen, 25 idle, 5 waiting for a disk; of the 70 busy ones 40 are this process's
+    after = stat(user=1060, idle=1025, steal=10, iowait=5, guest=60)
+    record = span(tmp_path, monkeypatch, {"proc/stat": after}, own_s=0.4 * CORES * 100 / os.sysconf("SC_CLK_TCK"))
+    assert record["foreign_cpu_share"] == pytest.approx(0.30)
+    assert record["steal_share"] == pytest.approx(0.10)
+
+
+def test_a_share_is_never_below_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, {"proc/stat": stat()})
+    record = span(tmp_path, monkeypatch, {"proc/stat": stat(user=50, idle=50)}, own_s=0.51 * CORES)
+    assert (record["foreign_cpu_share"], record["steal_share"]) == (0.0, 0.0)
+
+
+def test_a_span_too_short_for_the_kernel_s_clock_has_no_share(tmp_path: Path) -> None:
+    write_files(tmp_path, {"proc/stat": stat(user=1, idle=1)})
+    telemetry = Telemetry(tmp_path)
+    telemetry.start()
+    write_files(tmp_path, {"proc/stat": stat(user=9, idle=9)})
+    record = telemetry.stop()
+    assert (record["foreign_cpu_share"], record["steal_share"]) == (None, None)
+
+
+X86 = "sys/devices/system/cpu/cpu{}/thermal_throttle/{}_throttle_count"
+PI = "sys/devices/platform/soc/soc:firmware/get_throttled"
+OVER_CURRENT = "sys/class/hwmon/hwmon3/oc3_event_cnt"
+COOLING = "sys/class/thermal/cooling_device0/"
+QUOTA = "sys/fs/cgroup/cpu.stat"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "throttled"),
+    [
+        ({X86.format(0, "core"): 3, X86.format(1, "core"): 3}, {}, False),
+        ({X86.format(0, "core"): 3, X86.format(1, "core"): 3}, {X86.format(1, "core"): 4}, True),
+        ({X86.format(0, "package"): 3, X86.format(1, "package"): 3}, {X86.format(1, "package"): 9}, True),
+        ({OVER_CURRENT: 15}, {OVER_CURRENT: 15}, False),
+        ({OVER_CURRENT: 15}, {OVER_CURRENT: 16}, True),
+        ({PI: "0"}, {PI: "0"}, False),
+        ({PI: "0"}, {PI: "80000"}, True),         # the soft temperature limit was reached in between
+        ({PI: "50005"}, {PI: "50000"}, True),     # under-voltage and throttled at the start
+        ({PI: "50000"}, {PI: "50000"}, None),     # it has happened, nobody knows when
+        ({PI: "50000"}, {PI: "0"}, False),        # reading cleared it and it did not come back
+        ({COOLING + "type": "cpufreq-cpu0", COOLING + "cur_state": 0}, {COOLING + "cur_state": 2}, True),
+        ({COOLING + "type": "cpufreq-cpu0", COOLING + "cur_state": 0}, {}, None),    # in between it may have been 2
+        ({COOLING + "type": "pwm-fan", COOLING + "cur_state": 3}, {}, None),
+        ({QUOTA: "nr_throttled 3\nthrottled_usec 1000"}, {QUOTA: "nr_throttled 4\nthrottled_usec 51000"}, True),
+        ({QUOTA: "usage_usec 7\nthrottled_usec 1000"}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_throttled_is_true_false_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    before: dict[str, object], after: dict[str, object], throttled: bool | None,
+) -> None:
+    write_files(tmp_path, before)
+    assert span(tmp_path, monkeypatch, after)["throttled"] is throttled
+
+
+def test_the_quota_is_told_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, {QUOTA: "throttled_usec 1000"})
+    assert span(tmp_path, monkeypatch, {QUOTA: "throttled_usec 51000"})["quota_throttled_s"] == pytest.approx(0.05)
+
+
+def test_energy_and_its_mean_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = "sys/class/powercap/intel-rapl:0/"
+    write_files(tmp_path, {zone + "name": "package-0", zone + "energy_uj": 1_000_000})
+    record = span(tmp_path, monkeypatch, {zone + "energy_uj": 13_000_000})
+    assert (record["energy_j"], record["power_w"]) == (12.0, 12.0)
+    assert record["energy_source"] == "RAPL package-0"
+
+
+def test_energy_that_only_root_may_read_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = "sys/class/powercap/intel-rapl:0/"
+    write_files(tmp_path, {zone + "name": "package-0", zone + "energy_uj/here": "a folder cannot be read, as root too"})
+    record = span(tmp_path, monkeypatch, {})
+    assert (record["energy_j"], record["energy_source"], record["power_w"]) == (None, None, None)
+
+
+def test_spin_is_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, 900, 1000, 1700, 2000, 2800])
+    monkeypatch.setattr(module.time, "perf_counter_ns", lambda: next(times))
+    assert spin(steps=3, rounds=3) == 700
+
+
+def test_spin_grows_with_its_steps() -> None:
+    few, many = spin(steps=2_000), spin(steps=200_000, rounds=3)
+    assert many > 20 * few
