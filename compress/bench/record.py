@@ -74,12 +74,62 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """A layer as the backend says it ran."""
+    """A layer as the backend says it ran.
+
+    ``component`` is whose it is, None where its engine does not tell; ``macs`` its multiply-accumulates where its
+    shapes tell them; ``seen`` what the backend shows of how an arithmetic layer ran: kernel, types, neighbours.
+    """
 
     name: str
     type: str
     precision: str
     time_us: float | None
+    component: str | None = None
+    macs: int | None = None
+    seen: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRow:
+    """The layers of one component together, times as the backend's profile gives them.
+
+    Each mapping is by the precision the layers ran in: ``precisions`` counts the arithmetic ones, ``times_us`` is of
+    all. ``roofline`` is the share of the machine's peak that the arithmetic reached in ``time_us``.
+    """
+
+    layers: int
+    time_us: float | None              # None where the backend gives no times
+    precisions: Mapping[str, int]
+    times_us: Mapping[str, float]
+    macs: Mapping[str, int]
+    roofline: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The most multiply-accumulates a second of one machine, backend, precision and number of threads.
+
+    ``note`` says what ran, or where the figure is from. A datasheet's is another thing than a measured one: no program
+    reaches it.
+    """
+
+    macs_per_s: float
+    source: Literal["measured", "datasheet"]
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """``share`` is the time the arithmetic would take at the peaks, of the time (p50) it took.
+
+    ``macs`` and ``peaks`` are by the precision the layers really ran in. ``uncounted`` arithmetic layers have shapes
+    that do not tell their work: with any, the share is a lower bound.
+    """
+
+    share: float
+    macs: Mapping[str, int]
+    peaks: Mapping[str, Peak]
+    uncounted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +222,8 @@ class BenchRow:
     speedup: Mapping[str, Speedup] = field(default_factory=dict)  # "vs_original_fp32" and so on
     precisions: Mapping[str, int] = field(default_factory=dict)
     unexpected: tuple[str, ...] | None = None
+    components: Mapping[str, ComponentRow] = field(default_factory=dict)
+    roofline: Roofline | None = None   # None where the arithmetic, a peak it needs or the time is not known
     layers: tuple[LayerRow, ...] = ()
 
 
