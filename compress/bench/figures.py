@@ -34,7 +34,7 @@ def speedup(against: str, reference: Latency, candidate: Latency) -> Speedup:
 def unstable(time: Latency) -> Mark | None:
     """UNSTABLE where the interval of p50 reaches further than 2 % from it."""
     low, high = ((bound - time.p50) / time.p50 for bound in time.interval)
-    if -WIDEST <= low and high <= WIDEST:
+    if low >= -WIDEST and high <= WIDEST:
         return None
     return Mark(kind="UNSTABLE", reason=f"the interval of p50 reaches from {low:+.1%} to {high:+.1%} of it")
 

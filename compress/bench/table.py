@@ -17,7 +17,8 @@ def table(record: BenchRecord) -> Table:
     rows = record.rows
     restarts, batch = record.config["restarts"], record.config["batch"]
     title = f"batch {batch}, {record.config['threads']} threads, {restarts} restarts"
-    view = Table(title=title, caption=f"speed-up and drop against {', '.join(record.baselines.values())}; intervals 95 %")
+    against = ", ".join(record.baselines.values())
+    view = Table(title=title, caption=f"speed-up and drop against {against}; intervals 95 %")
     for heading in ("engine", "target", "precision"):
         view.add_column(heading, overflow="fold")
     for heading in ("size MB", "p50 ms", "p99 ms", "speed-up", "accuracy", "drop, points", "int8 layers"):
