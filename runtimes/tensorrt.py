@@ -39,7 +39,8 @@ class TensorRTRunner:
             raise RuntimesError(f"engine {engine.path} sets {sorted(engine.options)}: TensorRT takes no options")
         self._engine = engine
         self._trt = importlib.import_module(engine.backend)     # the backend is called what its package is
-        self._cuda = Cuda(engine)
+        self._cuda = Cuda(f"engine {engine.path}", engine.backend)
+        self._check_fingerprint()
         messages: list[str] = []
         self._logger = _logger(self._trt, messages)             # TensorRT keeps a pointer to it
         self._runtime = self._trt.Runtime(self._logger)
@@ -92,6 +93,16 @@ class TensorRTRunner:
         self._cuda.end(self._stream)
         del self._context, self._plan, self._runtime    # in this order: each refers to the next
 
+    def _check_fingerprint(self) -> None:
+        """Refuse an engine of another GPU or another release before TensorRT sees a byte of it."""
+        here = {self._engine.backend: str(self._trt.__version__), **self._cuda.gpu()}
+        for name, built in self._engine.built_with.items():
+            if name in here and not _same_release(built, here[name]):
+                raise RuntimesError(
+                    f"engine {self._engine.path} was built for {name} {built}, this device has {here[name]}: "
+                    "build it here, or load the bundle made for this device"
+                )
+
     def _check_names(self) -> None:
         engine, mode = self._engine, self._trt.TensorIOMode
         found = [self._plan.get_tensor_name(index) for index in range(self._plan.num_io_tensors)]
@@ -129,13 +140,13 @@ class TensorRTRunner:
 class Cuda:
     """The few calls of the CUDA runtime a runner makes; a failed one is an error that names the call."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._where = f"engine {engine.path}"
+    def __init__(self, where: str, backend: str) -> None:
+        self._where = where
         try:
             self._api = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise RuntimesError(
-                f"backend {engine.backend!r} needs NVIDIA's cuda-python ({error}): {install_command(engine.backend)}"
+                f"backend {backend!r} needs NVIDIA's cuda-python ({error}): {install_command(backend)}"
             ) from error
         status, *count = self._api.cudaGetDeviceCount()
         if status != self._api.cudaError_t.cudaSuccess or count[0] < 1:
@@ -171,11 +182,36 @@ class Cuda:
         version = int(self._call("cudaRuntimeGetVersion"))
         return f"{version // 1000}.{version % 1000 // 10}"
 
+    def gpu(self) -> dict[str, str]:
+        """The GPU in use, its compute capability and its multiprocessors: "Orin", "8.7", "16"."""
+        device = self._call("cudaGetDevice")
+        facts = self._call("cudaGetDeviceProperties", device)
+        name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
+        return {"gpu": name.strip("\0 "), "sm": f"{facts.major}.{facts.minor}",
+                "multiprocessors": str(facts.multiProcessorCount)}  # fmt: skip
+
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._api, name)(*arguments)
         if status != self._api.cudaError_t.cudaSuccess:
             raise RuntimesError(f"{self._where}: {name} failed on the GPU ({status}): free memory, or restart the app")
         return values[0] if values else None
+
+
+def gpu_facts(backend: str) -> dict[str, str]:
+    """The GPU an engine of ``backend`` would run on here: its name, compute capability (``sm``) and size.
+
+    Raises:
+        RuntimesError: if NVIDIA's cuda-python is not installed, or there is no GPU.
+    """
+    return Cuda(f"backend {backend!r}", backend).gpu()
+
+
+def _same_release(built: str, here: str) -> bool:
+    """Whether two releases, or names, are the same as far as both are given: 1.7.1 is also 1.7.1.32."""
+    if not (built[:1].isdigit() and here[:1].isdigit()):
+        return built == here
+    pairs = zip(built.split("."), here.split("."), strict=False)
+    return all(one == other for one, other in pairs)
 
 
 def _logger(trt: Any, messages: list[str]) -> Any:

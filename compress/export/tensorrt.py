@@ -1,19 +1,19 @@
 """Build for TensorRT: an engine ahead of time with TensorRT for RTX, a build recipe for a Jetson.
 
 A TensorRT engine is tied to the GPU and to the TensorRT version, so a Jetson gets the ONNX file and the recipe, and
-builds the engine itself. TensorRT for RTX builds here, without a GPU; the engine can then be neither run nor inspected
-here. Its networks are strongly typed: what is int8 and what is float is what the ONNX file says.
+builds the engine itself (:mod:`runtimes.built`). TensorRT for RTX builds here, without a GPU; the engine can then be
+neither run nor inspected here. Both use one builder, :mod:`runtimes.tensorrt_builder`.
+
+From TensorRT 10 on networks are strongly typed: what is int8, float16 and float32 is what the ONNX file says, so for a
+half-precision engine the file itself is written in float16, its norms and softmaxes left in float32. TensorRT 8.6 gets
+the float32 file and the flags of the precisions it may choose from.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,14 +23,15 @@ from compress.errors import CompressError
 from compress.export.building import OnnxFile, new_folder, read_onnx
 from compress.export.rtx_libraries import RtxLibraries, ensure_rtx_libraries
 from compress.targets import Target
+from runtimes.built import RECIPE_FORMAT, RECIPE_VERSION, run_builder
 from runtimes.engine import Engine, Precision, write_engine
+from runtimes.errors import RuntimesError
 from runtimes.records import write_json
 from runtimes.spec import TensorSpec
 
 BUILD_TIMEOUT_S = 1800
-RECIPE_FORMAT, RECIPE_VERSION = "compress.build", 1
+FIRST_STRONG = (10, 0)                     # the TensorRT release whose networks can be strongly typed
 
-_WORKER = Path(__file__).with_name("tensorrt_worker.py")
 _OLDEST_PARSER = {17: "8.6", 20: "10.0"}  # highest opset -> TensorRT release: docs/operators.md of onnx/onnx-tensorrt
 _MIB_PER_GIB = 1024
 
@@ -74,18 +75,17 @@ def build(
 
 
 def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, precision: Precision) -> Made:
-    if precision not in ("int8", "fp32"):
-        raise CompressError(
-            f"target {target.name!r}: a {precision} engine is strongly typed, so the ONNX file must be {precision} "
-            "itself, and it is float32: ask for int8 or fp32"
-        )
     libraries = ensure_rtx_libraries()
-    job = {
+    job: dict[str, Any] = {
         "module": libraries.module,
         "python_path": None if libraries.python_path is None else str(libraries.python_path),
+        "typing": "strong",
+        "flags": [],
+        "workspace_mib": None,
         "profile": profile,
+        "inspect": False,
     }
-    result = _run_worker(job, libraries, source, into)
+    result = _run_builder(_typed(source, target, precision), job, libraries, source, into)
     varying = "" if result["fixed_addresses"] else "; at random addresses: a second build may differ in tensors' names"
     return {
         "entry": "model.engine",
@@ -102,8 +102,10 @@ def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, p
 
 
 def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile, precision: Precision) -> Made:
-    (into / "model.onnx").write_bytes(source.data)
-    write_json(into / "build.json", recipe(source, target, profile, precision))
+    how = recipe(source, target, profile, precision)
+    data = _typed(source, target, precision) if how["typing"] == "strong" else source.data
+    (into / "model.onnx").write_bytes(data)
+    write_json(into / "build.json", how)
     return {
         "entry": "model.onnx",
         "built_with": {},
@@ -113,9 +115,10 @@ def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile
 
 
 def recipe(source: OnnxFile, target: Target, profile: Profile, precision: Precision) -> dict[str, Any]:
-    """How the engine is built on the device: one entry per range of TensorRT versions, the first that fits holds.
+    """How the engine is built on the device (format ``compress.build``), read by :mod:`runtimes.built`.
 
-    Before 11 the builder is told which precisions it may use; from 11 on the types are those in the ONNX file.
+    ``typing`` follows the release of TensorRT in the target's row; ``releases`` are those the file can be built with,
+    ``trtexec`` the same build by hand.
     """
     oldest = next((version for opset, version in sorted(_OLDEST_PARSER.items()) if source.opset <= opset), None)
     if oldest is None:
@@ -123,35 +126,63 @@ def recipe(source: OnnxFile, target: Target, profile: Profile, precision: Precis
             f"{source.path} has opset {source.opset}, which the TensorRT of {target.name!r} may not know: "
             f"export it with opset {max(_OLDEST_PARSER)}"
         )
+    strong = target.tensorrt is None or _release(target.tensorrt) >= FIRST_STRONG
+    if not strong and _release(oldest) > _release(target.tensorrt or ""):
+        raise CompressError(
+            f"{source.path} has opset {source.opset}, which TensorRT {target.tensorrt} of {target.name!r} does not "
+            "know: write `opset = 17` into the target's row and export it again"
+        )
     workspace_mib = target.memory_gib * _MIB_PER_GIB // 4 if target.memory_gib else None  # the GPU shares the memory
-    half = ["FP16"] if "fp16" in (precision, target.float if precision == "int8" else None) else []
-    flags = ["INT8", *half] if precision == "int8" else half
-    builds = [_entry(f">={oldest},<11", flags, profile, workspace_mib)]
-    if precision in ("int8", "fp32"):
-        builds.append(_entry(">=11", [], profile, workspace_mib))
+    allowed = {"INT8": precision == "int8", "FP16": _half(target, precision)}
+    flags = [] if strong else [flag for flag, wanted in allowed.items() if wanted]
     return {
         "format": RECIPE_FORMAT,
         "version": RECIPE_VERSION,
         "onnx": "model.onnx",
-        "engine": "model.engine",
         "precision": precision,
         "expected": {"tensorrt": target.tensorrt, "jetpack": target.jetpack},
+        "typing": "strong" if strong else "weak",
+        "releases": f">={'10.0' if strong else oldest}" + ("" if strong else ",<11"),
+        "flags": flags,
         "workspace_mib": workspace_mib,
         "profile": {name: dict(zip(("min", "opt", "max"), shapes, strict=True)) for name, shapes in profile.items()},
-        "builds": builds,
+        "trtexec": _trtexec(strong, flags, profile, workspace_mib),
     }
 
 
-def _entry(versions: str, flags: list[str], profile: Profile, workspace_mib: int | None) -> dict[str, Any]:
+def _trtexec(strong: bool, flags: list[str], profile: Profile, workspace_mib: int | None) -> str:
     command = ["trtexec", "--onnx=model.onnx", "--saveEngine=model.engine", "--skipInference"]
-    command += [f"--{flag.lower()}" for flag in flags]
+    command += ["--stronglyTyped"] if strong else [f"--{flag.lower()}" for flag in flags]
     if workspace_mib:
         command.append(f"--memPoolSize=workspace:{workspace_mib}M")
     if any(low != high for low, _, high in profile.values()):  # trtexec refuses shapes for a static model
         for index, kind in enumerate(("min", "opt", "max")):
             shapes = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in profile.items())
             command.append(f"--{kind}Shapes={','.join(shapes)}")
-    return {"tensorrt": versions, "flags": flags, "trtexec": shlex.join(command)}
+    return shlex.join(command)
+
+
+def _half(target: Target, precision: Precision) -> bool:
+    """Whether what is not int8 is float16."""
+    return precision == "fp16" or (precision == "int8" and target.float == "fp16")
+
+
+def _typed(source: OnnxFile, target: Target, precision: Precision) -> bytes:
+    """The file in the types its engine computes in."""
+    if not _half(target, precision):
+        return source.data
+    import onnx_ir as ir
+    from onnx import load_model_from_string
+
+    from compress.export.half import to_half
+
+    model = ir.from_proto(load_model_from_string(source.data))
+    to_half(model)
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _profile(inputs: Sequence[TensorSpec]) -> Profile:
@@ -166,40 +197,19 @@ def _profile(inputs: Sequence[TensorSpec]) -> Profile:
     }
 
 
-def _run_worker(job: dict[str, Any], libraries: RtxLibraries, source: OnnxFile, into: Path) -> dict[str, Any]:
-    """Build in a process of its own, which ends with this one, with an error, or when its time is over."""
+def _run_builder(
+    onnx: bytes, job: dict[str, Any], libraries: RtxLibraries, source: OnnxFile, into: Path
+) -> dict[str, Any]:
     paths = (str(libraries.library_path or ""), os.environ.get("LD_LIBRARY_PATH", ""))
     environment = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}  # nothing else: see fix_addresses
     with tempfile.TemporaryDirectory(prefix="compress-tensorrt-") as name:
-        folder = Path(name)
-        (folder / "model.onnx").write_bytes(source.data)
-        (folder / "job.json").write_text(json.dumps({**job, "parent": os.getpid()}), encoding="utf-8")
-        with subprocess.Popen(
-            [sys.executable, "-I", str(_WORKER)], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        ) as process:  # fmt: skip
-            try:
-                said, _ = process.communicate(timeout=BUILD_TIMEOUT_S)
-            except subprocess.TimeoutExpired as error:
-                raise CompressError(
-                    f"TensorRT did not finish building {source.path} within {BUILD_TIMEOUT_S} s: make the model or the "
-                    "range of its dynamic dimensions smaller, or leave out this target"
-                ) from error
-            finally:
-                process.kill()
-        if not (folder / "result.json").is_file():
-            last = (said.strip().splitlines() or ["it said nothing"])[-1]
-            raise CompressError(f"the TensorRT builder died of {_ending(process.returncode)} on {source.path}: {last}")
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if result["error"] is not None:
-            raise CompressError(f"TensorRT refuses {source.path}: {result['error']}")
+        try:
+            result = run_builder(onnx, job, Path(name), str(source.path), environment, BUILD_TIMEOUT_S)
+        except RuntimesError as error:
+            raise CompressError(str(error)) from error
         for file in ("model.engine", "build.log"):
-            shutil.move(folder / file, into / file)
-    return dict(result)
-
-
-def _ending(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            shutil.move(Path(name) / file, into / file)
+    return result
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -41,6 +41,12 @@ class FakeCuda(ModuleType):
     def cudaRuntimeGetVersion(self) -> tuple[int, int]:  # noqa: N802
         return 0, 12060
 
+    def cudaGetDevice(self) -> tuple[int, int]:  # noqa: N802
+        return 0, 0
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:  # noqa: N802
+        return 0, SimpleNamespace(name=b"Orin\0", major=8, minor=7, multiProcessorCount=8)
+
     def cudaStreamCreate(self) -> tuple[int, int]:  # noqa: N802
         self.streams += 1
         return 0, 7
@@ -154,11 +160,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake
 
 
-def make(folder: Path, plan: bytes = b"plan") -> Engine:
+def make(folder: Path, plan: bytes = b"plan", **built_with: str) -> Engine:
     (folder / "model.engine").write_bytes(plan)
     return write_engine(
         folder, backend="tensorrt_rtx", device="GPU", precision="int8", entry="model.engine", inputs=CASE.inputs,
-        outputs=CASE.outputs, options={}, source="", built_with={"tensorrt_rtx": "1.7"}, state="built, not run")
+        outputs=CASE.outputs, options={}, source="", built_with={"tensorrt_rtx": "1.7.1", **built_with}, state="built, not run")
 
 
 def test_calls_are_made_in_order_and_memory_is_given_back(cuda: FakeCuda, tmp_path: Path) -> None:
@@ -200,6 +206,26 @@ def test_no_cuda_python(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.Monk
 def test_plan_for_another_version(cuda: FakeCuda, tmp_path: Path) -> None:
     with pytest.raises(RuntimesError, match=r"1\.7 cannot open it \(built for another version\).*build it here"):
         open_engine(make(tmp_path, b"garbage"))
+
+
+@pytest.mark.parametrize(
+    ("what", "built", "here"),
+    [("tensorrt_rtx", "1.6", "1.7"), ("gpu", "Xavier", "Orin"), ("sm", "8.6", "8.7"), ("sm", "8.70", "8.7"),
+     ("multiprocessors", "16", "8")],
+)
+def test_an_engine_of_another_gpu_or_release_is_refused_before_tensorrt_sees_it(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, built: str, here: str
+) -> None:
+    def opened(runtime: FakeRuntime, plan: bytes) -> None:
+        pytest.fail("the plan reached TensorRT")
+
+    monkeypatch.setattr(FakeRuntime, "deserialize_cuda_engine", opened)
+    with pytest.raises(RuntimesError, match=rf"was built for {what} {built}, this device has {here}: build it here"):
+        open_engine(make(tmp_path, **{what: built}))
+
+
+def test_an_engine_of_this_gpu_and_release_is_opened(cuda: FakeCuda, tmp_path: Path) -> None:
+    open_engine(make(tmp_path, gpu="Orin", sm="8.7", tensorrt_bindings="11.4.0")).close()
 
 
 def test_plan_with_other_names(cuda: FakeCuda, tmp_path: Path) -> None:

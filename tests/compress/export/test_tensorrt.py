@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+import runtimes
 from compress.errors import CompressError
 from compress.export import tensorrt as module
 from compress.export.rtx_libraries import RtxLibraries, ensure_rtx_libraries
@@ -25,7 +26,7 @@ from tests.compress.export import tiny_models as tiny
 
 RTX = targets()["rtx"]
 NANO = targets()["jetson-orin-nano"]
-WORKER = Path(module.__file__).with_name("tensorrt_worker.py")
+WORKER = Path(runtimes.__file__).with_name("tensorrt_builder.py")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,6 @@ def _build(path: Path, into: Path, precision: Precision, target: Target = RTX) -
 def _recipe(path: Path, into: Path, precision: Precision, target: Target = NANO) -> dict:  # type: ignore[type-arg]
     assert _build(path, into, precision, target).state == "build on the device"
     assert sorted(file.name for file in into.iterdir()) == ["build.json", "engine.json", "model.onnx"]
-    assert (into / "model.onnx").read_bytes() == path.read_bytes()
     return dict(json.loads((into / "build.json").read_text()))
 
 
@@ -53,34 +53,50 @@ def test_recipe_of_an_int8_engine(tmp_path: Path) -> None:
     common = "trtexec --onnx=model.onnx --saveEngine=model.engine --skipInference"
     assert recipe == {
         "format": "compress.build",
-        "version": 1,
+        "version": 2,
         "onnx": "model.onnx",
-        "engine": "model.engine",
         "precision": "int8",
         "expected": {"tensorrt": "10.3", "jetpack": "6.2"},
         "workspace_mib": 2048,  # a quarter of 8 GiB
         "profile": {"x": {"min": [1, 16], "opt": [2, 16], "max": [8, 16]}},
-        "builds": [
-            {"tensorrt": ">=10.0,<11", "flags": ["INT8", "FP16"],
-             "trtexec": f"{common} --int8 --fp16 --memPoolSize=workspace:2048M {shapes}"},
-            {"tensorrt": ">=11", "flags": [], "trtexec": f"{common} --memPoolSize=workspace:2048M {shapes}"},
-        ],
-    }  # fmt: skip
+        "typing": "strong",
+        "releases": ">=10.0",
+        "flags": [],
+        "trtexec": f"{common} --stronglyTyped --memPoolSize=workspace:2048M {shapes}",
+    }
 
 
-def test_recipes_of_float_engines(tmp_path: Path) -> None:
-    path = tiny.floating(tmp_path / "f.onnx")
-    full = _recipe(path, tmp_path / "fp32", "fp32")
-    assert [entry["flags"] for entry in full["builds"]] == [[], []]
-    half = _recipe(path, tmp_path / "fp16", "fp16")  # from 11 on it would take a float16 ONNX file
-    assert [(entry["tensorrt"], entry["flags"]) for entry in half["builds"]] == [(">=10.0,<11", ["FP16"])]
+def test_a_strongly_typed_file_is_written_in_the_types_of_its_engine(tmp_path: Path) -> None:
+    floating, quantized = tiny.floating(tmp_path / "f.onnx"), tiny.quantized(tmp_path / "q.onnx")
+    assert (_recipe(floating, tmp_path / "fp32", "fp32")["typing"], _types(tmp_path / "fp32")) == ("strong", {"FLOAT"})
+    assert (tmp_path / "fp32" / "model.onnx").read_bytes() == floating.read_bytes()
+    _recipe(floating, tmp_path / "fp16", "fp16")
+    assert _types(tmp_path / "fp16") == {"FLOAT16"}
+    _recipe(quantized, tmp_path / "int8", "int8")
+    assert _types(tmp_path / "int8") == {"INT8", "FLOAT16"}
 
 
-def test_the_oldest_tensorrt_follows_the_opset(tmp_path: Path) -> None:
-    older = _recipe(tiny.floating(tmp_path / "17.onnx", opset=17), tmp_path / "e17", "fp32")
-    assert older["builds"][0]["tensorrt"] == ">=8.6,<11"
+def test_tensorrt_8_gets_the_float32_file_and_flags(tmp_path: Path) -> None:
+    older = dataclasses.replace(NANO, tensorrt="8.6", opset=17)
+    path = tiny.floating(tmp_path / "17.onnx", opset=17)
+    half = _recipe(path, tmp_path / "e16", "fp16", older)
+    assert (half["typing"], half["flags"], half["releases"]) == ("weak", ["FP16"], ">=8.6,<11")
+    assert "--fp16" in half["trtexec"]
+    assert (tmp_path / "e16" / "model.onnx").read_bytes() == path.read_bytes()
+    assert _recipe(path, tmp_path / "e32", "fp32", older)["flags"] == []
+    with pytest.raises(CompressError, match=r"20.onnx has opset 20, which TensorRT 8.6 .* does not know: .*opset = 17"):
+        _recipe(tiny.floating(tmp_path / "20.onnx"), tmp_path / "e20", "fp32", older)
+
+
+def test_an_opset_that_no_tensorrt_is_known_to_take(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"21.onnx has opset 21, .* 'jetson-orin-nano' .* export it with opset 20"):
         _recipe(tiny.floating(tmp_path / "21.onnx", opset=21), tmp_path / "e21", "fp32")
+
+
+def _types(folder: Path) -> set[str]:
+    """The types of the constants of an engine folder's ONNX file."""
+    graph = onnx.load(folder / "model.onnx").graph
+    return {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
 
 
 def test_a_static_model_has_no_shapes_and_an_unknown_memory_no_workspace(tmp_path: Path) -> None:
@@ -96,7 +112,7 @@ def test_a_static_model_has_no_shapes_and_an_unknown_memory_no_workspace(tmp_pat
     target = dataclasses.replace(NANO, memory_gib=None)
     build(path, target, tmp_path / "engine", inputs=inputs, outputs=outputs, precision="fp32")
     recipe = json.loads((tmp_path / "engine" / "build.json").read_text())
-    assert recipe["builds"][0]["trtexec"].endswith("--skipInference")
+    assert recipe["trtexec"].endswith("--skipInference --stronglyTyped")
     assert recipe["workspace_mib"] is None
 
 
@@ -161,14 +177,19 @@ def test_odd_models_are_refused_with_the_parsers_words(tmp_path: Path) -> None:
     assert not (tmp_path / "engine").exists()
 
 
-def test_half_precision_is_not_built_for_rtx(tmp_path: Path) -> None:
-    with pytest.raises(CompressError, match="'rtx': a fp16 engine is strongly typed, so the ONNX file must be fp16"):
-        _build(tiny.floating(tmp_path / "f.onnx"), tmp_path / "engine", "fp16")
+@pytest.mark.usefixtures("_rtx")
+def test_half_precision_is_built_from_a_file_in_half_precision(tmp_path: Path) -> None:
+    engine = _build(tiny.floating(tmp_path / "f.onnx"), tmp_path / "fp16", "fp16")
+    assert (engine.precision, engine.outputs[0].dtype) == ("fp16", "float32")
+    assert "2 CAST" in engine.notes[1]  # the input's and the output's
+    assert "HALF" in engine.notes[2]
+    rest = dataclasses.replace(RTX, float="fp16")
+    assert "HALF" in _build(tiny.quantized(tmp_path / "q.onnx"), tmp_path / "int8", "int8", rest).notes[2]
 
 
 def _worker(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
     (folder / "worker.py").write_text(code)
-    monkeypatch.setattr(module, "_WORKER", folder / "worker.py")
+    monkeypatch.setattr("runtimes.built._BUILDER", folder / "worker.py")
     monkeypatch.setattr(module, "ensure_rtx_libraries", lambda: RtxLibraries(module="none", version="0"))
 
 
