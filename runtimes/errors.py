@@ -7,3 +7,11 @@ class RuntimesError(Exception):
 
 class FeedError(RuntimesError):
     """A feed that does not match the inputs of a session."""
+
+
+class LimitError(RuntimesError):
+    """A feed, an engine or a run beyond the :class:`runtimes.ResourceLimits` of its session."""
+
+
+class DeviceGone(RuntimesError):
+    """What an engine runs on is not usable: its backend's package, or its device, which may have stopped answering."""
