@@ -164,7 +164,8 @@ def make(folder: Path, plan: bytes = b"plan", **built_with: str) -> Engine:
     (folder / "model.engine").write_bytes(plan)
     return write_engine(
         folder, backend="tensorrt_rtx", device="GPU", precision="int8", entry="model.engine", inputs=CASE.inputs,
-        outputs=CASE.outputs, options={}, source="", built_with={"tensorrt_rtx": "1.7.1", **built_with}, state="built, not run")
+        outputs=CASE.outputs, options={}, source="", built_with={"tensorrt_rtx": "1.7.1", **built_with},
+        state="built, not run")
 
 
 def test_calls_are_made_in_order_and_memory_is_given_back(cuda: FakeCuda, tmp_path: Path) -> None:
