@@ -3,18 +3,20 @@
 ``python -m runtimes.measure JOB.json``. The job::
 
     {"engine": folder, "threads": int or null,
-     "latency": {"feed": path.npz, "warmup_s": seconds, "duration_s": seconds, "min_runs": int} or null,
+     "latency": {"feed": path.npz, "warmup_s": seconds, "duration_s": seconds, "min_runs": int,
+                 "scenario": name, "samples_per_query": int or null} or null,
      "outputs": {"shards": [path.npz, ...], "inputs": [name, ...], "batch": int, "into": path.npz} or null,
      "layers": bool, "result": path.json}
 
 What is inside the clock: the backend's own call with arrays that are already in memory, copying the outputs out of the
 backend included; checking the feed, and pre- and post-processing, are not. ``load_ms`` is reading, checking and
-compiling the engine, without importing the vendor's package.
+compiling the engine, without importing the vendor's package. The result's ``telemetry`` is the machine's state around
+the timed part, after the warm-up: :mod:`runtimes.telemetry` says what it holds. ``scenario`` is the host's name for the
+query and changes nothing here: :mod:`runtimes.timing` says how one runs.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import time
@@ -31,6 +33,7 @@ from runtimes.errors import RuntimesError
 from runtimes.machine import machine_facts, peak_memory_bytes
 from runtimes.records import get, string_list, typed, write_json
 from runtimes.spec import check_feed
+from runtimes.timing import samples_of, split_query, time_queries
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     threads = job.get("threads")
     engine = read_engine(get(job, "engine", str, where))
     latency, outputs = job.get("latency"), job.get("outputs")
-    feed = None if latency is None else _read_feed(engine, Path(get(latency, "feed", str, where)))
+    parts, per_query = ([], 0) if latency is None else _query(engine, latency)
 
     import_backend(engine.backend)
     baseline = peak_memory_bytes()
@@ -55,9 +58,10 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     runner = open_engine(engine, threads=None if threads is None else typed(threads, int, f"{where}: 'threads'"))
     load_ns = time.perf_counter_ns() - start
     try:
-        latencies = None if latency is None or feed is None else _time_runs(runner, feed, latency)
+        timed = None if latency is None else time_queries(runner, parts, per_query, latency)
         peak = peak_memory_bytes()
         samples = None if outputs is None else _write_outputs(engine, runner, outputs)
+        feed = parts[0] if parts else None
         layers = [dict(vars(layer)) for layer in runner.layers(feed)] if job.get("layers") else None
         versions = {**runner.versions(), "numpy": np.__version__}
     finally:
@@ -69,7 +73,10 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         "precision": engine.precision,
         "threads": threads,
         "load_ms": load_ns / 1e6,
-        "latencies_ns": latencies,
+        "latencies_ns": timed.latencies_ns if timed else None,
+        "samples_per_query": timed.samples_per_query if timed else None,
+        "warmup": {"seconds": timed.warmup_s, "steady": timed.steady} if timed else None,
+        "telemetry": timed.telemetry if timed else None,
         "baseline_memory_bytes": baseline,
         "peak_memory_bytes": peak if latency is not None else peak_memory_bytes(),
         "samples": samples,
@@ -98,31 +105,6 @@ def _read_job(path: Path) -> dict[str, Any]:
         return typed(json.loads(path.read_bytes()), dict, str(path))
     except (OSError, ValueError) as error:
         raise RuntimesError(f"{path} is not a measurement job ({error}): name the job's JSON file") from error
-
-
-def _time_runs(runner: Runner, feed: dict[str, np.ndarray], settings: Mapping[str, Any]) -> list[int]:
-    """The time of each run in nanoseconds, warm-up left out; at least ``min_runs``, for at least ``duration_s``."""
-    where = "measurement job: 'latency'"
-    warmup_ns = int(get(settings, "warmup_s", float, where) * 1e9)
-    duration_ns = int(get(settings, "duration_s", float, where) * 1e9)
-    min_runs = get(settings, "min_runs", int, where)
-    clock, run = time.perf_counter_ns, runner.run
-    until = clock() + warmup_ns
-    run(feed)
-    while clock() < until:
-        run(feed)
-    times: list[int] = []
-    gc.collect()
-    gc.disable()    # a collection inside the clock is Python's time, not the engine's
-    try:
-        until = clock() + duration_ns
-        while len(times) < min_runs or clock() < until:
-            start = clock()
-            run(feed)
-            times.append(clock() - start)
-    finally:
-        gc.enable()
-    return times
 
 
 def _write_outputs(engine: Engine, runner: Runner, settings: Mapping[str, Any]) -> int:
@@ -160,8 +142,9 @@ def _batches(shards: list[Path], names: tuple[str, ...], batch: int) -> Iterator
             yield {name: arrays[name][start : start + batch] for name in names}
 
 
-def _read_feed(engine: Engine, path: Path) -> dict[str, np.ndarray]:
-    return check_feed(engine.inputs, read_arrays(path), source=str(path))
+def _query(engine: Engine, latency: Mapping[str, Any]) -> tuple[list[dict[str, np.ndarray]], int]:
+    path = Path(get(latency, "feed", str, "measurement job: 'latency'"))
+    return split_query(engine.inputs, read_arrays(path), samples_of(latency), source=str(path))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def job(request: pytest.FixtureRequest, made_bundle: Path, tmp_path: Path) -> di
 
 def test_measure(job: dict[str, Any]) -> None:
     result = measure(job)
-    assert json.loads(Path(job["result"]).read_text()) == result
+    assert json.loads(Path(job["result"]).read_text()) == json.loads(json.dumps(result))
     engine = read_engine(job["engine"])
     assert result["digest"] == engine.digest
     assert (result["backend"], result["device"], result["precision"]) == (engine.backend, "CPU", "fp32")
@@ -47,6 +47,9 @@ def test_measure(job: dict[str, Any]) -> None:
     assert result["load_ms"] > 0
     assert len(result["latencies_ns"]) >= 30
     assert all(type(time) is int and time > 0 for time in result["latencies_ns"])
+    assert (result["samples_per_query"], result["warmup"]["seconds"] >= 0.01) == (2, True)
+    assert result["telemetry"]["duration_s"] >= 0.02
+    assert result["telemetry"]["before"]["spin_ns"] > 0
     assert 0 < result["baseline_memory_bytes"] < result["peak_memory_bytes"] + INACCURACY
     product = [layer for layer in result["layers"] if layer["type"].startswith(("MatMul", "FullyConnected"))]
     assert [layer["precision"] for layer in product] == ["f32"]
@@ -61,7 +64,8 @@ def test_measure(job: dict[str, Any]) -> None:
 
 def test_parts_may_be_left_out(job: dict[str, Any]) -> None:
     result = measure({**job, "latency": None, "outputs": None, "layers": False, "threads": None})
-    assert (result["latencies_ns"], result["samples"], result["layers"], result["threads"]) == (None, None, None, None)
+    nothing = ("latencies_ns", "samples_per_query", "warmup", "telemetry", "samples", "layers", "threads")
+    assert [name for name in nothing if result[name] is not None] == []
 
 
 def test_runs_in_a_fresh_process(job: dict[str, Any], tmp_path: Path) -> None:
@@ -76,6 +80,8 @@ def test_runs_in_a_fresh_process(job: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "change", "message"), [
     ("latency", {"feed": "nowhere.npz"}, r"nowhere\.npz cannot be read"),
     ("latency", {"min_runs": "3"}, "'min_runs' must be an integer, got '3'"),
+    ("latency", {"samples_per_query": 3}, r"a query of 3 samples, and .*feed\.npz holds \{'x': 2\}"),
+    ("latency", {"samples_per_query": "8"}, "'samples_per_query' must be an integer, got '8'"),
     ("outputs", {"batch": 0}, "needs a shard and a batch of at least 1, got 2 and 0"),
     ("outputs", {"shards": []}, "needs a shard and a batch of at least 1, got 0 and 3"),
     ("outputs", {"inputs": ["z"]}, r"0000\.npz lacks input 'z': it has \['x', 'target'\]"),
