@@ -17,23 +17,21 @@ from compress.errors import CompressError
 Agent: TypeAlias = Callable[[Mapping[str, Any], Path, float], dict[str, Any]]
 """``agent(job, folder, timeout_s)`` runs a job of :mod:`runtimes.measure`, keeping its files in ``folder``."""
 
-COMMAND = (sys.executable, "-m", "runtimes.measure")
-
 
 class AgentError(CompressError):
     """A measuring process that gave no result: it crashed, was killed, took too long or refused the engine."""
 
 
 def run_here(
-    job: Mapping[str, Any], folder: Path, timeout_s: float, *, command: Sequence[str] = COMMAND
+    job: Mapping[str, Any], folder: Path, timeout_s: float, *, command: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Run ``job`` in a process of its own and return its result.
+    """Run ``job`` in a process of its own, which ends with this one, and return its result.
 
     Args:
         job: as :mod:`runtimes.measure` takes it, without ``result``; paths are absolute.
         folder: created if need be; gets ``job.json``, ``result.json`` and ``stderr.txt``.
         timeout_s: seconds after which the process and its children are killed.
-        command: what is run, with the path of ``job.json`` appended.
+        command: what is run instead of :mod:`runtimes.measure`, with the path of ``job.json`` appended.
 
     Raises:
         AgentError: the last line of its stderr, the signal that ended it, or the time that ran out.
@@ -43,6 +41,8 @@ def run_here(
     job_file, result_file, stderr_file = folder / "job.json", folder / "result.json", folder / "stderr.txt"
     result_file.unlink(missing_ok=True)
     job_file.write_text(json.dumps({**job, "result": str(result_file)}, indent=1))
+    if command is None:
+        command = (sys.executable, "-m", "runtimes.leash", str(os.getpid()), "runtimes.measure")
     source = str(Path(runtimes.__file__).parents[1])  # where a checkout that is not installed keeps the package
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))}
     with stderr_file.open("wb") as stderr, subprocess.Popen(
@@ -56,10 +56,8 @@ def run_here(
         finally:  # also when this process is interrupted
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    if code < 0:
-        raise AgentError(f"the process was killed by {signal.Signals(-code).name}{_hint(-code)}")
-    if code > 0:
-        raise AgentError(_last_line(stderr_file) or f"the process ended with exit code {code} and no message")
+    if code != 0:
+        raise AgentError(why_it_ended(code, stderr_file.read_text(errors="replace")))
     try:
         result = json.loads(result_file.read_bytes())
     except (OSError, ValueError) as error:
@@ -80,10 +78,11 @@ def physical_cores(system: Path = Path("/sys")) -> int:
     return len(cores) if limit == "max" else max(1, min(len(cores), int(limit) // int(period)))
 
 
-def _hint(number: int) -> str:
-    return ": it may have run out of memory" if number == signal.SIGKILL else ""
-
-
-def _last_line(file: Path) -> str:
-    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else ""
+def why_it_ended(code: int, stderr: str) -> str:
+    """What to say of a measuring process with exit code ``code`` (negative: minus the signal) and this stderr."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        hint = ": it may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"the process was killed by {name}{hint}"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else f"the process ended with exit code {code} and no message"
