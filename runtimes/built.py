@@ -2,7 +2,7 @@
 
 ``python -m runtimes.built BUNDLE TARGET`` builds ahead of the first start. An engine folder of state "build on the
 device" holds the ONNX file and ``build.json``, the recipe (format ``compress.build``). What is built is an engine
-folder of its own, of state "runnable", whose ``built_with`` is the fingerprint: the GPU and its compute capability, and the
+folder of its own, of state "runnable", whose ``built_with`` is the fingerprint: the GPU, its compute capability, the
 releases of TensorRT and JetPack. It is used again only where all of them are the same.
 
 Written, never run on a GPU: its tests build with a fake TensorRT; the builder itself, :mod:`runtimes.tensorrt_builder`,

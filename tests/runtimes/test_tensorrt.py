@@ -80,6 +80,8 @@ class FakeContext:
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
         self.address: dict[str, int] = {}
+        self.profiler: Any = None
+        self.runs = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
@@ -93,6 +95,9 @@ class FakeContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.runs += 1
+        if self.profiler is not None:  # the first run is slower: it must not count
+            self.profiler.report_layer_time("product", 0.5 if self.runs == 1 else 0.002)
         size = self.shape[0] * 2
         x = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self.address["x"])).reshape(self.shape)
         y = np.ascontiguousarray(x @ WEIGHTS)
@@ -143,6 +148,10 @@ class FakeRuntime:
         return FakePlan()
 
 
+class FakeProfiler:
+    pass
+
+
 class FakeLogger:
     Severity = SimpleNamespace(ERROR="error", INTERNAL_ERROR="internal")
 
@@ -151,7 +160,7 @@ class FakeLogger:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     trt = ModuleType("tensorrt_rtx")
     vars(trt).update(
-        __version__="1.7", ILogger=FakeLogger, Runtime=FakeRuntime, nptype=lambda _: np.float32,
+        __version__="1.7", ILogger=FakeLogger, IProfiler=FakeProfiler, Runtime=FakeRuntime, nptype=lambda _: np.float32,
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), LayerInformationFormat=SimpleNamespace(JSON="json"))
     fake = FakeCuda()
     for name, module in {"tensorrt_rtx": trt, "cuda": ModuleType("cuda"), "cuda.bindings": ModuleType("cuda.bindings"),
@@ -187,7 +196,7 @@ def test_calls_are_made_in_order_and_memory_is_given_back(cuda: FakeCuda, tmp_pa
 def test_layers_and_versions(cuda: FakeCuda, tmp_path: Path) -> None:
     runner = open_engine(make(tmp_path))
     found = [(layer.name, layer.type, layer.precision, layer.time_us) for layer in runner.layers()]
-    assert found == [("product", "gemm", "int8", None), ("copy", "Reformat", "f16", None),
+    assert found == [("product", "gemm", "int8", pytest.approx(2.0)), ("copy", "Reformat", "f16", None),
                      ("named only", "unknown", "unknown", None)]
     assert runner.versions() == {"tensorrt_rtx": "1.7", "cuda": "12.6"}
 
