@@ -8,6 +8,7 @@ the format.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,15 @@ from runtimes.engine import RECORD, Precision, State, choice, specs
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest, file_digest, json_digest, tree_paths
 from runtimes.records import get, inside, parse_record, string_list, typed, write_json
+from runtimes.signing import Key, check_signature, read_key
 from runtimes.spec import TensorSpec
 
 FORMAT, VERSION, MANIFEST = "compress.bundle", 2, "manifest.json"
 SIGNATURE = "manifest.sig"      # the one file that may be there unlisted: it is made of the manifest, and so after it
 KEYS = frozenset({"format", "version", "name", "graphs", "answers", "files", "accuracy"})
 SECTIONS = frozenset({"processing", "chain"})       # may be left out
+LARGEST_MANIFEST = 64 << 20     # bytes
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class Bundle:
     accuracy: Mapping[str, Any]
     processing: Mapping[str, Any] | None = None
     chain: Mapping[str, Any] | None = None
+    signed_by: bytes | None = None      # the public key of its signature: to be trusted only if it was asked for
 
     @property
     def graph(self) -> GraphEntry:
@@ -109,30 +114,83 @@ class Bundle:
         """The SHA-256 of each file of an engine, by its path relative to the engine's folder."""
         return _below(self.files, entry.path)
 
-    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of an ``.npz`` file of the bundle, its bytes checked again."""
+    def read_file(self, name: str) -> bytes:
+        """The bytes of a file of the bundle, checked again: what is returned is what the manifest lists."""
         path = self.path / name
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RuntimesError(f"{path} cannot be read ({error.strerror}): copy the bundle again") from error
         if bytes_digest(data) != self.files[name].sha256:
             raise RuntimesError(f"{path} was changed since the bundle was read: copy the bundle again")
-        return parse_arrays(data, str(path))
+        return data
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of an ``.npz`` file of the bundle, its bytes checked again."""
+        return parse_arrays(self.read_file(name), str(self.path / name))
 
 
-def read_bundle(path: Path | str) -> Bundle:
+def read_bundle(path: Path | str, *, key: Key | None = None) -> Bundle:
     """The bundle in folder ``path``, every file of it checked.
 
+    The manifest is read once: the bytes whose signature is verified are those that are parsed. Every file is hashed
+    again when it is used, and the bytes hashed are those used.
+
+    Args:
+        path: its folder.
+        key: the public key the manifest must be signed with: 32 bytes, or the path of a PEM file. Without one a
+            bundle needs no signature; one that is there must still be whole.
+
     Raises:
-        RuntimesError: names the file that is missing, added, changed, a link, or not what the manifest must be.
+        RuntimesError: names the file that is missing, added, changed, a link, or not what the manifest must be; or
+            says that the signature is missing, of another key, or of another manifest.
     """
     folder = Path(path)
-    manifest = folder / MANIFEST
-    if manifest.is_symlink() or not manifest.is_file():
-        raise RuntimesError(f"{folder} is not a bundle: it has no {MANIFEST}; name the folder `compress bundle` wrote")
-    data = manifest.read_bytes()
-    record = parse_record(data, str(manifest), format=FORMAT, version=VERSION)
-    bundle = _parse(record, folder, bytes_digest(data), str(manifest))
-    _check_files(bundle)
+    try:
+        data = _read_small(folder / MANIFEST)
+        if data is None:
+            raise RuntimesError(f"{folder} is not a bundle: it has no {MANIFEST}; name a folder that holds one")
+        return parse_bundle(data, folder, signature=_read_small(folder / SIGNATURE), key=key, check_files=True)
+    except OSError as error:
+        raise RuntimesError(f"bundle {folder} cannot be read ({error}): copy it again") from error
+
+
+def parse_bundle(
+    manifest: bytes, folder: Path, *, signature: bytes | None, key: Key | None, check_files: bool
+) -> Bundle:
+    """The bundle that these bytes of ``manifest.json`` and ``manifest.sig`` describe; raises as :func:`read_bundle`.
+
+    Args:
+        manifest: the manifest's bytes.
+        folder: where the bundle is.
+        signature: the signature file's bytes, where there is one.
+        key: as :func:`read_bundle` takes it.
+        check_files: whether the files are there, and to be checked.
+    """
+    signed_by, where = None, folder / SIGNATURE
+    trusted = None if key is None else read_key(key)
+    if signature is not None:
+        signed_by = check_signature(signature, manifest, trusted, str(where))
+    elif trusted is not None:
+        raise RuntimesError(f"bundle {folder} has no {SIGNATURE}, and only signed bundles are trusted: do not use it")
+    record = parse_record(manifest, str(folder / MANIFEST), format=FORMAT, version=VERSION)
+    bundle = _parse(record, folder, bytes_digest(manifest), signed_by, str(folder / MANIFEST))
+    if check_files:
+        _check_files(bundle)
     return bundle
+
+
+def _read_small(path: Path) -> bytes | None:
+    """The bytes of the manifest or of its signature; ``None`` where there is none."""
+    if path.is_symlink():
+        raise RuntimesError(f"{path} is a link: replace it with a regular file")
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise RuntimesError(f"{path} is not a regular file: copy the bundle again")
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise RuntimesError(f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB: it is damaged, copy the bundle again")
+    return path.read_bytes()
 
 
 def write_manifest(
@@ -174,7 +232,7 @@ def write_manifest(
     return read_bundle(folder)
 
 
-def _parse(record: Mapping[str, Any], folder: Path, digest: str, where: str) -> Bundle:
+def _parse(record: Mapping[str, Any], folder: Path, digest: str, signed_by: bytes | None, where: str) -> Bundle:
     unknown = sorted(record.keys() - KEYS - SECTIONS)
     if unknown:
         raise RuntimesError(f"{where} has the unknown key {unknown[0]!r}: it is damaged, write the bundle again")
@@ -191,6 +249,7 @@ def _parse(record: Mapping[str, Any], folder: Path, digest: str, where: str) -> 
         accuracy=get(record, "accuracy", dict, where),
         processing=get(record, "processing", dict, where) if "processing" in record else None,
         chain=get(record, "chain", dict, where) if "chain" in record else None,
+        signed_by=signed_by,
     )
     if not bundle.graphs:
         raise RuntimesError(f"{where} lists no graph: write the bundle again")
@@ -202,7 +261,10 @@ def _items(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, d
 
 
 def _file(record: Mapping[str, Any], where: str) -> FileEntry:
-    return FileEntry(sha256=get(record, "sha256", str, where), size=get(record, "size", int, where))
+    entry = FileEntry(sha256=get(record, "sha256", str, where), size=get(record, "size", int, where))
+    if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
+        raise RuntimesError(f"{where} has no SHA-256 of 64 hex digits, or no size: write the bundle again")
+    return entry
 
 
 def _answer(record: Mapping[str, Any], where: str) -> Answer:

@@ -12,6 +12,7 @@ from runtimes.backends import BACKENDS, Runner, find_backend, install_command, i
 from runtimes.bundle import Bundle, EngineEntry, Golden, GraphEntry, read_bundle
 from runtimes.engine import Engine, read_engine
 from runtimes.errors import RuntimesError
+from runtimes.signing import Key, read_key
 from runtimes.spec import TensorSpec, check_feed
 
 
@@ -81,6 +82,7 @@ def load(
     graph: str | None = None,
     threads: int | None = None,
     self_test: bool = False,
+    key: Key | None = None,
 ) -> Session:
     """Open a bundle, every file of it checked, and return a session of one of its engines.
 
@@ -92,13 +94,16 @@ def load(
         graph: which graph; needed only where the bundle holds several.
         threads: CPU threads to run on; ``None`` leaves it to the backend.
         self_test: run the golden feed and compare before returning.
+        key: the public key the bundle must be signed with, as :func:`read_bundle` takes it.
 
     Raises:
-        RuntimesError: if the bundle is damaged, holds no engine that is asked for, the backend is not installed or
-            refuses the engine, or the self-test fails.
+        RuntimesError: if the bundle is damaged, not signed with ``key``, or holds no engine that is asked for; the
+            backend is not installed or refuses the engine; or the self-test fails.
     """
     if not isinstance(bundle, Bundle):
-        bundle = read_bundle(bundle)
+        bundle = read_bundle(bundle, key=key)
+    elif key is not None and bundle.signed_by != read_key(key):
+        raise RuntimesError(f"bundle {bundle.path} was read without this key: read it with read_bundle(path, key=...)")
     held = _graph(bundle, graph)
     target, entry = _choose(bundle, held, backend, target)
     expected = bundle.engine_files(entry)

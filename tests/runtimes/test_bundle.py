@@ -81,7 +81,7 @@ def test_file_changed_after_reading(bundle: Path) -> None:
 
 
 def set_file(name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda record: record["files"].update({name: {"sha256": "0", "size": 1}})
+    return lambda record: record["files"].update({name: {"sha256": "0" * 64, "size": 1}})
 
 
 def set_engine(**values: Any) -> Callable[[dict[str, Any]], Any]:
@@ -106,6 +106,9 @@ def set_engine(**values: Any) -> Callable[[dict[str, Any]], Any]:
     (set_file(""), "not a plain path"),
     (set_file("nothing"), "nothing is missing"),
     (lambda r: r["files"].update({"golden/feed.npz": 1}), r"'golden/feed\.npz' must be an object"),
+    (lambda r: r["files"]["golden/feed.npz"].update(sha256="\ud800"), "no SHA-256 of 64 hex digits"),
+    (lambda r: r["files"]["golden/feed.npz"].update(sha256="A" * 64), r"file 'golden/feed\.npz' has no SHA-256"),
+    (lambda r: r["files"]["golden/feed.npz"].update(size=-1), "or no size"),
     (lambda r: r["files"]["golden/feed.npz"].update(size=1), r"feed\.npz is not the file"),
     (lambda r: r["graphs"]["main"]["golden"].update(feed="golden/other.npz"),
      r"golden feed 'golden/other\.npz' is not one of the files"),
