@@ -33,15 +33,25 @@ BACKENDS: Mapping[str, Backend] = {
     "tensorrt_rtx": Backend(module="runtimes.tensorrt", package="tensorrt_rtx", extra="tensorrt-rtx"),
 }
 
+COMPONENT_MARK = "::"   # of an operator's name, ends the component it belongs to: "image_encoder::node_MatMul_3"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer as the backend ran it; ``precision`` is what it computed in, ``time_us`` its mean time in one run."""
+    """A layer as the backend ran it; ``precision`` is what it computed in, ``time_us`` its mean time in one run.
+
+    ``nodes`` are the model's operators it was made of or, of a layer the backend added, those it serves; empty where
+    neither is known. ``macs`` are its multiply-accumulates, of an arithmetic layer whose shapes tell them. ``seen`` is
+    what the backend shows of how an arithmetic layer ran, and why where it says so.
+    """
 
     name: str
     type: str
     precision: str                      # "int8", "f32", "bf16", "f16", "i64", ... : one spelling for all backends
     time_us: float | None
+    nodes: tuple[str, ...] = ()
+    macs: int | None = None
+    seen: str | None = None
 
 
 class Runner(Protocol):

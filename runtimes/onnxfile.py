@@ -46,7 +46,7 @@ def _walk(message: memoryview, kind: str, where: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     inner = _MESSAGES[kind]
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number not in inner or isinstance(value, int):
             continue
         if inner[number] == "tensor":
@@ -57,14 +57,14 @@ def _walk(message: memoryview, kind: str, where: str, depth: int) -> None:
 
 def _check_tensor(message: memoryview, where: str) -> None:
     name, places, external = "", [], False
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == _TENSOR_NAME and not isinstance(value, int):
             name = bytes(value).decode(errors="replace")
         elif number == _TENSOR_DATA_LOCATION and value != 0:
             external = True
         elif number == _TENSOR_EXTERNAL_DATA and not isinstance(value, int):
             external = True
-            entry = {n: bytes(v).decode(errors="replace") for n, v in _fields(value) if not isinstance(v, int)}
+            entry = {n: bytes(v).decode(errors="replace") for n, v in fields(value) if not isinstance(v, int)}
             if entry.get(_ENTRY_KEY) == "location":
                 places.append(entry.get(_ENTRY_VALUE, ""))
     if external:
@@ -74,7 +74,7 @@ def _check_tensor(message: memoryview, where: str) -> None:
         )
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Each field of a protobuf message: its number, and its integer or its bytes."""
     at, end = 0, len(message)
     while at < end:

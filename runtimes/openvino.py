@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends import Layer, Runner, read_files, zero_feed
+from runtimes.arithmetic import is_arithmetic, macs
+from runtimes.backends import COMPONENT_MARK, Layer, Runner, read_files, zero_feed
 from runtimes.engine import Engine
 from runtimes.errors import RuntimesError
 from runtimes.spec import Feed
@@ -62,7 +63,8 @@ class OpenVINORunner:
         for _ in range(PROFILED_RUNS):
             request.infer(arrays)
         model = compiled.get_runtime_model()
-        return _layers(model, {name: _steady(first[name], mean) for name, mean in _times(model).items()})
+        times_us = {name: _steady(first[name], mean) for name, mean in _times(model).items()}
+        return _layers(model, times_us, _products(_read(self._engine, read_files(self._engine)), feed))
 
     def versions(self) -> dict[str, str]:
         import openvino
@@ -76,19 +78,24 @@ class OpenVINORunner:
 def _compile(engine: Engine, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Any:
     import openvino
 
-    xml, weights = files[engine.entry], str(PurePosixPath(engine.entry).with_suffix(".bin"))
-    if not engine.entry.endswith(".xml") or not xml.lstrip().startswith(b"<") or weights not in files:
-        raise RuntimesError(f"{engine.path / engine.entry} is not an OpenVINO IR (.xml and .bin): export it again")
     core = openvino.Core()
     try:
-        # The tensor copies the bytes, so that the model and not this function decides how long they live.
-        model = core.read_model(model=xml, weights=openvino.Tensor(np.frombuffer(files[weights], np.uint8)))
-        return core.compile_model(model, engine.device, dict(settings))
+        return core.compile_model(_read(engine, files), engine.device, dict(settings))
     except RuntimeError as error:
         raise RuntimesError(
             f"engine {engine.path}: OpenVINO cannot open it on {engine.device} (this machine has "
             f"{core.available_devices}): {_last(error)}"
         ) from error
+
+
+def _read(engine: Engine, files: Mapping[str, bytes]) -> Any:
+    import openvino
+
+    xml, weights = files[engine.entry], str(PurePosixPath(engine.entry).with_suffix(".bin"))
+    if not engine.entry.endswith(".xml") or not xml.lstrip().startswith(b"<") or weights not in files:
+        raise RuntimesError(f"{engine.path / engine.entry} is not an OpenVINO IR (.xml and .bin): export it again")
+    # The tensor copies the bytes, so that the model and not this function decides how long they live.
+    return openvino.Core().read_model(model=xml, weights=openvino.Tensor(np.frombuffer(files[weights], np.uint8)))
 
 
 def _settings(engine: Engine, threads: int | None) -> dict[str, Any]:
@@ -127,7 +134,7 @@ def _steady(first: int, mean: int) -> float:
     return max(0.0, (mean * (PROFILED_RUNS + 1) - first) / PROFILED_RUNS)
 
 
-def _layers(model: Any, times_us: Mapping[str, float]) -> list[Layer]:
+def _layers(model: Any, times_us: Mapping[str, float], products: Mapping[str, int]) -> list[Layer]:
     """The layers in order, without inputs, outputs, and those that prepare constants once."""
     constant: set[str] = set()
     layers = []
@@ -137,10 +144,74 @@ def _layers(model: Any, times_us: Mapping[str, float]) -> list[Layer]:
         if info.get("layerType") == "Const" or (sources and sources <= constant):
             constant.add(name)
         elif info.get("layerType") not in ("Input", "Output"):
-            precision = info["runtimePrecision"].lower()
-            precision = PRECISIONS.get(precision, precision)
-            layers.append(Layer(name=name, type=info["layerType"], precision=precision, time_us=times_us[name]))
+            layers.append(_layer(node, info, times_us[name], products))
     return layers
+
+
+def _layer(node: Any, info: Mapping[str, str], time_us: float, products: Mapping[str, int]) -> Layer:
+    kind, precision, fused = info["layerType"], info["runtimePrecision"].lower(), _fused(info)
+    count = None
+    if is_arithmetic(kind):
+        count = macs(kind, [_shape(value) for value in node.input_values()], _shape(node.output(0)))
+    elif kind == "Subgraph" and any(name in products for name in fused):
+        kind = "Subgraph of MatMul"     # several operators in one kernel: attention
+    counted = is_arithmetic(kind)
+    if counted and count is None:
+        count = sum(products.get(name, 0) for name in fused) or None
+    return Layer(
+        name=node.get_friendly_name(),
+        type=kind,
+        precision=PRECISIONS.get(precision, precision),
+        time_us=time_us,
+        nodes=_nodes(node),
+        macs=count,
+        seen=_seen(node, info) if counted else None,
+    )
+
+
+def _products(model: Any, feed: Feed) -> dict[str, int]:
+    """The multiply-accumulates of each product of matrices and each convolution of the IR, by name."""
+    model.reshape({name: list(array.shape) for name, array in feed.items()})
+    found = {}
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if is_arithmetic(kind):
+            turned = kind == "MatMul" and bool(node.get_attributes().get("transpose_a"))
+            shapes = [_shape(value) for value in node.input_values()]
+            found[node.get_friendly_name()] = macs(kind, shapes, _shape(node.output(0)), transposed=turned)
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def _fused(info: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name for name in info.get("originalLayersNames", "").split(",") if name)
+
+
+def _nodes(node: Any, depth: int = 2) -> tuple[str, ...]:
+    """The operators of a layer; where none tells its component (the plugin added it), those it is there for."""
+    names = _fused(_info(node))
+    if not depth or any(COMPONENT_MARK in name for name in names):
+        return names
+    readers = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
+    for near in (readers, [value.get_node() for value in node.input_values()]):
+        found = tuple(dict.fromkeys(name for other in near for name in _nodes(other, depth - 1)))
+        if any(COMPONENT_MARK in name for name in found):
+            return found
+    return names
+
+
+def _seen(node: Any, info: Mapping[str, str]) -> str:
+    """The kernel, and the types of its operands: all that OpenVINO tells, which is no reason."""
+    kinds = []
+    for value in node.input_values()[:2]:
+        given = _info(value.get_node()).get("outputPrecisions", "").lower().split(",")
+        kinds.append(given[value.get_index()] if value.get_index() < len(given) else given[0])
+    shown = " and ".join(kind for kind in kinds if kind)
+    return f"kernel {info.get('primitiveType', 'not named')}" + (f", operands {shown}" if shown else "")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    shape = value.get_partial_shape()
+    return tuple(shape.to_shape()) if shape.is_static else None
 
 
 def _info(node: Any) -> dict[str, str]:

@@ -40,7 +40,7 @@ class Measured:
         if not result["latencies_ns"]:
             raise AgentError("the process timed no run")
         if result["layers"] is not None:
-            self.layers = tuple(LayerRow(**layer) for layer in result["layers"])
+            self.layers = layers.rows(result["layers"])
         self.rounds.append(result)
 
     def _check_digest(self, result: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def row(
         throughput_per_s=1000 * batch / time.mean,
         peak_memory_bytes=max(peaks, default=None),
         speedup={key: figures.speedup(other.candidate.name, other.latency, time) for key, other in originals.items()},
-        precisions=layers.precisions(one.layers), layers=one.layers,
+        precisions=layers.precisions(one.layers), layers=one.layers, components=layers.by_component(one.layers),
         unexpected=None if asked is None else layers.unexpected(asked, one.layers))
 
 

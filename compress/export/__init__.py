@@ -55,7 +55,7 @@ def export_onnx(model: Model, target: Target, path: Path) -> Path:
                 f"{target.name!r} runs {target.scheme!r}: quantize the float model for it"
             )
         model = convert(model)
-    return write_onnx(model.graph, path, opset=target.opset)
+    return write_onnx(model.graph, path, opset=target.opset, component_of=model.component_of)
 
 
 def build_engine(onnx: Path, model: Model, target: Target, into: Path, *, precision: Precision | None = None) -> Engine:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,22 @@ import onnx_ir.passes.common as passes
 import torch
 
 from compress.errors import CompressError
+from compress.export.components import component_of_nodes, component_prefix
 from compress.model import ProgramGraph
 
 LARGEST = 1_800_000_000  # bytes: protobuf's own limit is 2 GiB
 
 
-def write_onnx(graph: ProgramGraph, path: Path, *, opset: int = 20) -> Path:
+def write_onnx(
+    graph: ProgramGraph, path: Path, *, opset: int = 20, component_of: Callable[[str], str] | None = None
+) -> Path:
     """Write one graph to ``path`` with the names and the dynamic dimensions of its specs.
 
     Stack traces, source paths and module names that the exporter embeds are left out: they would leak the author's
-    source, and change the digest from checkout to checkout. Weights' transposes and dead casts are folded so that each
-    int8 constant reaches its MatMul, Gemm or Conv through one DequantizeLinear, and biases are written so that ONNX
-    Runtime runs those layers in int8.
+    source, and change the digest from checkout to checkout. Of where a node came from its name tells the component,
+    ``image_encoder::node_linear_1``, where ``component_of`` (a module path's component) is given. Weights' transposes
+    and dead casts are folded so that each int8 constant reaches its MatMul, Gemm or Conv through one DequantizeLinear,
+    and biases are written so that ONNX Runtime runs those layers in int8.
 
     Raises:
         CompressError: if torch's exporter refuses the program; names the first operator it has no translation for.
@@ -52,8 +56,9 @@ def write_onnx(graph: ProgramGraph, path: Path, *, opset: int = 20) -> Path:
     subtract_biases(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
+    owners = None if component_of is None else component_of_nodes(model, component_of)
     strip_metadata(model)
-    number_values(model, [*names, *(spec.name for spec in graph.outputs)])
+    name_nodes(model, owners)
     proto = ir.to_proto(model)
     if proto.ByteSize() > LARGEST:
         raise CompressError(
@@ -195,7 +200,9 @@ def strip_metadata(model: ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def number_values(model: ir.Model, kept: Sequence[str]) -> None:
-    """Give every unnamed node a name in graph order; layers are reported by it."""
+def name_nodes(model: ir.Model, components: Mapping[ir.Node, str] | None = None) -> None:
+    """Give every unnamed node a name in graph order, and each its component's in front: layers are reported by it."""
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
+        if components is not None:
+            node.name = component_prefix(components[node]) + node.name

@@ -12,6 +12,7 @@ from compress.errors import CompressError
 from compress.export.building import import_backend, new_folder, read_onnx
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
+from runtimes.onnxgraph import read_nodes
 from runtimes.spec import Dim, TensorSpec
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # ours -> OpenVINO's INFERENCE_PRECISION_HINT
@@ -41,6 +42,7 @@ def build(
             model = openvino.Core().read_model(source.data, b"")
             _bound(model, inputs, openvino)
             _rename(model, Counter())
+            _restore(model, source.data)
             openvino.save_model(model, into / "model.xml", compress_to_fp16=False)
         except RuntimeError as error:
             raise CompressError(f"OpenVINO refuses {onnx}: {_reason(error)}") from error
@@ -84,6 +86,15 @@ def _rename(model: Any, count: Counter[str]) -> None:
         if re.fullmatch(rf"{kind}(_\d+)+", operation.get_friendly_name()):
             operation.set_friendly_name(f"{kind}_{count[kind]}")
             count[kind] += 1
+
+
+def _restore(model: Any, onnx: bytes) -> None:
+    """Give an operation that OpenVINO named after an output of the model the name of its ONNX node."""
+    outputs = {name for output in model.outputs for name in output.get_names()}
+    nodes = {name: node.name for node in read_nodes(onnx) for name in node.outputs if name in outputs and node.name}
+    for operation in model.get_ordered_ops():
+        if operation.get_friendly_name() in nodes:
+            operation.set_friendly_name(nodes[operation.get_friendly_name()])
 
 
 def _bodies(operation: Any) -> list[Any]:

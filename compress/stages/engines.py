@@ -97,7 +97,8 @@ def _build(
         export_onnx(model.load(), target, into / "model.onnx")
         return {}
 
-    onnx = filing.artifact("onnx", {"opset": target.opset}, {"model": model.digest}, write_onnx)
+    settings = {"opset": target.opset, "names": "component::node"}
+    onnx = filing.artifact("onnx", settings, {"model": model.digest}, write_onnx)
     path = onnx.path / "model.onnx"
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:

@@ -10,30 +10,69 @@ from typing import Any
 import pytest
 
 from runtimes import openvino
-from runtimes.backends import open_engine
+from runtimes.backends import Layer, open_engine
 from runtimes.engine import read_engine
 from runtimes.errors import RuntimesError
 from runtimes.machine import machine_facts
 
 
-def node(name: str, kind: str, *sources: Any, precision: str = "f32", time: str = "not_executed") -> Any:
-    info = {"layerType": kind, "runtimePrecision": precision, "execTimeMcs": time}
-    values = [SimpleNamespace(get_node=lambda source=source: source) for source in sources]
-    return SimpleNamespace(get_friendly_name=lambda: name, get_rt_info=lambda: info, input_values=lambda: values)
+class Node:
+    """An operation of a runtime model, as far as layers are read from it."""
+
+    def __init__(self, name: str, kind: str, *sources: Node, shape: tuple[int, ...] = (), **info: str) -> None:
+        self.name, self.sources, self.shape, self.readers = name, sources, shape, list[Node]()
+        self.info = {"layerType": kind, "runtimePrecision": "f32", "execTimeMcs": "not_executed", **info}
+        for source in sources:
+            source.readers.append(self)
+
+    def get_friendly_name(self) -> str:
+        return self.name
+
+    def get_rt_info(self) -> dict[str, str]:
+        return self.info
+
+    def input_values(self) -> list[Any]:
+        return [source.output(0) for source in self.sources]
+
+    def outputs(self) -> list[Any]:
+        return [self.output(0)]
+
+    def output(self, index: int) -> Any:
+        shape = SimpleNamespace(is_static=bool(self.shape), to_shape=lambda: self.shape)
+        return SimpleNamespace(
+            get_node=lambda: self, get_index=lambda: index, get_partial_shape=lambda: shape,
+            get_target_inputs=lambda: [SimpleNamespace(get_node=lambda r=r: r) for r in self.readers])
+
+
+def layers_of(*nodes: Node, products: dict[str, int] | None = None) -> list[Layer]:
+    model = SimpleNamespace(get_ordered_ops=lambda: nodes)
+    times = openvino._times(model)
+    return openvino._layers(model, {name: time / 2 for name, time in times.items()}, products or {})
 
 
 def test_layers_of_a_runtime_model() -> None:
-    x, w = node("x", "Input"), node("w", "Const", precision="i8")
-    turned = node("turned", "Transpose", w, precision="i8", time="40")
-    product = node("product", "FullyConnected", x, turned, precision="u8", time="200")
-    tiny = node("tiny", "Reshape", product, precision="bf16")
-    y = node("y", "Output", tiny)
-    model = SimpleNamespace(get_ordered_ops=lambda: [x, w, turned, product, tiny, y])
-    times = openvino._times(model)
-    assert times == {"x": 0, "w": 0, "turned": 40, "product": 200, "tiny": 0, "y": 0}
-    layers = openvino._layers(model, {name: time / 2 for name, time in times.items()})
-    assert [dataclasses.astuple(layer) for layer in layers] == [
-        ("product", "FullyConnected", "int8", 100.0), ("tiny", "Reshape", "bf16", 0.0)]
+    x, w = Node("x", "Input", outputPrecisions="u8"), Node("w", "Const", runtimePrecision="i8", shape=(8, 4))
+    turned = Node("turned", "Transpose", w, runtimePrecision="i8", execTimeMcs="40", outputPrecisions="i8")
+    x.shape = (2, 3, 4)
+    product = Node("a::product", "FullyConnected", x, turned, runtimePrecision="u8", execTimeMcs="200",
+                   shape=(2, 3, 8), primitiveType="brgemm_avx512_I8", originalLayersNames="a::product,a::gelu")
+    tiny = Node("tiny", "Reshape", product, runtimePrecision="bf16")
+    y = Node("y", "Output", tiny)
+    assert openvino._times(SimpleNamespace(get_ordered_ops=lambda: [x, w, turned, product, tiny, y])) == {
+        "x": 0, "w": 0, "turned": 40, "a::product": 200, "tiny": 0, "y": 0}
+    assert layers_of(x, w, turned, product, tiny, y) == [
+        Layer(name="a::product", type="FullyConnected", precision="int8", time_us=100.0,
+              nodes=("a::product", "a::gelu"), macs=2 * 3 * 4 * 8, seen="kernel brgemm_avx512_I8, operands u8 and i8"),
+        Layer(name="tiny", type="Reshape", precision="bf16", time_us=0.0, nodes=("a::product", "a::gelu"))]
+
+
+def test_attention_in_one_kernel_is_arithmetic() -> None:
+    x = Node("x", "Input")
+    kernel = Node("attention", "Subgraph", x, originalLayersNames="turn,scores,softmax,mixed", execTimeMcs="30")
+    other = Node("pointwise", "Subgraph", x, originalLayersNames="add,mul")
+    (attention, pointwise) = layers_of(x, kernel, other, products={"scores": 100, "mixed": 20, "elsewhere": 7})
+    assert (attention.type, attention.macs, attention.seen) == ("Subgraph of MatMul", 120, "kernel not named")
+    assert (pointwise.type, pointwise.macs, pointwise.seen) == ("Subgraph", None, None)
 
 
 def test_the_first_run_is_not_counted() -> None:

@@ -133,7 +133,7 @@ def test_figures_of_the_rows(tmp_path: Path, data: CalibrationSet) -> None:
     assert rows["original"].accuracy is not None
     assert rows["original"].accuracy.drop is None
     assert (int8.load_ms, int8.peak_memory_bytes, int8.precisions) == (5.0, 1000, {"f32": 1})
-    assert int8.unexpected == ("head: MatMul in f32",)
+    assert int8.unexpected == ("head: MatMul in f32 (the backend gives no reason)",)
     assert rows["original"].unexpected is None
     assert int8.size_bytes == sum(path.stat().st_size for path in (tmp_path / "int8").iterdir())
     assert (record.machines, record.versions) == ({"local": {"cpu": "a CPU"}}, {"local": {"numpy": "2"}})

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.bench.layers import asked_for_int8, precisions, unexpected
-from compress.bench.record import LayerRow
-from runtimes.backends import open_engine
+from compress.bench.layers import asked_for_int8, by_component, precisions, rows, unexpected
+from compress.bench.record import ComponentRow, LayerRow
+from runtimes.backends import Layer, open_engine
 from runtimes.engine import write_engine
 from runtimes.spec import Dim, TensorSpec
 
 
-def layer(name: str, type: str, precision: str) -> LayerRow:
-    return LayerRow(name=name, type=type, precision=precision, time_us=None)
+def layer(name: str, type: str, precision: str, **more: Any) -> LayerRow:
+    return LayerRow(**{"name": name, "type": type, "precision": precision, "time_us": None, **more})
 
 
 LAYERS = [
@@ -26,7 +27,7 @@ LAYERS = [
     layer("node_linear_1", "MatMulIntegerToFloat", "int8"),
     layer("fused node_linear_2/MatMulAddFusion", "FusedGemm", "f32"),
     layer("cast", "Convert", "f32"),
-    layer("output", "FullyConnected", "bf16"),
+    layer("output_original", "FullyConnected", "bf16", seen="kernel brgemm_avx512_bf16"),
     layer("stem", "Convolution", "int8"),
 ]
 
@@ -38,7 +39,9 @@ def test_only_arithmetic_layers_are_counted() -> None:
 def test_layers_that_did_not_get_int8() -> None:
     asked = {"node_linear_1": "linear_1", "node_linear_2": "linear_2", "node_linear_12": "linear_12",
              "node_linear_20": "output", "node_linear": "linear", "stem": "conv"}
-    assert unexpected(asked, LAYERS) == ("node_linear_2: FusedGemm in f32", "node_linear_20: FullyConnected in bf16")
+    assert unexpected(asked, LAYERS) == (
+        "node_linear_2: FusedGemm in f32 (the backend gives no reason)",
+        "node_linear_20: FullyConnected in bf16 (kernel brgemm_avx512_bf16)")
 
 
 def test_what_a_model_asks_for(tmp_path: Path) -> None:
@@ -58,6 +61,39 @@ def test_what_a_model_asks_for(tmp_path: Path) -> None:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()])
     onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
     assert asked_for_int8(tmp_path / "model.onnx") == {"both": "y1"}
+
+
+def raw(name: str, type: str, precision: str, time_us: float | None, *nodes: str, macs: int | None = None) -> Any:
+    return vars(Layer(name=name, type=type, precision=precision, time_us=time_us, nodes=nodes, macs=macs))
+
+
+PROFILE = [
+    raw("vision::node_conv/Bare", "Convolution", "int8", 10.0, "vision::node_conv", "text::node_add", macs=600),
+    raw("vision::node_q", "FakeQuantize", "f32", 2.5, "vision::node_q"),
+    raw("Reorder_3", "Reorder", "f32", 1.0, "vision::node_add", "text::node_add"),
+    raw("text::node_MatMul_1 + vision::node_add", "kgen", "f32", 4.0),
+    raw("attention", "Subgraph of MatMul", "bf16", 30.0, "text::node_transpose", "text::node_MatMul_2", macs=70),
+    raw("convnet::node_add_1", "Add", "f32", None, "convnet::node_add_1", "vision::node_conv"),
+    raw("Convert_9", "Convert", "i64", 0.5),
+]
+
+
+def test_layers_belong_to_components() -> None:
+    """One fused across components is its arithmetic operator's, else shared; so is one that tells nothing."""
+    assert [row.component for row in rows(PROFILE)] == ["vision", "vision", "shared", "shared", "text", "shared", None]
+
+
+def test_components_together() -> None:
+    found = by_component(rows(PROFILE))
+    assert list(found) == ["text", "vision", "shared"]
+    assert found["vision"] == ComponentRow(
+        layers=2, time_us=12.5, precisions={"int8": 1}, times_us={"f32": 2.5, "int8": 10.0}, macs={"int8": 600})
+    assert found["text"] == ComponentRow(
+        layers=1, time_us=30.0, precisions={"bf16": 1}, times_us={"bf16": 30.0}, macs={"bf16": 70})
+    assert (found["shared"].layers, found["shared"].time_us) == (4, 5.5)
+    assert by_component(rows([raw("MatMul_1", "MatMul", "f32", 3.0)])) == {}
+    untimed = by_component(rows([raw("a::b", "MatMul", "f32", None)]))["a"]
+    assert (untimed.time_us, untimed.times_us) == (None, {})
 
 
 def quantized(file: Path, shape: list[int | str]) -> None:
@@ -97,7 +133,7 @@ def layers_of(backend: str, model: Path, folder: Path, size: tuple[int, ...]) ->
         options={"INFERENCE_PRECISION_HINT": "f32"} if backend == "openvino" else {})
     runner = open_engine(engine, threads=1)
     try:
-        return [LayerRow(**vars(layer)) for layer in runner.layers()]
+        return list(rows([vars(layer) for layer in runner.layers()]))
     finally:
         runner.close()
 
