@@ -1,0 +1,89 @@
+"""What an input's steps make of one raw value, and how those of a batch become one array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from runtimes.errors import FeedError
+from runtimes.spec import Dim, TensorSpec
+
+Side = Literal["right", "left"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample without its batch axis; ``mask`` is True where it is content and not padding, ``types`` are the
+    segments of a text pair."""
+
+    array: np.ndarray
+    mask: np.ndarray | None = None
+    types: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """How samples of different sizes are made equal: ``fill`` at the end of every axis, or at its beginning."""
+
+    fill: float = 0
+    side: Side = "right"
+
+
+def stack(arrays: Sequence[np.ndarray], spec: TensorSpec, padding: Padding | None, source: str) -> np.ndarray:
+    """The ``arrays`` along the batch axis of ``spec``, in its dtype.
+
+    With a ``padding`` each is padded to the largest of them, and to what ``spec`` has at least.
+
+    Raises:
+        FeedError: if the sizes differ and there is no padding, or the numbers do not fit the dtype; names ``source``.
+    """
+    if spec.batch_axis is None and len(arrays) > 1:
+        raise FeedError(f"raw input {source!r} has {len(arrays)} samples, but {spec.name!r} has no batch: give one")
+    if padding is not None:
+        arrays = _padded(arrays, smallest(spec), padding)
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise FeedError(
+            f"raw input {source!r}: samples of one batch have the shapes {shapes[0]} and {shapes[1]} for input "
+            f"{spec.name!r}: give them one at a time, or of one size"
+        )
+    return _cast(arrays[0] if spec.batch_axis is None else np.stack(arrays, spec.batch_axis), spec, source)
+
+
+def smallest(spec: TensorSpec) -> tuple[int, ...]:
+    """The smallest size of each axis of one sample of ``spec``."""
+    return tuple(size.min if isinstance(size, Dim) else size for size in sample_shape(spec))
+
+
+def sample_shape(spec: TensorSpec) -> tuple[int | Dim, ...]:
+    return tuple(size for axis, size in enumerate(spec.shape) if axis != spec.batch_axis)
+
+
+def _padded(arrays: Sequence[np.ndarray], least: tuple[int, ...], padding: Padding) -> list[np.ndarray]:
+    if len({array.ndim for array in arrays} | {len(least)}) > 1:
+        return list(arrays)     # of a wrong rank: the feed's check says so
+    shape = tuple(np.max([least, *(array.shape for array in arrays)], axis=0).tolist())
+    result = []
+    for array in arrays:
+        if array.shape != shape:
+            filled = np.full(shape, padding.fill, array.dtype)
+            right = padding.side == "right"
+            filled[tuple(slice(size) if right else slice(-size or None, None) for size in array.shape)] = array
+            array = filled
+        result.append(array)
+    return result
+
+
+def _cast(array: np.ndarray, spec: TensorSpec, source: str) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
+    if array.dtype == dtype:
+        return array
+    if not np.can_cast(array.dtype, dtype, "same_kind") and array.dtype.kind != "b":
+        whole = array.dtype.kind in "iu" and dtype.kind in "iu"
+        least, most = (np.iinfo(dtype).min, np.iinfo(dtype).max) if whole else (1, 0)
+        if not least <= array.min(initial=0) or not array.max(initial=0) <= most:
+            raise FeedError(f"raw input {source!r} becomes {array.dtype}, but input {spec.name!r} takes {dtype}")
+    return array.astype(dtype)
