@@ -22,7 +22,7 @@ GREETING = b"\n=compress= "     # what comes before it was printed by the device
 OLDEST = (3, 10)
 
 
-def start(digest, size, beat_s, silence_s):  # type: ignore[no-untyped-def]
+def start(digest: str, size: int, beat_s: float, silence_s: float) -> None:
     """Say hello on stdout, take the package as a zip of ``size`` bytes if its files' digest is not here, and serve."""
     own, shared = os.environ.get("COMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME")
     home = os.path.expanduser("~")
@@ -49,7 +49,7 @@ def start(digest, size, beat_s, silence_s):  # type: ignore[no-untyped-def]
     serve(beat_s, silence_s)
 
 
-def unpack(data, folder, digest):  # type: ignore[no-untyped-def]
+def unpack(data: bytes, folder: str, digest: str) -> None:
     """``folder`` with the files of the zip ``data``: all of them and right, or none."""
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     making = tempfile.mkdtemp(dir=os.path.dirname(folder))
@@ -67,7 +67,7 @@ def unpack(data, folder, digest):  # type: ignore[no-untyped-def]
         shutil.rmtree(making, ignore_errors=True)
 
 
-def tree_digest(folder):  # type: ignore[no-untyped-def]
+def tree_digest(folder: str) -> str:
     """SHA-256 over the path and SHA-256 of every file of the package, without what Python compiled."""
     lines = []
     for place, folders, files in os.walk(folder):

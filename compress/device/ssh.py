@@ -50,7 +50,7 @@ def ssh_client() -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise CompressError(f"COMPRESS_SSH={text!r} is not a command ({error}): give it such as 'ssh -F config'") from error
+        raise CompressError(f"COMPRESS_SSH={text!r} is not a command ({error}): write it as 'ssh -F FILE'") from error
 
 
 def ssh_command(address: str, python: str = "python3") -> list[str]:
