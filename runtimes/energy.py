@@ -1,31 +1,52 @@
 """Energy over a span of time, from what the machine can measure itself; nothing here needs privileges.
 
 A meter is one of: Intel's and AMD's running average power limit counters (RAPL, ``/sys/class/powercap``), which many
-systems let only root read, and the power rails of a Jetson's INA3221 monitors (hwmon), which show a momentary power and
-are therefore sampled. RAPL measures the processor package alone; the Jetson rails measure the module or what is named.
+systems let only root read; the power rails of a Jetson's INA3221 monitors (hwmon), which show a momentary power and are
+therefore sampled; ``tegrastats``, where those cannot be read. RAPL measures the processor package alone, memory and GPU
+not included; the Jetson's rails measure the module.
+
+The Jetson's meters are tested against imitated files and a recorded stream; written, never run on a board.
 """
 
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Protocol
 
 from runtimes.sysfs import ROOT, glob, integer, text
+from runtimes.tegrastats import parse_tegrastats
 
 SAMPLES_PER_SECOND = 10
-"""The monitors average over longer than that, and a reading over I2C takes about a millisecond."""
+"""A reading over I2C takes about a millisecond, so that ten a second disturb nothing."""
 
-_WHOLE_MODULE = "VDD_IN"      # Orin Nano, Orin NX, Xavier NX
-_PARTS = (
+_MODULES = (
+    ("VDD_IN",),                                           # Orin Nano, Orin NX, Xavier NX
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),          # AGX Orin: VDDQ_VDD2_1V8AO is inside VIN_SYS_5V0
     ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),         # Thor: its VIN is the carrier board's input
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),         # AGX Xavier
 )
 """Rails that together are a Jetson module. Source: Jetson Linux Developer Guide, "Jetson Module Power Measurement" of
 each module's "Platform Power and Performance" page."""
+
+
+class Meter(Protocol):
+    """Measures one span. ``source`` says what is measured, and how."""
+
+    @property
+    def source(self) -> str: ...
+
+    def start(self) -> bool:
+        """Begin; whether there is something to measure here."""
+
+    def stop(self) -> float | None:
+        """Joules since :meth:`start`; ``None`` if they could not be measured throughout."""
 
 
 class RaplMeter:
@@ -72,9 +93,9 @@ class RaplMeter:
 class RailMeter:
     """The power rails that together are the module, sampled by a thread and integrated by the trapezoid rule."""
 
-    def __init__(self, root: Path = ROOT, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._rails = _module_rails(_rails(root))
-        self._clock = clock
+    def __init__(self, root: Path = ROOT) -> None:
+        files = _rails(root)
+        self._rails = {name: files[name] for name in module_rails(files)}
         self._samples: list[tuple[int, float]] = []
         self._failed = False
         self._end = threading.Event()
@@ -85,15 +106,16 @@ class RailMeter:
         return "INA3221 " + " + ".join(self._rails)
 
     def start(self) -> bool:
-        """Whether there is a rail; its first sample is taken here, and the thread begins."""
-        if not self._rails:
-            return False
+        """Whether there are rails and they can be read; the first sample is taken here, and the thread begins."""
         self._samples, self._failed = [], False
-        self._sample()
+        if self._rails:
+            self._sample()
+        if not self._samples:
+            return False
         self._end.clear()
         self._thread = threading.Thread(target=self._run, name="power rails", daemon=True)
         self._thread.start()
-        return not self._failed
+        return True
 
     def stop(self) -> float | None:
         """Joules since :meth:`start`; ``None`` if any reading failed."""
@@ -115,7 +137,61 @@ class RailMeter:
         if len(known) < len(watts):
             self._failed = True
         else:
-            self._samples.append((self._clock(), sum(known)))
+            self._samples.append((time.perf_counter_ns(), sum(known)))
+
+
+class TegrastatsMeter:
+    """The same rails as ``tegrastats`` prints them, ten lines a second; a small process of its own runs meanwhile."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._jetson = (root / "etc/nv_tegra_release").exists()
+        self._names: tuple[str, ...] = ()
+        self._samples: list[tuple[int, float]] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def source(self) -> str:
+        return "tegrastats " + " + ".join(self._names)
+
+    def start(self) -> bool:
+        program = shutil.which("tegrastats") if self._jetson else None
+        if program is None:
+            return False
+        self._samples = []
+        self._start_ns = time.perf_counter_ns()
+        try:
+            self._process = subprocess.Popen(
+                [program, "--interval", str(1000 // SAMPLES_PER_SECOND)], text=True, errors="replace",
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError:
+            return False
+        self._thread = threading.Thread(target=self._read, args=(self._process,), name="tegrastats", daemon=True)
+        self._thread.start()
+        return True
+
+    def stop(self) -> float | None:
+        """Joules: the mean power over the lines that came, times the span; ``None`` for fewer than two lines."""
+        span_s = (time.perf_counter_ns() - self._start_ns) / 1e9
+        if self._process is None:
+            return None
+        self._process.terminate()
+        self._thread.join()
+        self._process.wait()
+        self._process = None
+        if len(self._samples) < 2 or self._samples[-1][0] == self._samples[0][0]:
+            return None
+        covered_s = (self._samples[-1][0] - self._samples[0][0]) / 1e9
+        return integrate(self._samples) / covered_s * span_s
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        with process.stdout or nullcontext(()) as lines:
+            for line in lines:
+                rails = parse_tegrastats(line).rails
+                self._names = module_rails(rails)
+                if self._names:
+                    watts = sum(rails[name].now_w for name in self._names)
+                    self._samples.append((time.perf_counter_ns(), watts))
 
 
 def integrate(samples: Sequence[tuple[int, float]]) -> float:
@@ -124,6 +200,12 @@ def integrate(samples: Sequence[tuple[int, float]]) -> float:
     for (start_ns, start_w), (end_ns, end_w) in itertools.pairwise(samples):
         joules += (end_ns - start_ns) / 1e9 * (start_w + end_w) / 2
     return joules
+
+
+def module_rails(rails: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``rails`` whose sum is a module's power; empty where they are not those of a known module."""
+    present = set(rails)
+    return next((names for names in _MODULES if present.issuperset(names)), ())
 
 
 def _is_package(zone: Path) -> bool:
@@ -139,14 +221,6 @@ def _rails(root: Path) -> dict[str, tuple[Path, Path]]:
         if (text(label.with_name("name")) or "").startswith("ina") and name and volts.exists() and amperes.exists():
             rails[name] = (volts, amperes)
     return rails
-
-
-def _module_rails(rails: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path, Path]]:
-    """The rails whose sum is the module's power; empty where the labels are not those of a known module."""
-    for names in ((_WHOLE_MODULE,), *_PARTS):
-        if all(name in rails for name in names):
-            return {name: rails[name] for name in names}
-    return {}
 
 
 def _watts(volts: Path, amperes: Path) -> float | None:

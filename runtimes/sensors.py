@@ -7,17 +7,16 @@ The Jetson and Raspberry Pi parts are tested against recorded files; written, ne
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimes.sysfs import ROOT, glob, integer, text, to_integer
+from runtimes.sysfs import ROOT, glob, integer, output_of, text, to_integer
 
 _PI_FLAGS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
 """Bits 0 to 3 of the firmware's word: what holds now; bits 16 to 19 say that it has happened. Source: Raspberry Pi
 documentation, ``vcgencmd get_throttled``."""
 
+_OFF_BELOW = -100_000     # a Jetson's sensor that is switched off reads -256 degrees
 _BRAKES = re.compile(r"cpufreq|devfreq|throttle|Processor|powerclamp", re.IGNORECASE)
 """Names of cooling devices that slow a processor down; a fan is not one."""
 
@@ -135,9 +134,9 @@ def _pi_word(root: Path) -> int | None:
     for path in glob(root, "sys/devices/platform/*/*firmware/get_throttled"):
         if (value := to_integer(text(path), 16)) is not None:
             return value
-    if root != ROOT or "Raspberry Pi" not in (text(root / "proc/device-tree/model") or ""):
+    if "Raspberry Pi" not in (text(root / "proc/device-tree/model") or ""):
         return None
-    return _parse_throttled(_output_of("vcgencmd", "get_throttled"))
+    return _parse_throttled(output_of("vcgencmd", "get_throttled"))
 
 
 def _parse_throttled(output: str | None) -> int | None:
@@ -149,22 +148,11 @@ def _nvpmodel(conf: str, status: str | None) -> str | None:
     """The mode's name in ``/etc/nvpmodel.conf``, by the number in ``/var/lib/nvpmodel/status`` (``pmode:0002 ...``)."""
     match = re.search(r"pmode:(\d+)", status or "")
     if match is None:
-        match = re.search(r"NV Power Mode:\s*(\S+)", _output_of("nvpmodel", "-q") or "")
+        match = re.search(r"NV Power Mode:\s*(\S+)", output_of("nvpmodel", "-q") or "")
         return match[1] if match else None
     modes = re.finditer(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", conf)
     names = {int(mode[1]): str(mode[2]) for mode in modes}
     return names.get(int(match[1]), f"mode {int(match[1])}")
-
-
-def _output_of(*command: str) -> str | None:
-    """What a small program of the vendor's prints, if it is there, may be run, and answers within two seconds."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=False, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return str(done.stdout) if done.returncode == 0 else None
 
 
 def _meminfo(root: Path, key: str) -> int | None:
@@ -174,7 +162,7 @@ def _meminfo(root: Path, key: str) -> int | None:
 
 def _add(found: dict[str, float], name: str, reading: int | None) -> None:
     """``reading`` in thousandths of a degree under ``name``, numbered where another sensor has the same."""
-    if reading is None:
+    if reading is None or reading < _OFF_BELOW:
         return
     number = 2
     unique = name

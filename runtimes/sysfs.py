@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 ROOT = Path("/")
@@ -26,6 +28,18 @@ def to_integer(value: str | None, base: int = 10) -> int | None:
         return None if value is None else int(value, base)
     except ValueError:
         return None
+
+
+def output_of(*command: str, timeout_s: float = 2) -> str | None:
+    """What a vendor's small program prints; ``None`` if there is none, it may not be run, fails, or takes too long."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s,
+                              check=False, stdin=subprocess.DEVNULL)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return str(done.stdout) if done.returncode == 0 else None
 
 
 def glob(root: Path, pattern: str) -> list[Path]:

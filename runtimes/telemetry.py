@@ -13,13 +13,15 @@ all, save on a Jetson, whose power rails must be sampled. A value that cannot be
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtimes import sensors
-from runtimes.energy import RailMeter, RaplMeter
+from runtimes import nvidia, sensors
+from runtimes.energy import Meter, RailMeter, RaplMeter, TegrastatsMeter
 from runtimes.sysfs import ROOT, text, to_integer
 
 SPIN_STEPS = 20_000
@@ -35,14 +37,12 @@ class Telemetry:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
-        self._meters = (RaplMeter(root), RailMeter(root))
 
     def start(self) -> None:
         spin_ns = spin()                    # first, so that the clocks are read from a machine that is awake
-        self._throttling = sensors.throttling(self._root)
-        self._before = _moment(self._root, self._throttling, spin_ns)
+        self._throttling, self._before = _moment(self._root, spin_ns)
         self._quota_us = _quota_us(self._root)
-        self._running = [meter for meter in self._meters if meter.start()]
+        self._meter = _started(self._root)
         self._times = _cpu_times(self._root)
         self._own_s = time.process_time()
         self._start_ns = time.perf_counter_ns()
@@ -63,20 +63,19 @@ class Telemetry:
         duration_s = (time.perf_counter_ns() - self._start_ns) / 1e9
         own_s = time.process_time() - self._own_s
         times = _cpu_times(self._root)
-        joules = {meter.source: used for meter in self._running if (used := meter.stop()) is not None}
-        throttling, quota_us = sensors.throttling(self._root), _quota_us(self._root)
-        after = _moment(self._root, throttling, None)
+        energy_j = None if self._meter is None else self._meter.stop()
+        quota_us = _quota_us(self._root)
+        throttling, after = _moment(self._root, None)
         after["spin_ns"] = spin()           # last, so that the clocks are read while they are still those of the span
         quota = None if quota_us is None or self._quota_us is None else (quota_us - self._quota_us) / 1e6
-        energy = sum(joules.values()) if joules else None
         foreign, steal = _shares(self._times, times, own_s) if duration_s >= SHORTEST_S else (None, None)
         return {
             "before": self._before,
             "after": after,
             "duration_s": duration_s,
-            "energy_j": energy,
-            "energy_source": " + ".join(joules) or None,
-            "power_w": None if energy is None else energy / duration_s,
+            "energy_j": energy_j,
+            "energy_source": None if self._meter is None or energy_j is None else self._meter.source,
+            "power_w": None if energy_j is None else energy_j / duration_s,
             "foreign_cpu_share": foreign,
             "steal_share": steal,
             "quota_throttled_s": quota,
@@ -97,11 +96,26 @@ def spin(steps: int = SPIN_STEPS, rounds: int = SPIN_ROUNDS) -> float:
     return best
 
 
-def _moment(root: Path, state: sensors.Throttling, spin_ns: float | None) -> dict[str, Any]:
-    return {
+def _started(root: Path) -> Meter | None:
+    """The first meter that works here, running; ``tegrastats`` is asked only where the rails cannot be read."""
+    kinds: tuple[Callable[[Path], Meter], ...] = (RaplMeter, RailMeter, TegrastatsMeter)
+    return next((meter for kind in kinds if (meter := kind(root)).start()), None)
+
+
+def _moment(root: Path, spin_ns: float | None) -> tuple[sensors.Throttling, dict[str, Any]]:
+    """What holds now: the signs of throttling, and the dict that is one end of the record."""
+    state, temperatures = sensors.throttling(root), sensors.temperatures_c(root)
+    gpu_clock, gpu = sensors.gpu_clock_mhz(root), nvidia.gpu_state(root)
+    if gpu is not None:
+        gpu_clock = gpu.clock_mhz
+        if gpu.temperature_c is not None:
+            temperatures = {**(temperatures or {}), "NVIDIA GPU": gpu.temperature_c}
+        if gpu.reasons is not None:
+            state = dataclasses.replace(state, reasons=(*(state.reasons or ()), *(f"GPU {it}" for it in gpu.reasons)))
+    return state, {
         "clocks_mhz": sensors.clocks_mhz(root),
-        "gpu_clock_mhz": sensors.gpu_clock_mhz(root),
-        "temperatures_c": sensors.temperatures_c(root),
+        "gpu_clock_mhz": gpu_clock,
+        "temperatures_c": temperatures,
         "throttle_events": state.events,
         "throttle_reasons": None if state.reasons is None else list(state.reasons),
         "power_mode": sensors.power_mode(root),

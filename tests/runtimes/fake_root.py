@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,3 +14,10 @@ def write_files(root: Path, files: Mapping[str, object]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{content}\n")
     return root
+
+
+def write_program(path: Path, code: str) -> None:
+    """An executable file that runs ``code`` in this Python, with ``sys`` and ``time`` imported."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{sys.executable}\nimport sys, time\n{code}\n")
+    path.chmod(0o755)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from runtimes import nvidia
 from runtimes import telemetry as module
+from runtimes.nvidia import GpuState
 from runtimes.telemetry import Telemetry, spin
 from tests.runtimes.fake_root import write_files
 
@@ -153,6 +155,31 @@ def test_energy_that_only_root_may_read_is_not_measured(tmp_path: Path, monkeypa
     write_files(tmp_path, {zone + "name": "package-0", zone + "energy_uj/here": "a folder cannot be read, as root too"})
     record = span(tmp_path, monkeypatch, {})
     assert (record["energy_j"], record["energy_source"], record["power_w"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told", "throttled"),
+    [(("power brake",), ["GPU power brake"], True), ((), [], None), (None, None, None)],
+)
+def test_a_gpu_is_part_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    reasons: tuple[str, ...] | None, told: list[str] | None, throttled: bool | None,
+) -> None:
+    monkeypatch.setattr(nvidia, "gpu_state", lambda root: GpuState(clock_mhz=1980, temperature_c=45, reasons=reasons))
+    record = span(tmp_path, monkeypatch, {})
+    for moment in (record["before"], record["after"]):
+        assert isinstance(moment, dict)
+        assert (moment["gpu_clock_mhz"], moment["temperatures_c"]) == (1980, {"NVIDIA GPU": 45})
+        assert moment["throttle_reasons"] == told
+    assert record["throttled"] is throttled
+
+
+def test_rails_are_measured_where_the_package_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rail = "sys/class/hwmon/hwmon1/"
+    write_files(tmp_path, {rail + "name": "ina3221", rail + "in1_label": "VDD_IN", rail + "in1_input": 5000,
+                           rail + "curr1_input": 1000})  # fmt: skip
+    record = span(tmp_path, monkeypatch, {})
+    assert (record["energy_j"], record["power_w"], record["energy_source"]) == (5.0, 5.0, "INA3221 VDD_IN")
 
 
 def test_spin_is_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
