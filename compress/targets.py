@@ -57,6 +57,7 @@ class Target:
     tensorrt: str | None = None
     jetpack: str | None = None                   # set on the Jetson rows alone
     power_modes: tuple[str, ...] = ()
+    python: str = "python3"                      # the interpreter on the device: 3.10 or newer, with numpy and backend
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -65,6 +66,8 @@ class Target:
             raise ValueError(f"address {self.address!r} is not a host, user@host or a name of your ssh configuration")
         if self.address is not None and self.reach != "ssh":
             raise ValueError('an address is for a row with reach = "ssh"')
+        if not re.fullmatch(r"(~?/)?[A-Za-z0-9_.+][A-Za-z0-9_./+-]*", self.python):
+            raise ValueError(f"python {self.python!r} is not the name or the path of an interpreter")
         for field in ("tensorrt", "jetpack"):
             if (version := getattr(self, field)) is not None and not re.fullmatch(r"\d+(\.\d+)*", version):
                 raise ValueError(f"{field} = {version!r} is not a version")
