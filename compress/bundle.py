@@ -13,10 +13,11 @@ import numpy as np
 
 from compress.errors import CompressError
 from compress.model import Model, ProgramGraph
+from compress.processing import Source, section_of, write_files
 from compress.store import atomic_folder
 from runtimes.arrays import write_arrays
 from runtimes.backends import open_engine
-from runtimes.bundle import Answer, Bundle, EngineEntry, Golden, GraphEntry, read_bundle, write_manifest
+from runtimes.bundle import Bundle, EngineEntry, Golden, GraphEntry, read_bundle, write_manifest
 from runtimes.engine import Engine, read_engine
 from runtimes.errors import RuntimesError
 from runtimes.records import inside
@@ -32,7 +33,7 @@ def bundle(
     into: Path,
     *,
     accuracy: Mapping[str, Any] | None = None,
-    processing: Mapping[str, Any] | None = None,
+    processing: Source | None = None,
     chain: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the bundle of one model in folder ``into``, replacing a bundle that is there.
@@ -44,25 +45,28 @@ def bundle(
             expected of a graph are those of its first runnable engine, or torch's where none runs here.
         into: the folder; it appears complete or not at all.
         accuracy: what was measured of these engines, kept in the manifest as it is.
-        processing, chain: these sections of the manifest.
+        processing: what :func:`compress.processing.read_processing` reads, in place of the model's own.
+        chain: this section of the manifest.
 
     Raises:
         CompressError: if a graph of the model has no engine or no golden feed, or one is for no graph of it.
     """
     by_graph = _by_graph(model, engines, "engine", Engine)
     feeds = _by_graph(model, golden, "golden feed", np.ndarray)
+    own = section_of(model, processing)
     with atomic_folder(into) as folder:
         graphs = {
             name: _write_graph(folder, name, specs, by_graph[name], feeds[name], _torch(model, name))
             for name, specs in model.graphs.items()
         }
+        if own is not None:
+            write_files(own, folder)
         write_manifest(
             folder,
             name=model.name,
             graphs=graphs,
-            answers={name: Answer(kind="argmax", labels=labels) for name, labels in model.labels.items()},
             accuracy=accuracy or {},
-            processing=processing,
+            processing=None if own is None else own.section,
             chain=chain,
         )  # fmt: skip
     return read_bundle(into)

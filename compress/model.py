@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.errors import CompressError
+from runtimes.processing import Processing
 from runtimes.spec import Dim, Modality, TensorSpec
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelProcessing:
+    """How raw inputs become a feed and outputs answers: the manifest's section, and the files that it names."""
+
+    section: Processing
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgramGraph:
     """One exported graph: a program whose inputs and outputs are the specs', in their order."""
 
@@ -80,6 +89,7 @@ class Model:
     labels: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # output -> what each index of its last axis means
+    processing: ModelProcessing | None = None
     factory: Factory | None = None
     channels: Mapping[str, Any] = field(default_factory=dict)  # what pruning changed, to re-apply to a factory's module
     quantization: Quantization | None = None

@@ -1,9 +1,9 @@
 """The model file: a zip of JSON and safetensors that holds a whole model, written by ``save`` and read by ``load``.
 
-Members: ``model.json`` (format, specs, components, factory, channel map, quantization, and the SHA-256 of every other
-member), ``graphs/<name>.json`` (the exported program in torch's schema, without tensors), ``weights.safetensors``
-(parameters, buffers, constants) and ``example.safetensors`` (a feed). Nothing in it is a pickle, and reading it runs
-no code from it.
+Members: ``model.json`` (format, specs, components, factory, channel map, quantization, processing, and the SHA-256 of
+every other member), ``graphs/<name>.json`` (the exported program in torch's schema, without tensors),
+``weights.safetensors`` (parameters, buffers, constants), ``example.safetensors`` (a feed) and ``processing/<name>``
+(the files processing names). Nothing in it is a pickle, and reading it runs no code from it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.model import Factory, Model, ProgramGraph, Quantization
+from compress.model import Factory, Model, ModelProcessing, ProgramGraph, Quantization
 from compress.program import program_from_json, program_to_json
 from compress.store import atomic_write
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest
+from runtimes.processing.record import FOLDER, Processing, parse_processing
 from runtimes.spec import TensorSpec, check_feed
 
 FORMAT = "compress.model"
-VERSION = 1
+VERSION = 2         # version 1 had no processing, and is read still
 # What reading damaged JSON, tables and archives raises; all of it is turned into a CompressError that names the file.
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
 
@@ -46,6 +47,8 @@ def write_model(model: Model, path: Path) -> None:
     }
     members["weights.safetensors"] = safetensors.torch.save(tensors)
     members["example.safetensors"] = safetensors.torch.save({k: torch.from_numpy(v) for k, v in example.items()})
+    processing = model.processing or ModelProcessing(section=Processing(inputs={}, outputs={}))
+    members.update({f"{FOLDER}/{name}": data for name, data in processing.files.items()})
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -58,6 +61,7 @@ def write_model(model: Model, path: Path) -> None:
         "factory": None if model.factory is None else dataclasses.asdict(model.factory),
         "channels": model.channels,
         "labels": {name: list(words) for name, words in model.labels.items()},
+        "processing": None if model.processing is None else processing.section.to_json(),
         "quantization": None if model.quantization is None else dataclasses.asdict(model.quantization),
         "aliases": names,
         "files": {name: bytes_digest(data) for name, data in sorted(members.items())},
@@ -115,6 +119,7 @@ def read_model(path: Path) -> Model:
             factory=None if header["factory"] is None else _read_factory(header["factory"]),
             channels=header["channels"],
             labels={name: tuple(map(_text, words)) for name, words in header["labels"].items()},
+            processing=_read_processing(header, members, path),
             quantization=None if header["quantization"] is None else _read_quantization(header["quantization"]),
         )
         for graph in graphs.values():
@@ -184,18 +189,19 @@ def _read_header(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(members["model.json"])
         if header["format"] != FORMAT:
             raise CompressError(f"{path} is not a model file: its format is {header['format']!r}, expected {FORMAT!r}")
-        if header["version"] != VERSION:
+        if type(header["version"]) is not int or not 1 <= header["version"] <= VERSION:
             raise CompressError(
-                f"{path} has version {header['version']} of the model format, this release reads version {VERSION}: "
+                f"{path} has version {header['version']} of the model format, this release reads up to {VERSION}: "
                 "use the release that wrote it, or save the model again"
             )
         files = dict(header["files"])
         graphs = [f"graphs/{name}.json" for name in header["graphs"]]
+        named = _section(header, path).files
     except _DAMAGE as error:
         raise CompressError(
             f"{path} is not a model file of compress.save: it has no valid model.json ({error!r})"
         ) from error
-    expected = {"weights.safetensors", "example.safetensors", *graphs}
+    expected = {"weights.safetensors", "example.safetensors", *graphs, *(f"{FOLDER}/{name}" for name in named)}
     if set(files) != expected or set(members) != {"model.json", *expected}:
         odd = sorted((set(members) ^ {"model.json", *files}) | (set(files) ^ expected))
         raise CompressError(f"{path} is damaged: its list of files and what it holds do not agree on {odd[:3]}")
@@ -205,6 +211,20 @@ def _read_header(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
                 f"{path} is damaged: {name} does not have the SHA-256 it was written with; copy it again"
             )
     return header
+
+
+def _section(header: Mapping[str, Any], path: Path) -> Processing:
+    record = header["processing"] if header["version"] > 1 else None
+    return Processing(inputs={}, outputs={}) if record is None else parse_processing(record, str(path))
+
+
+def _read_processing(
+    header: Mapping[str, Any], members: Mapping[str, bytes], path: Path
+) -> ModelProcessing | None:
+    if header["version"] == 1 or header["processing"] is None:
+        return None
+    section = _section(header, path)
+    return ModelProcessing(section=section, files={name: members[f"{FOLDER}/{name}"] for name in section.files})
 
 
 def _read_quantization(data: Mapping[str, Any]) -> Quantization:

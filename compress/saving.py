@@ -16,8 +16,9 @@ from torch.export.graph_signature import InputKind
 
 from compress.errors import CompressError
 from compress.factory import check_factory, factory_reference
-from compress.model import Factory, Graph, Input, Model, ProgramGraph
+from compress.model import Factory, Graph, Input, Model, ModelProcessing, ProgramGraph
 from compress.modelfile import check_finite, write_model
+from compress.processing import read_processing, section_of
 from compress.program import named_outputs, trace
 from runtimes.errors import RuntimesError
 from runtimes.spec import Dim, Feed, Modality, TensorSpec, check_feed
@@ -36,6 +37,7 @@ def save(
     factory_kwargs: Mapping[str, Any] | None = None,
     graphs: Mapping[str, Graph] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    processing: Path | str | Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> Model:
     """Write a trained module as a model file, and return what was written.
@@ -50,6 +52,8 @@ def save(
         factory_kwargs: its keyword arguments, JSON only.
         graphs: what is exported as one engine each; by default one graph, ``forward``.
         labels: output name -> what each index of its last axis means, for outputs whose argmax is the answer.
+        processing: how pictures, strings, sounds and measurements become inputs, and outputs answers: a record as
+            ``docs/processing.md`` has it, or the path of a JSON file of one. Every bundle of the model carries it.
         name: what reports call the model; by default the module's class.
 
     Raises:
@@ -60,6 +64,7 @@ def save(
     exported = export_model(
         model, name=name or type(model).__name__, example=example, inputs=inputs, components=components,
         factory=reference, graphs=graphs, labels=labels,
+        processing=None if processing is None else read_processing(processing),
     )  # fmt: skip
     if reference is not None:
         check_factory(exported, model, graphs or {})
@@ -78,6 +83,7 @@ def export_model(
     graphs: Mapping[str, Graph] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     channels: Mapping[str, Any] | None = None,
+    processing: ModelProcessing | None = None,
 ) -> Model:
     """Trace ``module`` into a :class:`Model`; the arguments are :func:`save`'s."""
     feed = {key: _to_numpy(key, value) for key, value in example.items()}
@@ -103,10 +109,13 @@ def export_model(
     for graph in programs.values():
         weights.update({key: value.detach() for key, value in graph.program.state_dict.items()})
         weights.update({k: v for k, v in graph.program.constants.items() if isinstance(v, torch.Tensor)})
-    return Model(
+    made = Model(
         name=name, graphs=programs, weights=weights, components=named_components, example=feed,
-        factory=factory, channels=channels or {}, labels=named, module=module,
+        factory=factory, channels=channels or {}, labels=named, processing=processing, module=module,
     )  # fmt: skip
+    if processing is not None:
+        section_of(made)
+    return made
 
 
 def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str, TensorSpec]) -> ProgramGraph:

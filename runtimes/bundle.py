@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,17 @@ from runtimes.arrays import parse_arrays
 from runtimes.engine import RECORD, Precision, State, choice, specs
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest, file_digest, json_digest, tree_paths
-from runtimes.records import get, inside, parse_record, string_list, typed, write_json
+from runtimes.processing.record import FOLDER, Processing, parse_processing
+from runtimes.records import get, inside, parse_record, typed, write_json
 from runtimes.signing import Key, check_signature, read_key
 from runtimes.spec import TensorSpec
+from runtimes.wiring import Wiring, parse_chain
 
 FORMAT, VERSION, MANIFEST = "compress.bundle", 2, "manifest.json"
 SIGNATURE = "manifest.sig"      # the one file that may be there unlisted: it is made of the manifest, and so after it
-KEYS = frozenset({"format", "version", "name", "graphs", "answers", "files", "accuracy"})
+KEYS = frozenset({"format", "version", "name", "graphs", "files", "accuracy"})
 SECTIONS = frozenset({"processing", "chain"})       # may be left out
-LARGEST_MANIFEST = 64 << 20     # bytes
+LARGEST_MANIFEST = 16 << 20     # bytes
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -41,14 +43,6 @@ class EngineEntry:
     precision: Precision
     digest: str
     state: State
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """How to read an output: ``argmax`` over its last axis is an index into ``labels``."""
-
-    kind: Literal["argmax"]
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +78,10 @@ class Bundle:
     digest: str
     name: str
     graphs: Mapping[str, GraphEntry]
-    answers: Mapping[str, Answer]
     files: Mapping[str, FileEntry]
     accuracy: Mapping[str, Any]
-    processing: Mapping[str, Any] | None = None
-    chain: Mapping[str, Any] | None = None
+    processing: Processing | None = None
+    chain: Wiring | None = None
     signed_by: bytes | None = None      # the public key of its signature: to be trusted only if it was asked for
 
     @property
@@ -198,9 +191,8 @@ def write_manifest(
     *,
     name: str,
     graphs: Mapping[str, GraphEntry],
-    answers: Mapping[str, Answer],
     accuracy: Mapping[str, Any],
-    processing: Mapping[str, Any] | None = None,
+    processing: Processing | None = None,
     chain: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the manifest of the files in ``folder``, last, once all of them are there; return the bundle, read back."""
@@ -217,7 +209,6 @@ def write_manifest(
             }
             for graph, entry in graphs.items()
         },
-        "answers": {output: {"kind": answer.kind, "labels": list(answer.labels)} for output, answer in answers.items()},
         "files": {
             file: {"sha256": file_digest(path), "size": path.stat().st_size}
             for file, path in tree_paths(Path(folder)).items()
@@ -225,7 +216,7 @@ def write_manifest(
         },
         "accuracy": dict(accuracy),
     }
-    for key, section in (("processing", processing), ("chain", chain)):
+    for key, section in (("processing", None if processing is None else processing.to_json()), ("chain", chain)):
         if section is not None:
             record[key] = dict(section)
     write_json(Path(folder) / MANIFEST, record)
@@ -238,17 +229,16 @@ def _parse(record: Mapping[str, Any], folder: Path, digest: str, signed_by: byte
         raise RuntimesError(f"{where} has the unknown key {unknown[0]!r}: it is damaged, write the bundle again")
     listed = _items(record, "files", where)
     files = {inside(name, where): _file(entry, f"{where}: file {name!r}") for name, entry in listed}
-    graphs = _items(record, "graphs", where)
+    parsed = {name: _graph(entry, files, f"{where}: graph {name!r}") for name, entry in _items(record, "graphs", where)}
     bundle = Bundle(
         path=folder,
         digest=digest,
         name=get(record, "name", str, where),
-        graphs={name: _graph(entry, files, f"{where}: graph {name!r}") for name, entry in graphs},
-        answers={name: _answer(entry, f"{where}: answer {name!r}") for name, entry in _items(record, "answers", where)},
+        graphs=parsed,
         files=files,
         accuracy=get(record, "accuracy", dict, where),
-        processing=get(record, "processing", dict, where) if "processing" in record else None,
-        chain=get(record, "chain", dict, where) if "chain" in record else None,
+        processing=_processing(record, files, where) if "processing" in record else None,
+        chain=parse_chain(get(record, "chain", dict, where), parsed, where) if "chain" in record else None,
         signed_by=signed_by,
     )
     if not bundle.graphs:
@@ -267,8 +257,12 @@ def _file(record: Mapping[str, Any], where: str) -> FileEntry:
     return entry
 
 
-def _answer(record: Mapping[str, Any], where: str) -> Answer:
-    return Answer(kind=choice(record, "kind", Literal["argmax"], where), labels=string_list(record, "labels", where))
+def _processing(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> Processing:
+    processing = parse_processing(get(record, "processing", dict, where), where)
+    for name in processing.files:
+        if f"{FOLDER}/{name}" not in files:
+            raise RuntimesError(f"{where}: processing: {FOLDER}/{name} is not one of the files listed")
+    return processing
 
 
 def _tolerance(value: Any, where: str) -> float:

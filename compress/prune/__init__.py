@@ -134,7 +134,8 @@ def prune(
         inputs={spec.name: Input(
             modality=spec.modality, dims=tuple(None if isinstance(size, int) else size for size in spec.shape),
         ) for spec in model.inputs},
-        graphs=calls, labels=model.labels, channels={**model.channels, "attributes": attributes})
+        graphs=calls, labels=model.labels, processing=model.processing,
+        channels={**model.channels, "attributes": attributes})
     after = count(smaller.graph.program, smaller)
     components = tuple(ComponentChange(
         name=component, macs_before=cost.macs, macs_after=after.components[component].macs,

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtimes.errors import FeedError, RuntimesError
 from runtimes.processing.outputs import Output, SimilarityOutput, TextOutput, rows_of
-from runtimes.processing.record import Processing
+from runtimes.processing.record import FOLDER, Processing
 from runtimes.processing.sample import Padding, Sample, stack
 from runtimes.processing.text import OpenedText, ReadFile, TextInput
 from runtimes.processing.values import ConstantInput, MaskInput, TensorInput, TypesInput
@@ -38,7 +38,7 @@ class Described(Protocol):
     @property
     def graphs(self) -> Mapping[str, Any]: ...
 
-    def read_processing_file(self, name: str) -> bytes: ...
+    def read_file(self, name: str) -> bytes: ...
 
 
 class Processor:
@@ -63,11 +63,14 @@ class Processor:
         known = {spec.name for entry in every for spec in entry.inputs}, {s.name for e in every for s in e.outputs}
         record = bundle.processing or Processing(inputs={}, outputs={})
         _check_names(record, *known)
+        def read(name: str) -> bytes:
+            return bundle.read_file(f"{FOLDER}/{name}")
+
         self._derived = {name: entry for name, entry in record.inputs.items()
                          if name in self.inputs and isinstance(entry, MaskInput | TypesInput | ConstantInput)}
         needed = {entry.of for entry in self._derived.values() if not isinstance(entry, ConstantInput)}
         self._preparers: dict[str, Preparer] = {
-            name: _opened(name, entry, self.inputs.get(name), bundle.read_processing_file)
+            name: _opened(name, entry, self.inputs.get(name), read)
             for name, entry in record.inputs.items()
             if name in self.inputs.keys() | needed and not isinstance(entry, MaskInput | TypesInput | ConstantInput)
         }
@@ -76,7 +79,7 @@ class Processor:
             name: TensorInput(from_=name) for name in self.inputs if name not in record.inputs
         }
         self._answers = {name: entry for name, entry in record.outputs.items() if self._has(name, entry)}
-        self._readers = {name: _reader(name, entry, bundle.read_processing_file)
+        self._readers = {name: _reader(name, entry, read)
                          for name, entry in self._answers.items() if not isinstance(entry, SimilarityOutput)}
 
     @property

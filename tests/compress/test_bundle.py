@@ -63,7 +63,7 @@ def test_the_manifest(
         "digest": engines["openvino-cpu"].digest, "state": "runnable",
     }  # fmt: skip
     assert graph["engines"]["jetson-orin-nano"]["state"] == "build on the device"
-    assert record["answers"] == {"output": {"kind": "argmax", "labels": ["no", "yes"]}}
+    assert record["processing"] == {"inputs": {}, "outputs": {"output": {"kind": "classes", "labels": ["no", "yes"]}}}
     assert record["accuracy"] == {"accuracy": 0.5}
     files = {str(p.relative_to(made.path)) for p in made.path.rglob("*") if p.is_file()} - {"manifest.json"}
     assert set(record["files"]) == files

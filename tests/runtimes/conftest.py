@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from runtimes.arrays import write_arrays
-from runtimes.bundle import Answer, EngineEntry, Golden, GraphEntry, write_manifest
+from runtimes.bundle import EngineEntry, Golden, GraphEntry, write_manifest
 from runtimes.engine import Engine, write_engine
+from runtimes.processing import Processing
+from runtimes.processing.outputs import ClassesOutput
 from tests.contracts.engines import make_engine
 from tests.contracts.models import BY_NAME
 
@@ -43,7 +45,7 @@ def made_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             inputs=CASE.inputs, outputs=CASE.outputs, engines=entries,
             golden=Golden(feed="golden/feed.npz", expected="golden/expected.npz",
                           tolerance={"openvino-cpu": 1e-5, "onnxruntime-cpu": 1e-5}))},
-        answers={"y": Answer(kind="argmax", labels=("a", "b", "c"))},
+        processing=Processing(inputs={}, outputs={"y": ClassesOutput(labels=("a", "b", "c"))}),
         accuracy={"metric": "accuracy", "value": np.float64(1.0).item()})
     return root
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 import runtimes
 from runtimes.arrays import write_arrays
-from runtimes.bundle import MANIFEST, Answer, FileEntry, read_bundle
+from runtimes.bundle import MANIFEST, FileEntry, read_bundle
 from runtimes.errors import RuntimesError
 from runtimes.hashing import file_digest, tree_digest
+from runtimes.processing import Processing
+from runtimes.processing.outputs import ClassesOutput
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -29,7 +31,7 @@ def test_round_trip(made_bundle: Path) -> None:
     read = read_bundle(made_bundle)
     assert read.name == "tiny"
     assert [spec.name for spec in read.inputs + read.outputs] == ["x", "y"]
-    assert read.answers == {"y": Answer(kind="argmax", labels=("a", "b", "c"))}
+    assert read.processing == Processing(inputs={}, outputs={"y": ClassesOutput(labels=("a", "b", "c"))})
     assert read.golden.tolerance == {"openvino-cpu": 1e-5, "onnxruntime-cpu": 1e-5}
     assert read.accuracy == {"metric": "accuracy", "value": 1.0}
     assert read.digest == file_digest(made_bundle / MANIFEST)
@@ -91,7 +93,7 @@ def set_engine(**values: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(("change", "message"), [
     (lambda r: r.update(version=1), r"manifest\.json has format version 1 and this software reads version 2"),
     (lambda r: r.update(format="zip"), r"manifest\.json is not a 'compress\.bundle' record"),
-    (lambda r: r.pop("answers"), r"manifest\.json lacks 'answers'"),
+    (lambda r: r.pop("accuracy"), r"manifest\.json lacks 'accuracy'"),
     (lambda r: r.update(code="x"), r"manifest\.json has the unknown key 'code'"),
     (lambda r: r.update(chain=[]), "'chain' must be an object"),
     (lambda r: r.update(processing=1), "'processing' must be an object"),
@@ -114,7 +116,7 @@ def set_engine(**values: Any) -> Callable[[dict[str, Any]], Any]:
      r"golden feed 'golden/other\.npz' is not one of the files"),
     (lambda r: r["graphs"]["main"]["golden"]["tolerance"].update(x=-1), "tolerance of 'x' is -1"),
     (lambda r: r["graphs"]["main"]["golden"]["tolerance"].update(x=10**400), "tolerance of 'x' is too large"),
-    (lambda r: r["answers"]["y"].update(kind="beam"), "answer 'y': 'kind' is 'beam'"),
+    (lambda r: r["processing"]["outputs"]["y"].update(kind="beam"), "processing of 'y': 'kind' is 'beam'"),
     (set_engine(path="../engines"), "engine 'openvino-cpu' names the path"),
     (set_engine(path="golden"), r"engine 'openvino-cpu': no file golden/engine\.json is listed"),
     (set_engine(digest="0"), "engine 'openvino-cpu': the files below .* do not add up"),
