@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.sshd import Sshd
 
 sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # small_recipe is imported by the recipes that name its factory
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +43,29 @@ def finished(small_files: Path) -> Path:
 
     compress.run(small_files / "recipe.yaml", command="compress run recipe.yaml")
     return small_files
+
+
+@pytest.fixture(scope="session")
+def running_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    from compress.errors import CompressError
+    from tests.sshd import have_ssh, started_sshd
+
+    if not have_ssh():
+        pytest.skip("the OpenSSH client is not installed")
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(started_sshd(tmp_path_factory.mktemp("sshd")))
+        except CompressError as error:
+            pytest.skip(f"no sshd to test with: {error}")
+        yield server
+
+
+@pytest.fixture
+def sshd(running_sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    """A device reached over ssh at ``sshd.address``; COMPRESS_SSH is set to reach it. Its network works again after."""
+    monkeypatch.setenv("COMPRESS_SSH", running_sshd.ssh)
+    yield running_sshd
+    running_sshd.resume()
 
 
 @pytest.fixture

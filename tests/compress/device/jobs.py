@@ -1,0 +1,48 @@
+"""Measuring jobs on the tiny matmul, and devices with short waits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.device import Device
+from compress.device.bootstrap import ONE_LINE
+from compress.device.link import Link
+from runtimes.arrays import write_arrays
+from tests.contracts.engines import make_engine
+from tests.contracts.models import BY_NAME
+
+QUICK = {"beat_s": 0.2, "silence_s": 2.0, "lost_s": 3.0}
+
+
+def make_job(folder: Path, *, duration_s: float = 0.02) -> dict[str, Any]:
+    """An engine, a feed and two shards in ``folder``, and a job that times it and runs the shards through it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = folder / "engine"
+    make_engine(BY_NAME["matmul"], "onnxruntime", engine)
+    x = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    write_arrays(folder / "feed.npz", {"x": x[:2]})
+    for number, part in enumerate((x[:5], x[5:])):
+        (folder / str(number)).mkdir()
+        write_arrays(folder / str(number) / "0000.npz", {"x": part})
+    return {
+        "engine": str(engine), "threads": 1,
+        "latency": {"feed": str(folder / "feed.npz"), "warmup_s": 0.01, "duration_s": duration_s, "min_runs": 5},
+        "outputs": {"shards": [str(folder / "0/0000.npz"), str(folder / "1/0000.npz")], "inputs": ["x"], "batch": 3,
+                    "into": str(folder / "outputs.npz")},
+        "layers": False,
+    }
+
+
+def local_command(cache: Path) -> list[str]:
+    """A device that is a process of this machine with a cache of its own; no ssh between."""
+    return ["env", f"COMPRESS_CACHE={cache}", "OMP_NUM_THREADS=1", sys.executable, "-c", ONE_LINE, "compress"]
+
+
+def quick(command: list[str], name: str = "board", explain: Callable[[str], str | None] = lambda stderr: None) -> Device:
+    """A device at the end of ``command`` that is given up after seconds."""
+    return Device(Link(command, name, explain=explain, **QUICK), name)
