@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: setup demo test test-fast lint clean
+.PHONY: setup demo emulator test test-fast lint clean
 
 setup: $(VENV)/.done
 
@@ -17,6 +17,10 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/compress demo $(DEMO)
 	$(BIN)/compress run $(DEMO)/recipe.yaml
+
+# The emulated ARM64 device: about 100 MB into the cache folder, at its first use or here ahead of time.
+emulator: setup
+	$(BIN)/python -m compress.device.emulator
 
 lint: setup
 	$(BIN)/ruff check .

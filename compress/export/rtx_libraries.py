@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
+from compress.wheels import fetch_wheels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +28,6 @@ else:
 
 _WHEELS = Path(__file__).with_name("rtx_libraries.toml")
 _STUB = Path(__file__).with_name("plugin_stub.c")
-_FETCH_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,22 +87,10 @@ def _set_up(folder: Path, wheels: dict[str, Any]) -> None:
 
 
 def _fetch(wheels: dict[str, Any], into: Path) -> None:
-    into.mkdir()
-    requirements = into / "requirements.txt"
-    requirements.write_text("".join(
-        " ".join([package, *(f"--hash=sha256:{digest}" for digest in digests)]) + "\n"
-        for package, digests in zip(wheels["packages"], wheels["sha256"], strict=True)
-    ))
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
-               "--disable-pip-version-check", "--quiet", "--retries=1", "--timeout=30",
-               "--dest", str(into), "--requirement", str(requirements)]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise _unavailable(f"fetching its wheels took more than {_FETCH_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line and not line.startswith("WARNING")]
-        raise _unavailable(f"pip could not fetch its wheels ({' '.join(lines[-1:]) or 'it said nothing'})")
+        fetch_wheels(dict(zip(wheels["packages"], wheels["sha256"], strict=True)), into)
+    except CompressError as error:
+        raise _unavailable(str(error)) from error
 
 
 def _unpack(wheel: Path, folder: Path, libraries: dict[str, str]) -> None:
