@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtimes.arithmetic import is_arithmetic, macs
 from runtimes.backends import Layer, Runner, read_files, zero_feed
 from runtimes.engine import Engine
-from runtimes.errors import RuntimesError
+from runtimes.errors import LimitError, RuntimesError
 from runtimes.onnxfile import refuse_external_data
+from runtimes.onnxgraph import Node, read_nodes
 from runtimes.spec import Feed
 
 # The session options an engine may set: how to compute, never where to read or write.
@@ -26,6 +29,7 @@ OPTIONS = frozenset({
 PRECISIONS = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8",
               "int32": "i32", "int64": "i64"}
 PROFILED_RUNS = 10
+LARGEST_READ_BACK = 1_000_000_000   # bytes of a model whose optimised graph is written out and read for its layers
 FATAL_ONLY = 4      # its log goes to stderr; what went wrong arrives as an exception
 
 
@@ -52,17 +56,41 @@ class ONNXRuntimeRunner:
             raise RuntimesError(f"engine {self._engine.path}: ONNX Runtime cannot run this feed: {error}") from error
         return dict(zip(self._names, map(_owned, results), strict=True))
 
+    def run_within(self, feed: Feed, timeout_s: float) -> dict[str, np.ndarray]:
+        """As :meth:`run`, stopped after ``timeout_s``; the layer it is in is computed to its end."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = FATAL_ONLY
+        timer = threading.Timer(timeout_s, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        where = f"engine {self._engine.path}"
+        try:
+            results = self._session.run(self._names, feed, options)
+        except Exception as error:  # its exceptions share no base class
+            if options.terminate:
+                raise LimitError(f"{where}: stopped, not done after {timeout_s} s") from error
+            raise RuntimesError(f"{where}: ONNX Runtime cannot run this feed: {error}") from error
+        finally:
+            timer.cancel()
+        return dict(zip(self._names, map(_owned, results), strict=True))
+
     def layers(self, feed: Feed | None = None) -> list[Layer]:
         feed = zero_feed(self._engine) if feed is None else feed
+        files = read_files(self._engine)
         with tempfile.TemporaryDirectory() as folder:
-            options = self._options()
+            options, optimised = self._options(), Path(folder) / "optimised.onnx"
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = _open(self._engine, read_files(self._engine), options)
+            if len(files[self._engine.entry]) <= LARGEST_READ_BACK:
+                options.optimized_model_filepath = str(optimised)
+            session = _open(self._engine, files, options)
             for _ in range(PROFILED_RUNS + 1):
                 session.run(self._names, dict(feed))
             events = json.loads(Path(session.end_profiling()).read_bytes())
-        return _layers(event for event in events if event.get("cat") == "Node" and "op_name" in event["args"])
+            graph = Graph(files[self._engine.entry], optimised.read_bytes() if optimised.is_file() else b"")
+        return _layers((event for event in events if event.get("cat") == "Node" and "op_name" in event["args"]), graph)
 
     def versions(self) -> dict[str, str]:
         import onnxruntime
@@ -113,25 +141,88 @@ def _check_names(engine: Engine, kind: str, names: list[str], found: Iterable[An
         )
 
 
-def _layers(events: Iterable[Mapping[str, Any]]) -> list[Layer]:
+def _layers(events: Iterable[Mapping[str, Any]], graph: Graph) -> list[Layer]:
     """One layer per node of a profile; the time is the mean without the first run."""
     nodes: dict[tuple[str, str], tuple[Mapping[str, Any], list[float]]] = {}
     for event in events:
         key = (event["args"]["node_index"], event["name"])
         nodes.setdefault(key, (event["args"], []))[1].append(float(event["dur"]))
-    return [
-        Layer(
-            name=name.removesuffix("_kernel_time"),
-            type=args["op_name"],
-            precision=_precision(args),
-            time_us=float(np.mean(times[1:] or times)),
-        )
-        for (_, name), (args, times) in nodes.items()
-    ]
+    return [_layer(name.removesuffix("_kernel_time"), args, times, graph) for (_, name), (args, times) in nodes.items()]
 
 
-def _precision(args: Mapping[str, Any]) -> str:
-    """int8 where an input is (MatMulIntegerToFloat, QLinearConv, a quantized Gather, Q, DQ), else the result's type."""
-    inputs = [PRECISIONS.get(kind, kind) for tensor in args["input_type_shape"] for kind in tensor]
-    outputs = [PRECISIONS.get(kind, kind) for tensor in args["output_type_shape"] for kind in tensor]
-    return "int8" if "int8" in inputs else (outputs or inputs or ["unknown"])[0]
+def _layer(name: str, args: Mapping[str, Any], times: list[float], graph: Graph) -> Layer:
+    kind, node = args["op_name"], graph.ran.get(name)
+    inputs, outputs = _tensors(args, "input_type_shape"), _tensors(args, "output_type_shape")
+    precisions = [kind for kind, _ in inputs]
+    counted, count = is_arithmetic(kind), None
+    if counted:
+        turned = node is not None and node.integers.get("transA") == 1
+        count = macs(kind, [shape for _, shape in inputs], outputs[0][1] if outputs else None, transposed=turned)
+    return Layer(
+        name=name,
+        type=kind,
+        # int8 where an input is: MatMulIntegerToFloat, QLinearConv, a quantized Gather, Q, DQ; else the result's type
+        precision="int8" if "int8" in precisions else ([kind for kind, _ in outputs] or precisions or ["unknown"])[0],
+        time_us=float(np.mean(times[1:] or times)),
+        nodes=(name,) if name in graph.asked else graph.nodes_of(node) if node else (),
+        macs=count,
+        seen=graph.seen(node, precisions) if counted and node and "int8" not in precisions else None,
+    )
+
+
+def _tensors(args: Mapping[str, Any], key: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Precision and shape of each tensor, as a profile gives them; packed constants are left out by ONNX Runtime."""
+    pairs = [(kind, shape) for tensor in args[key] for kind, shape in tensor.items()]
+    return [(PRECISIONS.get(kind, kind), tuple(shape)) for kind, shape in pairs]
+
+
+class Graph:
+    """The graph ONNX Runtime made of a model, beside the model's own: which operators a layer is of, and why not int8.
+
+    ``asked`` are the model's nodes and ``ran`` those of the optimised graph, by name; without that graph ``ran`` is
+    empty and nothing is told.
+    """
+
+    def __init__(self, model: bytes, optimised: bytes) -> None:
+        original, made = read_nodes(model), read_nodes(optimised)
+        self.asked = {node.name: node for node in original if node.name}
+        self.ran = {node.name: node for node in made}
+        self._makers = {output: node.name for node in original for output in node.outputs}
+        self._sources = {output: node for node in made for output in node.outputs}
+        self._readers: dict[str, list[Node]] = {}
+        for node in made:
+            for value in node.inputs:
+                self._readers.setdefault(value, []).append(node)
+
+    def nodes_of(self, node: Node, depth: int = 2) -> tuple[str, ...]:
+        """The model's operator that makes what ``node`` makes; of a node added, those of its readers or sources."""
+        if node.name in self.asked:
+            return (node.name,)
+        found = [name for output in node.outputs if (name := self._makers.get(output))]
+        if found or not depth:
+            return tuple(found)
+        readers = [reader for output in node.outputs for reader in self._readers.get(output, [])]
+        sources = [self._sources[value] for value in node.inputs if value in self._sources]
+        for near in (readers, sources):
+            names = tuple(dict.fromkeys(name for other in near for name in self.nodes_of(other, depth - 1)))
+            if names:
+                return names
+        return ()
+
+    def seen(self, node: Node, precisions: Sequence[str]) -> str:
+        """What the optimised graph shows of a node that runs in float; ONNX Runtime gives no reason of its own.
+
+        The two it has are those of its Q/DQ fusion (core/optimizer/qdq_transformer/selectors_actions): an int8 Conv
+        takes a QuantizeLinear behind it, and an int8 Gemm no float bias.
+        """
+        makers = [self._sources.get(value) for value in node.inputs]
+        sources = ["a constant or input" if maker is None else maker.op for maker in makers]
+        readers = [reader.op for output in node.outputs for reader in self._readers.get(output, [])]
+        told = f"{'/'.join(dict.fromkeys(precisions[:2]))} operands from {' and '.join(sources[:2])}"
+        told += f", result read by {' and '.join(dict.fromkeys(readers)) or 'no node'}"
+        if sources[:2] == ["DequantizeLinear"] * 2:
+            if "Conv" in node.op and "QuantizeLinear" not in readers:
+                told += "; an int8 Conv needs a QuantizeLinear right behind it"
+            elif "Gemm" in node.op and len(node.inputs) > 2 and sources[2] != "DequantizeLinear":
+                told += "; an int8 Gemm takes no float bias"
+        return told

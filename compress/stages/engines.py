@@ -97,8 +97,8 @@ def _build(
         export_onnx(model.load(), target, into / "model.onnx")
         return {}
 
-    settings = {"opset": target.opset, "names": "component::node"}
-    onnx = filing.artifact("onnx", settings, {"model": model.digest}, write_onnx)
+    written = {"opset": target.opset, "names": "component::node"}
+    onnx = filing.artifact("onnx", written, {"model": model.digest}, write_onnx)
     path = onnx.path / "model.onnx"
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:

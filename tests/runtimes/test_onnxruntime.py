@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 from runtimes import onnxruntime
 from runtimes.backends import open_engine
 from runtimes.engine import read_engine
 from runtimes.errors import RuntimesError
+
+NOTHING = onnxruntime.Graph(b"", b"")
 
 
 def event(name: str, operator: str, dur: int, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
@@ -32,14 +36,58 @@ def event(name: str, operator: str, dur: int, inputs: list[str], outputs: list[s
     ("Odd", [], [], "unknown"),
 ])
 def test_precision_of_a_node(operator: str, inputs: list[str], outputs: list[str], precision: str) -> None:
-    (layer,) = onnxruntime._layers([event("n", operator, 5, inputs, outputs)])
+    (layer,) = onnxruntime._layers([event("n", operator, 5, inputs, outputs)], NOTHING)
     assert (layer.name, layer.type, layer.precision) == ("n", operator, precision)
 
 
 def test_the_first_run_is_not_counted() -> None:
     events = [event("a", "Add", dur, ["float"], ["float"]) for dur in (1000, 10, 20)]
-    (layer,) = onnxruntime._layers(events)
+    (layer,) = onnxruntime._layers(events, NOTHING)
     assert layer.time_us == 15.0
+
+
+def made(name: str, operator: str, inputs: list[str], outputs: list[str], **integers: int) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs, outputs, name=name, **integers)
+
+
+def graph_of(nodes: list[onnx.NodeProto]) -> bytes:
+    return bytes(helper.make_model(helper.make_graph(nodes, "g", [], [])).SerializeToString())
+
+
+MODEL = graph_of([
+    made("a::dq_x", "DequantizeLinear", ["x8", "s"], ["x"]), made("a::dq_w", "DequantizeLinear", ["w8", "s"], ["w"]),
+    made("a::conv", "Conv", ["x", "w", "bias"], ["c"]), made("a::gelu", "Gelu", ["c"], ["g"]),
+    made("b::gemm", "Gemm", ["x", "w", "bias"], ["m"]), made("b::relu", "Relu", ["m"], ["r"]),
+])
+OPTIMISED = graph_of([
+    made("a::dq_x", "DequantizeLinear", ["x8", "s"], ["x"]), made("a::dq_w", "DequantizeLinear", ["w8", "s"], ["w"]),
+    made("a::conv", "Conv", ["x", "w", "bias"], ["c"]), made("BiasGelu", "BiasGelu", ["c"], ["g"]),
+    made("fused", "FusedGemm", ["x", "w", "bias"], ["r"], transA=1),
+    made("reorder", "ReorderOutput", ["elsewhere"], ["r_nchwc"]), made("b::end", "Identity", ["r_nchwc"], ["end"]),
+])
+
+
+def test_layers_know_their_operators_and_why_they_are_float() -> None:
+    graph = onnxruntime.Graph(MODEL, OPTIMISED)
+    events = [event("a::conv", "Conv", 5, ["float", "float", "float"], ["float"]),
+              event("BiasGelu", "BiasGelu", 5, ["float", "float"], ["float"]),
+              event("fused", "FusedGemm", 5, ["float", "float"], ["float"])]
+    events[2]["args"] |= {"input_type_shape": [{"float": [64, 2]}], "output_type_shape": [{"float": [2, 8]}]}
+    conv, gelu, gemm = onnxruntime._layers(events, graph)
+    assert [layer.nodes for layer in (conv, gelu, gemm)] == [("a::conv",), ("a::gelu",), ("b::relu",)]
+    assert conv.seen == ("f32 operands from DequantizeLinear and DequantizeLinear, result read by BiasGelu; "
+                         "an int8 Conv needs a QuantizeLinear right behind it")
+    assert gelu.seen is None
+    assert gemm.seen == ("f32 operands from DequantizeLinear and DequantizeLinear, result read by no node; "
+                         "an int8 Gemm takes no float bias")
+    assert gemm.macs == 64 * 2 * 8      # the first operand is transposed, the second packed away
+    assert (gelu.macs, conv.macs) == (None, None)
+
+
+def test_a_node_that_was_added_serves_its_neighbours() -> None:
+    graph = onnxruntime.Graph(graph_of([made("b::end", "Identity", ["r"], ["end"])]), OPTIMISED)
+    assert graph.nodes_of(graph.ran["reorder"]) == ("b::end",)
+    assert NOTHING.nodes_of(graph.ran["a::conv"]) == ()
 
 
 def test_cpu_only(made_bundle: Path) -> None:
