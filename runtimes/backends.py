@@ -7,12 +7,12 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from runtimes.engine import Engine
-from runtimes.errors import RuntimesError
+from runtimes.errors import DeviceGone, RuntimesError
 from runtimes.hashing import bytes_digest, json_digest, tree_paths
 from runtimes.spec import Feed
 
@@ -67,6 +67,14 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class StoppableRunner(Runner, Protocol):
+    """A runner whose backend can be told to stop in the middle of a run."""
+
+    def run_within(self, feed: Feed, timeout_s: float) -> dict[str, np.ndarray]:
+        """As ``run``; one that is not done after ``timeout_s`` is stopped, raises LimitError, and leaves it usable."""
+
+
 def open_engine(engine: Engine, *, threads: int | None = None, expected: Mapping[str, str] | None = None) -> Runner:
     """Open ``engine`` with its backend.
 
@@ -98,12 +106,12 @@ def open_engine(engine: Engine, *, threads: int | None = None, expected: Mapping
 
 
 def import_backend(name: str) -> None:
-    """Import the vendor's package of a backend, or say how to install it."""
+    """Import the vendor's package of a backend, or say how to install it (DeviceGone)."""
     backend = find_backend(name)
     try:
         importlib.import_module(backend.package)
     except ImportError as error:
-        raise RuntimesError(
+        raise DeviceGone(
             f"backend {name!r} is not installed ({error}): {install_command(name)}"
         ) from error
 

@@ -13,5 +13,5 @@ class LimitError(RuntimesError):
     """A feed, an engine or a run beyond the :class:`runtimes.ResourceLimits` of its session."""
 
 
-class DeviceGone(RuntimesError):
+class DeviceGone(RuntimesError):  # noqa: N818 - what happened, as an app asks
     """What an engine runs on is not usable: its backend's package, or its device, which may have stopped answering."""

@@ -12,7 +12,7 @@ import numpy as np
 from runtimes.arithmetic import is_arithmetic, macs
 from runtimes.backends import COMPONENT_MARK, Layer, Runner, read_files, zero_feed
 from runtimes.engine import Engine
-from runtimes.errors import RuntimesError
+from runtimes.errors import DeviceGone, LimitError, RuntimesError
 from runtimes.spec import Feed
 
 # The options an engine may set: how to compute, never where to read or write (CACHE_DIR, CONFIG_FILE).
@@ -31,7 +31,7 @@ def open_runner(engine: Engine, files: Mapping[str, bytes], threads: int | None)
 
 
 class OpenVINORunner:
-    """One compiled model with one infer request; concurrent calls of :meth:`run` take turns."""
+    """One compiled model, and as many infer requests as it can run at once; callers beyond those wait for one."""
 
     def __init__(self, engine: Engine, files: Mapping[str, bytes], threads: int | None) -> None:
         self._engine = engine
@@ -39,19 +39,52 @@ class OpenVINORunner:
         self._compiled = _compile(engine, files, self._settings)
         self._inputs = _positions(engine, "input", [s.name for s in engine.inputs], self._compiled.inputs)
         self._outputs = _positions(engine, "output", [s.name for s in engine.outputs], self._compiled.outputs)
-        self._request = self._compiled.create_infer_request()
-        self._lock = threading.Lock()
+        self._free = threading.Semaphore(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._requests = [self._compiled.create_infer_request()]    # the others are made when first needed
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         arrays = {position: feed[name] for name, position in self._inputs.items()}
-        with self._lock:
+        with self._free:
+            request = self._take()
             try:
                 # Inputs are read where they are; outputs are copied out of the request's own buffers.
-                results = self._request.infer(arrays, share_inputs=True, share_outputs=False).to_tuple()
+                results = request.infer(arrays, share_inputs=True, share_outputs=False).to_tuple()
             except RuntimeError as error:
-                where = f"engine {self._engine.path}"
-                raise RuntimesError(f"{where}: OpenVINO cannot run this feed: {_last(error)}") from error
+                raise self._failure(error) from error
+            finally:
+                self._requests.append(request)
         return {name: results[position] for name, position in self._outputs.items()}
+
+    def run_within(self, feed: Feed, timeout_s: float) -> dict[str, np.ndarray]:
+        """As :meth:`run`, stopped after ``timeout_s``; the layer it is in is computed to its end."""
+        arrays = {position: feed[name] for name, position in self._inputs.items()}
+        with self._free:
+            request, late = self._take(), False
+            try:
+                request.start_async(arrays, share_inputs=True)
+                late = not request.wait_for(max(1, round(timeout_s * 1e3)))
+                if late:
+                    request.cancel()
+                request.wait()      # the run itself does not see a cancel that comes after its last layer
+                return {name: request.get_output_tensor(at).data.copy() for name, at in self._outputs.items()}
+            except RuntimeError as error:
+                if late:
+                    raise LimitError(f"engine {self._engine.path}: stopped, not done after {timeout_s} s") from error
+                raise self._failure(error) from error
+            finally:
+                self._requests.append(request)
+
+    def _take(self) -> Any:
+        try:
+            return self._requests.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def _failure(self, error: RuntimeError) -> RuntimesError:
+        where = f"engine {self._engine.path}"
+        if self._engine.device != "CPU" and not _is_here(self._engine.device):
+            return DeviceGone(f"{where}: its {self._engine.device} is gone: {_last(error)}")
+        return RuntimesError(f"{where}: OpenVINO cannot run this feed: {_last(error)}")
 
     def layers(self, feed: Feed | None = None) -> list[Layer]:
         feed = zero_feed(self._engine) if feed is None else feed
@@ -72,20 +105,32 @@ class OpenVINORunner:
         return {"openvino": str(openvino.__version__)}
 
     def close(self) -> None:
-        del self._request, self._compiled
+        self._requests.clear()
+        del self._compiled
 
 
 def _compile(engine: Engine, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Any:
     import openvino
 
     core = openvino.Core()
+    if not _is_here(engine.device):
+        raise DeviceGone(
+            f"engine {engine.path}: OpenVINO cannot open it on {engine.device}: this machine has "
+            f"{core.available_devices}; install the driver of the {engine.device}, or take the engine of another target"
+        )
     try:
         return core.compile_model(_read(engine, files), engine.device, dict(settings))
     except RuntimeError as error:
         raise RuntimesError(
-            f"engine {engine.path}: OpenVINO cannot open it on {engine.device} (this machine has "
-            f"{core.available_devices}): {_last(error)}"
+            f"engine {engine.path}: OpenVINO cannot open it on {engine.device}: {_last(error)}"
         ) from error
+
+
+def _is_here(device: str) -> bool:
+    """Whether OpenVINO finds such a device now: "GPU" is also "GPU.0"."""
+    import openvino
+
+    return any(found.partition(".")[0] == device for found in openvino.Core().available_devices)
 
 
 def _read(engine: Engine, files: Mapping[str, bytes]) -> Any:

@@ -12,7 +12,8 @@ from runtimes.errors import RuntimesError
 
 T = TypeVar("T")
 
-_JSON_NAMES = {str: "a string", int: "an integer", float: "a number", list: "a list", dict: "an object"}
+_JSON_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", list: "a list",
+               dict: "an object"}
 
 
 def parse_record(data: bytes, where: str, *, format: str, version: int) -> dict[str, Any]:

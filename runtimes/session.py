@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, Literal, cast, get_args, overload
 
 import numpy as np
 
-from runtimes.backends import BACKENDS, Runner, find_backend, install_command, is_installed, open_engine
-from runtimes.bundle import Bundle, EngineEntry, Golden, GraphEntry, read_bundle
+from runtimes.backends import Runner, StoppableRunner, open_engine, zero_feed
+from runtimes.bundle import Bundle, GraphEntry, read_bundle
+from runtimes.choosing import choose, choose_cpu, find_graph
 from runtimes.engine import Engine, read_engine
-from runtimes.errors import RuntimesError
+from runtimes.errors import DeviceGone, RuntimesError
+from runtimes.limits import ResourceLimits
+from runtimes.opened import Opened
+from runtimes.selftest import self_test as run_self_test
 from runtimes.signing import Key, read_key
 from runtimes.spec import TensorSpec, check_feed
 
+if TYPE_CHECKING:
+    from runtimes.chain import Chain
 
-class Session:
-    """An opened engine; a context manager. ``digest`` is the engine's, by which its measurements are filed."""
+Fallback = Literal["fail", "cpu"]
+Spare = Callable[[str], "tuple[str, Engine, Runner]"]
+NO_LIMITS = ResourceLimits()
 
-    def __init__(self, engine: Engine, runner: Runner, target: str) -> None:
+
+class Session(Opened):
+    """An opened engine; a context manager. ``digest`` is the engine's, by which its measurements are filed.
+
+    Any number of threads may run it. ``fallback`` is the reason why it runs on the CPU in place of the device it was
+    loaded for, and ``None`` while it does not; ``target``, ``engine`` and ``digest`` are then the CPU engine's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: Runner,
+        target: str,
+        *,
+        limits: ResourceLimits = NO_LIMITS,
+        spare: Spare | None = None,
+        on_fallback: Callable[[str], None] | None = None,
+    ) -> None:
+        """``spare`` opens the CPU's engine for the reason given, should the device of this one be gone."""
+        if limits.timeout_s is not None and not isinstance(runner, StoppableRunner):
+            raise RuntimesError(f"backend {engine.backend!r} cannot stop a run: leave timeout_s out of the limits")
+        self._runners = [runner]        # the last one is in use; those before it lost their device
+        super().__init__(f"session of {engine.path}", self._runners)
         self.engine = engine
         self.target = target
-        self._runner: Runner | None = runner
+        self.limits = limits
+        self.fallback: str | None = None
+        self._spare, self._on_fallback = spare, on_fallback
+        self._switching = threading.Lock()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -44,34 +80,140 @@ class Session:
     def digest(self) -> str:
         return self.engine.digest
 
-    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine once.
+    def warm_up(self, runs: int) -> None:
+        """Run zeros of the shape the engine is tuned for, ``runs`` times: the first runs of an engine are slower."""
+        feed = zero_feed(self.engine)
+        for _ in range(runs):
+            self.run_checked(feed)
 
-        Args:
-            feed: input name -> array, as :attr:`inputs` describes them.
+    def run_checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """:meth:`run` without looking at the values: for arrays that an engine returned and whose shapes fit."""
+        self._enter()
+        try:
+            return self._run_engine(arrays)
+        finally:
+            self._leave()
 
-        Returns:
-            Output name -> array; the arrays are the caller's own.
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = check_feed(self.engine.inputs, feed)
+        if self.limits.bounds_feeds:
+            self.limits.check_feed(self.engine.inputs, arrays)
+        return self._run_engine(arrays)
 
-        Raises:
-            FeedError: if the feed does not match the inputs; names the first one that does not.
-            RuntimesError: if the session is closed or the backend fails.
-        """
-        if self._runner is None:
-            raise RuntimesError(f"session of {self.engine.path} is closed: load the bundle again")
-        return self._runner.run(check_feed(self.engine.inputs, feed))
+    def _run_engine(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runner = self._runners[-1]
+        try:
+            if self.limits.timeout_s is None:
+                return runner.run(arrays)
+            return cast(StoppableRunner, runner).run_within(arrays, self.limits.timeout_s)
+        except DeviceGone as error:
+            self._switch(runner, error)
+        return self._run_engine(arrays)     # on the CPU now, which has nothing to switch to
 
-    def close(self) -> None:
-        """Give back the engine's memory; closing twice is harmless."""
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+    def _switch(self, lost: Runner, error: DeviceGone) -> None:
+        """Go over to the CPU's engine, once, and say so; raise ``error`` again where that is not wanted."""
+        with self._switching:
+            if self._runners[-1] is not lost:   # another thread has switched
+                return
+            if self._spare is None:
+                raise error
+            target, engine, runner = self._spare(str(error))
+            self._spare = None
+            self.target, self.engine, self.fallback = target, engine, str(error)
+            self._runners.append(runner)
+        self._tell()
 
-    def __enter__(self) -> Session:
-        return self
+    def _tell(self) -> None:
+        warnings.warn(f"running on {self.target!r} instead: {self.fallback}", RuntimeWarning, stacklevel=2)
+        if self._on_fallback is not None:
+            self._on_fallback(str(self.fallback))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+    def _release(self) -> None:
+        *lost, runner = self._runners
+        self._runners.clear()
+        for other in lost:
+            with suppress(RuntimesError):   # its device is gone: it may have no way to give back anything
+                other.close()
+        runner.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opening:
+    """How the engines of a bundle are opened: the arguments of :func:`load`."""
+
+    bundle: Bundle
+    backend: str | None
+    target: str | None
+    threads: int | None
+    self_test: bool
+    warmup: int
+    limits: ResourceLimits
+    fallback: Fallback
+    on_fallback: Callable[[str], None] | None
+
+    def session(self, name: str, graph: GraphEntry) -> Session:
+        before = self.limits.resident()
+        spare = self._spare(graph) if self.fallback == "cpu" else None
+        try:
+            target, engine, runner = self._open_chosen(graph)
+            reason = None
+        except DeviceGone as error:
+            if spare is None:
+                raise
+            reason = str(error)
+            target, engine, runner = spare(reason)
+            spare = None
+        try:
+            session = Session(
+                engine, runner, target, limits=self.limits, spare=spare, on_fallback=self.on_fallback)
+        except RuntimesError:
+            runner.close()
+            raise
+        try:
+            if reason is not None:
+                session.fallback = reason
+                session._tell()
+            session.warm_up(self.warmup)
+            self.limits.check_growth(before, f"graph {name!r} of {self.bundle.path}")
+            if self.self_test:
+                run_self_test(session, self.bundle, graph.golden)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _open_chosen(self, graph: GraphEntry) -> tuple[str, Engine, Runner]:
+        target, entry = choose(self.bundle, graph, self.backend, self.target)
+        expected = self.bundle.engine_files(entry)
+        return target, *self._open(read_engine(self.bundle.path / entry.path, expected=expected), expected)
+
+    def _open(self, engine: Engine, expected: Mapping[str, str]) -> tuple[Engine, Runner]:
+        size = sum((engine.path / name).stat().st_size for name in expected)
+        self.limits.check_size(size, f"engine {engine.path}")
+        return engine, open_engine(engine, threads=self.limits.threads(self.threads), expected=expected)
+
+    def _spare(self, graph: GraphEntry) -> Spare:
+        def spare(reason: str) -> tuple[str, Engine, Runner]:
+            target, engine = choose_cpu(self.bundle, graph, reason=reason)
+            return target, *self._open(engine, self.bundle.engine_files(graph.engines[target]))
+
+        return spare
+
+
+@overload
+def load(
+    bundle: Path | str | Bundle, backend: str | None = ..., *, graph: str, target: str | None = ...,
+    threads: int | None = ..., self_test: bool = ..., key: Key | None = ..., warmup: int = ...,
+    limits: ResourceLimits | None = ..., fallback: Fallback = ..., on_fallback: Callable[[str], None] | None = ...,
+) -> Session: ...
+
+
+@overload
+def load(
+    bundle: Path | str | Bundle, backend: str | None = ..., *, graph: None = ..., target: str | None = ...,
+    threads: int | None = ..., self_test: bool = ..., key: Key | None = ..., warmup: int = ...,
+    limits: ResourceLimits | None = ..., fallback: Fallback = ..., on_fallback: Callable[[str], None] | None = ...,
+) -> Session | Chain: ...
 
 
 def load(
@@ -83,91 +225,48 @@ def load(
     threads: int | None = None,
     self_test: bool = False,
     key: Key | None = None,
-) -> Session:
-    """Open a bundle, every file of it checked, and return a session of one of its engines.
+    warmup: int = 0,
+    limits: ResourceLimits | None = None,
+    fallback: Fallback = "fail",
+    on_fallback: Callable[[str], None] | None = None,
+) -> Session | Chain:
+    """Open a bundle, every file of it checked: a session of its engine, or the chain of the engines of its graphs.
 
     Args:
         bundle: its folder, or what :func:`read_bundle` made of it.
         backend: take an engine of this backend only.
         target: take the engine of this target. Where neither is given, the first engine whose backend is installed is
             taken, in the order of :data:`runtimes.backends.BACKENDS`; one that has been run before one that has not.
-        graph: which graph; needed only where the bundle holds several.
-        threads: CPU threads to run on; ``None`` leaves it to the backend.
-        self_test: run the golden feed and compare before returning.
+        graph: open this graph alone, of a bundle that holds several.
+        threads: CPU threads to run on, each graph of a chain; ``None`` leaves it to the backend.
+        self_test: run the golden feed of each graph and compare before returning.
         key: the public key the bundle must be signed with, as :func:`read_bundle` takes it.
+        warmup: run zeros that many times before returning.
+        limits: what each engine may use of the machine.
+        fallback: what happens when the backend or the device of the engine is not usable, now or at a later run:
+            ``"fail"`` raises DeviceGone; ``"cpu"`` opens the bundle's engine for the CPU in its place, once, gives a
+            RuntimeWarning and sets the session's ``fallback`` to the reason. Anything else that is wrong with an
+            engine, a changed byte above all, raises whatever this says.
+        on_fallback: called with the reason, after the warning.
 
     Raises:
         RuntimesError: if the bundle is damaged, not signed with ``key``, or holds no engine that is asked for; the
-            backend is not installed or refuses the engine; or the self-test fails.
+            backend refuses the engine; or the self-test fails.
+        DeviceGone: if the backend is not installed or its device is not there.
+        LimitError: if the engine is beyond the limits.
     """
     if not isinstance(bundle, Bundle):
         bundle = read_bundle(bundle, key=key)
     elif key is not None and bundle.signed_by != read_key(key):
         raise RuntimesError(f"bundle {bundle.path} was read without this key: read it with read_bundle(path, key=...)")
-    held = _graph(bundle, graph)
-    target, entry = _choose(bundle, held, backend, target)
-    expected = bundle.engine_files(entry)
-    engine = read_engine(bundle.path / entry.path, expected=expected)
-    session = Session(engine, open_engine(engine, threads=threads, expected=expected), target)
-    if self_test:
-        try:
-            _self_test(session, bundle, held.golden)
-        except BaseException:
-            session.close()
-            raise
-    return session
+    if fallback not in get_args(Fallback) or warmup < 0:
+        known = get_args(Fallback)
+        raise RuntimesError(f"fallback is one of {known} and warmup at least 0, got {fallback!r} and {warmup}")
+    opening = _Opening(
+        bundle=bundle, backend=backend, target=target, threads=threads, self_test=self_test, warmup=warmup,
+        limits=limits or NO_LIMITS, fallback=fallback, on_fallback=on_fallback)
+    if graph is None and (bundle.chain is not None or len(bundle.graphs) > 1):
+        from runtimes.chain import open_chain
 
-
-def _graph(bundle: Bundle, name: str | None) -> GraphEntry:
-    if name is None and len(bundle.graphs) == 1:
-        (name,) = bundle.graphs
-    if name is None or name not in bundle.graphs:
-        problem = "name one with graph=" if name is None else f"graph {name!r} is not one of them"
-        raise RuntimesError(f"bundle {bundle.path} has the graphs {list(bundle.graphs)}: {problem}")
-    return bundle.graphs[name]
-
-
-def _choose(bundle: Bundle, graph: GraphEntry, backend: str | None, target: str | None) -> tuple[str, EngineEntry]:
-    if backend is not None:
-        find_backend(backend)
-    held = {name: f"{entry.backend}, {entry.state}" for name, entry in graph.engines.items()}
-    asked = [
-        (name, entry) for name, entry in graph.engines.items()
-        if target in (None, name) and backend in (None, entry.backend) and entry.backend in BACKENDS
-    ]
-    if not asked:
-        given = {"target": target, "backend": backend}
-        wanted = " and ".join(f"{kind} {value!r}" for kind, value in given.items() if value)
-        raise RuntimesError(f"bundle {bundle.path} has no engine for {wanted or 'a known backend'}; it has {held}")
-    order = list(BACKENDS)
-    states = ("runnable", "built, not run", "build on the device")
-    asked.sort(key=lambda item: (states.index(item[1].state), order.index(item[1].backend), item[0]))
-    found = next((item for item in asked if is_installed(item[1].backend)), None)
-    if found is None:
-        needed = asked[0][1].backend
-        raise RuntimesError(
-            f"bundle {bundle.path} needs the backend {needed!r}, which is not installed: {install_command(needed)}"
-        )
-    return found
-
-
-def _self_test(session: Session, bundle: Bundle, golden: Golden) -> None:
-    where = f"self-test of {session.target!r} in bundle {bundle.path}"
-    feed, expected = bundle.read_arrays(golden.feed), bundle.read_arrays(golden.expected)
-    tolerance = golden.tolerance.get(session.target)
-    if tolerance is None:
-        raise RuntimesError(f"{where}: the manifest gives no tolerance for it; write the bundle again")
-    missing = [spec.name for spec in session.inputs if spec.name not in feed]
-    missing += [spec.name for spec in session.outputs if spec.name not in expected]
-    if missing:
-        raise RuntimesError(f"{where}: the golden arrays lack {missing[0]!r}; write the bundle again")
-    results = session.run({spec.name: feed[spec.name] for spec in session.inputs})
-    for name, result in results.items():
-        if result.shape != expected[name].shape:
-            raise RuntimesError(f"{where}: output {name!r} has shape {result.shape}, expected {expected[name].shape}")
-        difference = np.abs(result.astype(np.float64) - expected[name].astype(np.float64)).max(initial=0.0)
-        if not difference <= tolerance:  # so that NaN fails
-            raise RuntimesError(
-                f"{where}: output {name!r} differs from the expected one by {difference:.3g}, allowed {tolerance:.3g}: "
-                "this device computes something else; do not use it, and report the backend's version"
-            )
+        return open_chain(bundle, opening.session)
+    return opening.session(*find_graph(bundle, graph))
