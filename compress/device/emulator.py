@@ -1,7 +1,7 @@
 """An ARM64 device without a board: an arm64 Python with numpy and ONNX Runtime, run by qemu's user-mode emulation.
 
 Its numerics, imports and refusals are those of the board's CPU; its timings mean nothing. ``python -m
-compress.device.emulator`` does the set-up ahead of time (about 90 MB to fetch, 190 MB on the disk).
+compress.device.emulator`` does the set-up ahead of time (about 110 MB to fetch, 180 MB on the disk).
 
 Only user space is emulated, and only below one folder: ``/proc`` and ``/sys`` hold what the library must see of a
 Raspberry Pi 5's CPU and nothing of this machine, so that what the board would read there is "not measured".
@@ -118,7 +118,7 @@ def _add_system_files(root: Path, cpu: dict[str, Any]) -> None:
     python.write_text(_LAUNCHER.format(cpu=cpu["model"], python=_PYTHON))
     python.chmod(0o755)
     (root / "usr/bin/python3").symlink_to(python.name)
-    described = "".join(f"processor\t: {core}{cpu['cpuinfo']}\n" for core in range(cpu["cores"]))
+    described = "".join(f"processor\t: {core}\n{cpu['cpuinfo']}\n" for core in range(cpu["cores"]))
     every_core = f"0-{cpu['cores'] - 1}\n"
     files = {
         "proc/cpuinfo": described,
