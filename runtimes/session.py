@@ -17,6 +17,7 @@ from runtimes.bundle import Bundle, GraphEntry, read_bundle
 from runtimes.choosing import choose, choose_cpu, find_graph
 from runtimes.engine import Engine, read_engine
 from runtimes.errors import DeviceGone, RuntimesError
+from runtimes.hashing import tree_paths
 from runtimes.limits import ResourceLimits
 from runtimes.opened import Opened
 from runtimes.selftest import self_test as run_self_test
@@ -185,10 +186,15 @@ class _Opening:
     def _open_chosen(self, graph: GraphEntry) -> tuple[str, Engine, Runner]:
         target, entry = choose(self.bundle, graph, self.backend, self.target)
         expected = self.bundle.engine_files(entry)
-        return target, *self._open(read_engine(self.bundle.path / entry.path, expected=expected), expected)
+        engine = read_engine(self.bundle.path / entry.path, expected=expected)
+        if engine.state != "build on the device":
+            return target, *self._open(engine, expected)
+        from runtimes.built import built_engine
 
-    def _open(self, engine: Engine, expected: Mapping[str, str]) -> tuple[Engine, Runner]:
-        size = sum((engine.path / name).stat().st_size for name in expected)
+        return target, *self._open(built_engine(engine, expected=expected), None)
+
+    def _open(self, engine: Engine, expected: Mapping[str, str] | None) -> tuple[Engine, Runner]:
+        size = sum(path.stat().st_size for path in tree_paths(engine.path).values())
         self.limits.check_size(size, f"engine {engine.path}")
         return engine, open_engine(engine, threads=self.limits.threads(self.threads), expected=expected)
 
@@ -237,6 +243,7 @@ def load(
         backend: take an engine of this backend only.
         target: take the engine of this target. Where neither is given, the first engine whose backend is installed is
             taken, in the order of :data:`runtimes.backends.BACKENDS`; one that has been run before one that has not.
+            An engine to be built on the device is built first, which takes minutes, unless that was done before.
         graph: open this graph alone, of a bundle that holds several.
         threads: CPU threads to run on, each graph of a chain; ``None`` leaves it to the backend.
         self_test: run the golden feed of each graph and compare before returning.

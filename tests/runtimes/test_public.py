@@ -30,10 +30,10 @@ def run_python(code: str, *arguments: str) -> str:
 def test_public_names() -> None:
     assert sorted(runtimes.__all__) == sorted(set(runtimes.__all__))
     assert set(runtimes.__all__) == {
-        "load", "Session", "Bundle", "read_bundle",
+        "load", "Session", "Chain", "Batcher", "ResourceLimits", "Bundle", "read_bundle",
         "Engine", "read_engine", "write_engine", "open_engine", "Runner", "Layer", "BACKENDS",
         "Feed", "TensorSpec", "Dim", "check_feed",
-        "RuntimesError", "FeedError",
+        "RuntimesError", "FeedError", "LimitError", "DeviceGone",
     }
     assert all(hasattr(runtimes, name) for name in runtimes.__all__)
 
