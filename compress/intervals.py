@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -11,6 +12,7 @@ import numpy as np
 from compress.errors import CompressError
 
 CONFIDENCE = 0.95
+DIFFERENT = 0.99  # of the interval that decides whether two engines differ in speed
 RESAMPLES = 5000
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
@@ -131,13 +133,16 @@ def tango_interval(lost: float, won: float, n: float) -> tuple[float, float]:
     return bound(-1.0), bound(1.0)
 
 
-def median_interval(values: np.ndarray | list[float]) -> tuple[float, float, float]:
+def median_interval(
+    values: np.ndarray | Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
     """``(low, high, coverage)`` for the median over restarts, from order statistics, whatever the distribution.
 
     The k-th smallest and k-th largest of n values enclose the median with probability ``1 - 2 P(Bin(n, 1/2) < k)``; the
-    largest k that reaches 95 % is taken (David and Nagaraja 2003, Order Statistics, section 7.1). Six values are the
-    fewest that do (the smallest and the largest: 96.9 %); below that the range is returned with the coverage it has.
-    An interval over the runs inside a process would be far too narrow: they are not independent.
+    largest k that reaches ``confidence`` is taken (David and Nagaraja 2003, Order Statistics, section 7.1). Six values
+    are the fewest that reach 95 % (the smallest and the largest: 96.9 %), and eight 99 %; below that the range is
+    returned with the coverage it has. An interval over the runs inside a process would be far too narrow: they are not
+    independent.
     """
     ordered = sorted(float(value) for value in values)
     n = len(ordered)
@@ -147,10 +152,21 @@ def median_interval(values: np.ndarray | list[float]) -> tuple[float, float, flo
     chosen, coverage = 0, 1 - 2 * 0.5**n
     for k in range((n + 1) // 2):
         below += math.comb(n, k) * 0.5**n
-        if 1 - 2 * below < CONFIDENCE:
+        if 1 - 2 * below < confidence:
             break
         chosen, coverage = k, 1 - 2 * below
     return ordered[chosen], ordered[n - 1 - chosen], coverage
+
+
+def is_different(ratios: Sequence[float]) -> bool | None:
+    """Whether two engines differ in speed, from the ratio of their times in each round: the one place that decides it.
+
+    They do if an interval of 99 % for the median ratio leaves out 1, so that of a hundred comparisons of an engine with
+    itself one is called different. With six or seven rounds the interval is their range, which has 97 or 98 %; with
+    fewer nothing can be said (None).
+    """
+    low, high, coverage = median_interval(ratios, DIFFERENT)
+    return None if coverage < CONFIDENCE else not low <= 1 <= high
 
 
 def _checked(scores: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from compress.bench.record import Role
+from compress.bench.record import Role, Scenario
 from compress.errors import CompressError
 from compress.targets import Target
 from runtimes.engine import Engine
@@ -22,9 +22,9 @@ class Plan:
     min_runs: int
 
 
-# Six restarts are the fewest whose order statistics enclose the median with 95 %.
+# Six restarts are the fewest whose order statistics enclose the median with 95 %, eight with 99 %.
 PRESETS: Mapping[str, Plan] = {
-    "quick": Plan(restarts=6, warmup_s=0.3, duration_s=1.0, min_runs=30),
+    "quick": Plan(restarts=8, warmup_s=0.3, duration_s=1.0, min_runs=30),
     "full": Plan(restarts=12, warmup_s=1.0, duration_s=5.0, min_runs=200),
 }
 
@@ -33,9 +33,13 @@ PRESETS: Mapping[str, Plan] = {
 class BenchConfig:
     """How to measure. What is None is the preset's."""
 
-    preset: Literal["quick", "full"] = field(default="quick", metadata={"help": "quick (6 restarts) or full (12)"})
+    preset: Literal["quick", "full"] = field(default="quick", metadata={"help": "quick (8 restarts) or full (12)"})
+    scenario: Scenario = field(
+        default="single_stream",
+        metadata={"help": "a query is one sample, eight of them, or as many as the engine takes at once"},
+    )
     restarts: int | None = field(default=None, metadata={"help": "processes per engine, instead of the preset's"})
-    warmup_s: float | None = field(default=None, metadata={"help": "seconds not counted in each process"})
+    warmup_s: float | None = field(default=None, metadata={"help": "seconds not counted; up to ten times until steady"})
     duration_s: float | None = field(default=None, metadata={"help": "seconds timed in each process"})
     min_runs: int | None = field(default=None, metadata={"help": "fewest runs timed in each process"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: the physical cores available"})
@@ -45,6 +49,8 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise CompressError(f"unknown preset {self.preset!r}, expected one of {list(PRESETS)}")
+        if self.scenario not in get_args(Scenario):
+            raise CompressError(f"unknown scenario {self.scenario!r}, expected one of {list(get_args(Scenario))}")
         for name in ("restarts", "min_runs", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise CompressError(f"{name} must be at least 1, got {value}")
@@ -75,3 +81,7 @@ class Candidate:
     def runs_here(self) -> bool:
         """Whether figures taken on this machine are this target's: a board's engine may run here, and tell nothing."""
         return self.engine.state == "runnable" and self.target.reach == "local"
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.engine.path.rglob("*") if path.is_file())

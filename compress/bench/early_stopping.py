@@ -1,4 +1,4 @@
-"""Early-stopping estimates of a percentile, as MLPerf's LoadGen gives them: what a run that ended early may still claim.
+"""Early-stopping estimates of a percentile as MLPerf's LoadGen gives them: what a run that ended early may still claim.
 
 After ``count`` queries the estimate of the p-th percentile is the t-th largest latency, where t is the largest number
 for which t or fewer of ``count`` independent queries would lie beyond the percentile with less than 1 %. Fewer queries

@@ -1,8 +1,8 @@
-"""What the processes of a candidate measured, and the row of the record it becomes."""
+"""What the processes of a candidate measured so far."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,81 +11,71 @@ import numpy as np
 from compress.bench import figures, layers
 from compress.bench.agent import AgentError
 from compress.bench.config import Candidate
-from compress.bench.record import Accuracy, BenchRow, Latency, LayerRow
-from compress.metrics import Metric
+from compress.bench.record import EmulatedParity, Latency, LayerRow
+from compress.metrics import Metric, Outputs
 from runtimes.arrays import read_arrays
+from runtimes.engine import Engine
 
 
 class Measured:
-    """What the processes of one candidate gave so far, or why the first that failed did."""
+    """What the processes of one candidate gave so far, or why the first that failed did.
 
-    def __init__(self, candidate: Candidate) -> None:
+    ``engine`` is the one that runs: of an engine that is built on the device, the built one, None until it is.
+    """
+
+    def __init__(self, candidate: Candidate, *, emulated: bool) -> None:
         self.candidate = candidate
+        self.engine: Engine | None = None if candidate.engine.state == "build on the device" else candidate.engine
+        self.emulated = emulated
         self.failure: str | None = None
+        self.lost: str | None = None               # what became of its device
         self.rounds: list[dict[str, Any]] = []     # results of the timing processes, in order
         self.layers: tuple[LayerRow, ...] = ()
         self.scores: np.ndarray | None = None      # shape (samples,)
+        self.outputs: Outputs | None = None        # under emulation alone, until they are compared
+        self.parity: EmulatedParity | None = None
 
     @property
-    def latency(self) -> Latency:
-        return figures.latency([result["latencies_ns"] for result in self.rounds])
+    def latency(self) -> Latency | None:
+        if not self.rounds:
+            return None
+        warmups = [result["warmup"]["seconds"] for result in self.rounds if result.get("warmup")]
+        return figures.latency([result["latencies_ns"] for result in self.rounds], max(warmups, default=None))
 
-    def add_accuracy(self, result: dict[str, Any], outputs: Path, metric: Metric, target: np.ndarray) -> None:
+    def add_outputs(self, result: dict[str, Any], file: Path, metric: Metric | None, target: np.ndarray | None) -> None:
+        """Score the outputs of all samples, in ``file``; under emulation also keep them, to be compared."""
         self._check_digest(result)
-        self.scores = metric.per_sample(read_arrays(outputs), target)
-        outputs.unlink()
+        outputs = read_arrays(file)
+        file.unlink()
+        if self.emulated:
+            self.outputs = outputs
+            self._add_layers(result)
+        if metric is not None and target is not None:
+            self.scores = metric.per_sample(outputs, target)
+
+    def add_reference(self, result: dict[str, Any], file: Path) -> None:
+        """Compare with this machine's outputs of the same engine file."""
+        self._check_digest(result)
+        assert self.outputs is not None
+        self.parity = figures.emulated_parity(read_arrays(file), self.outputs)
+        self.outputs = None
+        file.unlink()
 
     def add_round(self, result: dict[str, Any]) -> None:
         self._check_digest(result)
         if not result["latencies_ns"]:
             raise AgentError("the process timed no run")
-        if result["layers"] is not None:
-            self.layers = layers.rows(result["layers"])
+        self._add_layers(result)
         self.rounds.append(result)
 
+    def _add_layers(self, result: dict[str, Any]) -> None:
+        if result["layers"] is not None:
+            self.layers = layers.rows(result["layers"])
+            if self.emulated:
+                self.layers = tuple(dataclasses.replace(layer, time_us=None) for layer in self.layers)
+
     def _check_digest(self, result: dict[str, Any]) -> None:
-        expected = self.candidate.engine.digest
+        expected = self.engine.digest if self.engine else ""
         if result["digest"] != expected:
             raise AgentError(f"the process ran engine {result['digest'][:12]}, not {expected[:12]}: "
                              "the files changed while they were measured")
-
-
-def row_without_figures(candidate: Candidate, failure: str | None) -> BenchRow:
-    """The row of an engine that cannot run here, or that failed."""
-    elsewhere = "built, not run here" if candidate.engine.state == "runnable" else candidate.engine.state
-    status = elsewhere if failure is None else "failed"
-    return BenchRow(**_identity(candidate), status=status, reason=failure)
-
-
-def row(
-    one: Measured, accuracy: Accuracy | None, originals: Mapping[str, Measured], machine: str, batch: int
-) -> BenchRow:
-    """The row of an engine whose every process finished; ``originals`` are what its speed is compared with."""
-    time = one.latency
-    peaks = [result["peak_memory_bytes"] for result in one.rounds if result["peak_memory_bytes"] is not None]
-    asked = one.candidate.asked
-    return BenchRow(
-        **_identity(one.candidate), status="measured", machine=machine, batch=batch, latency_ms=time, accuracy=accuracy,
-        marks=tuple(mark for mark in (figures.unstable(time),) if mark is not None),
-        load_ms=float(np.median([result["load_ms"] for result in one.rounds])),
-        throughput_per_s=1000 * batch / time.mean,
-        peak_memory_bytes=max(peaks, default=None),
-        speedup={key: figures.speedup(other.candidate.name, other.latency, time) for key, other in originals.items()},
-        precisions=layers.precisions(one.layers), layers=one.layers, components=layers.by_component(one.layers),
-        unexpected=None if asked is None else layers.unexpected(asked, one.layers))
-
-
-def originals(candidate: Candidate, finished: Mapping[str, Measured], baseline: str) -> dict[str, Measured]:
-    """The original model's engines this one is compared with: those of its own target, and the baseline without one."""
-    found = {"vs_original_fp32": finished[baseline]} if baseline in finished else {}
-    for one in finished.values():
-        if one.candidate.role == "original" and one.candidate.target.name == candidate.target.name:
-            found[f"vs_original_{one.candidate.engine.precision}"] = one
-    return {key: one for key, one in found.items() if one.candidate is not candidate}
-
-
-def _identity(candidate: Candidate) -> dict[str, Any]:
-    engine = candidate.engine
-    return {"name": candidate.name, "role": candidate.role, "target": candidate.target.name, "backend": engine.backend,
-            "precision": engine.precision, "digest": engine.digest, "state": engine.state,
-            "size_bytes": sum(path.stat().st_size for path in engine.path.rglob("*") if path.is_file())}

@@ -43,11 +43,16 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Speedup:
-    """How many times faster than the row ``against``: median over rounds of the ratio of the two p50 of one round."""
+    """How many times faster than the row ``against``: median over rounds of the ratio of the two p50 of one round.
+
+    ``interval`` is of 95 %. ``different`` is what :func:`compress.intervals.is_different` says of the rounds, stricter
+    than whether ``interval`` leaves out 1; None where they are too few to tell.
+    """
 
     against: str
     ratio: float
     interval: tuple[float, float]
+    different: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +152,10 @@ class Mark:
 class RowTelemetry:
     """The machine while a row was timed, over all of its processes; None is what could not be read.
 
-    ``before`` and ``after`` are those of the first process and of the last: clocks are the mean over the cores,
-    temperatures the hottest zone's. Shares are of all cores' time, the largest of any process. ``spin_change`` is the
-    largest change of the time of a fixed loop between two readings, as a share: the clock as user space feels it.
+    ``before`` is the first process's and ``after`` the last's: the clock of the fastest core (the GPU's, for an engine
+    on one), the temperature of the hottest zone. Shares are of all cores' time, the median over the processes.
+    ``spin_change`` is how much longer a fixed loop took in the slowest reading than in the fastest, as a share: the
+    clock as a program feels it.
     """
 
     clock_mhz_before: float | None

@@ -4,45 +4,85 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compress.bench.record import BenchRecord, BenchRow
+from compress.bench.record import BenchRecord, BenchRow, Speedup
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+EMULATED = "emulated, not a measurement"
+TOO_SMALL = "n too small"
+
 
 def table(record: BenchRecord) -> Table:
-    """One row per engine; speed-ups are against the original model's fp32 engine."""
+    """One row per engine; speed-ups are against the original model's fp32 engine on the same machine.
+
+    Below it, line by line: what makes a row's figures doubtful, and what became of a row that has none.
+    """
     from rich.table import Table
 
-    rows = record.rows
-    restarts, batch = record.config["restarts"], record.config["batch"]
-    title = f"batch {batch}, {record.config['threads']} threads, {restarts} restarts"
-    against = ", ".join(record.baselines.values())
-    view = Table(title=title, caption=f"speed-up and drop against {against}; intervals 95 %")
+    offline = record.config.get("scenario") == "offline"
+    view = Table(title=_title(record), caption="\n".join(_remarks(record)), caption_justify="left")
     for heading in ("engine", "target", "precision"):
         view.add_column(heading, overflow="fold")
-    for heading in ("size MB", "p50 ms", "p99 ms", "speed-up", "accuracy", "drop, points", "int8 layers"):
-        view.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        view.add_row(row.name, row.target, row.precision, f"{row.size_bytes / 1e6:.2f}", *_figures(row),
-                     style="bold" if row.role == "shipped" else None)
-    for row in rows:
-        if row.reason:
-            view.caption = f"{view.caption}\n{row.name} failed: {row.reason}"
+    times = ("samples/s", "p50 ms of a batch") if offline else ("p50 ms", "p90 ms at most", "p99 ms")
+    for heading in ("size MB", *times, "speed-up", "accuracy", "drop, points", "int8 layers"):
+        view.add_column(heading, justify="right", no_wrap=heading != "p50 ms")
+    for row in record.rows:
+        name = "\n".join([row.name, *dict.fromkeys(mark.kind for mark in row.marks)])
+        cells = (name, row.target, row.precision, f"{row.size_bytes / 1e6:.2f}", *_times(row, offline), *_rest(row))
+        view.add_row(*cells, style="bold" if row.role == "shipped" else None)
     return view
 
 
-def _figures(row: BenchRow) -> tuple[str, ...]:
-    if row.latency_ms is None:
-        return (row.status, *[""] * 5)
-    time, score, gain = row.latency_ms, row.accuracy, row.speedup.get("vs_original_fp32")
+def _title(record: BenchRecord) -> str:
+    config = record.config
+    said = {"multi_stream": "multi stream", "offline": "offline"}.get(str(config.get("scenario")), "single stream")
+    parts = [said, *(f"{name} {config[name]}" for name in ("batch",) if name in config),
+             *(f"{config[name]} {name}" for name in ("threads", "restarts") if name in config)]
+    return ", ".join(parts) + ("" if record.complete else ": incomplete")
+
+
+def _remarks(record: BenchRecord) -> list[str]:
+    against = ", ".join(record.baselines.values())
+    lines = [f"speed-up and drop against {against}; intervals 95 %; p90 at most: LoadGen's early-stopping estimate"]
+    for row in record.rows:
+        lines += [f"{row.name}: {mark.kind}, {mark.reason}" for mark in row.marks]
+        if row.reason:
+            lines.append(f"{row.name}: {row.status}, {row.reason}")
+        if row.emulated_parity is not None:
+            found = row.emulated_parity
+            answers = "" if found.same_answers is None else f"{found.same_answers:.2%} of {found.samples} answers and "
+            lines.append(f"{row.name}: under emulation {answers}outputs within {found.largest_difference:.3g} "
+                         f"of this machine's, whose largest is {found.largest_output:.3g}")
+    return lines
+
+
+def _times(row: BenchRow, offline: bool) -> tuple[str, ...]:
+    time = row.latency_ms
+    if time is None:
+        return (EMULATED if row.status == "emulated" else row.status, *[""] * (1 if offline else 2))
+    p50 = f"{time.p50:.3f} [{time.interval[0]:.3f}, {time.interval[1]:.3f}]"
+    if row.status != "measured":
+        p50 += f"\n{row.status}, {time.restarts} rounds"
+    if offline:
+        return (f"{row.throughput_per_s:.1f}", p50)
+    return (p50, *(TOO_SMALL if value is None else f"{value:.3f}" for value in (time.estimates.get("p90"), time.p99)))
+
+
+def _rest(row: BenchRow) -> tuple[str, ...]:
+    score, gain = row.accuracy, row.speedup.get("vs_original_fp32")
     drop = score.drop if score else None
+    if row.latency_ms is None and score is None and not row.precisions:
+        return ("",) * 4
     arithmetic = sum(row.precisions.values())
     return (
-        f"{time.p50:.3f} [{time.interval[0]:.3f}, {time.interval[1]:.3f}]",
-        "n too small" if time.p99 is None else f"{time.p99:.3f}",
-        f"{gain.ratio:.2f}x [{gain.interval[0]:.2f}, {gain.interval[1]:.2f}]" if gain else "",
+        _speedup(gain) if gain else "",
         f"{score.value:.2%}" if score else "not measured",
         f"{drop.points:+.2f} [{drop.interval[0]:+.2f}, {drop.interval[1]:+.2f}]\n{drop.verdict}" if drop else "",
         f"{row.precisions.get('int8', 0)} of {arithmetic}" if arithmetic else "not known",
     )
+
+
+def _speedup(gain: Speedup) -> str:
+    said = {None: "\ntoo few restarts to tell", False: "\nno difference seen", True: ""}[gain.different]
+    return f"{gain.ratio:.2f}x [{gain.interval[0]:.2f}, {gain.interval[1]:.2f}]{said}"

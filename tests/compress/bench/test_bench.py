@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.dataset import CalibrationSet, open_set
 from compress.bench import BenchConfig, BenchRecord, Candidate, bench
 from compress.bench.agent import AgentError
+from compress.bench.machines import this_machine
 from compress.bench.record import BenchRow, Role
 from compress.errors import CompressError
 from compress.metrics import Metric, get_metric
@@ -29,7 +30,7 @@ INPUTS = (TensorSpec(name="x", dtype="float32", shape=(Dim("batch", 1, 1, 8), 4)
 OUTPUTS = (TensorSpec(name="output", dtype="float32", shape=(Dim("batch", 1, 1, 8), 3)),)
 FEED = {"x": np.ones((1, 4), np.float32)}
 RESULT = {"load_ms": 5.0, "peak_memory_bytes": 1000, "layers": None, "latencies_ns": None, "versions": {"numpy": "2"},
-          "machine": {"cpu": "a CPU"}}
+          "machine": {"cpu": "a CPU"}, "samples_per_query": None, "warmup": None, "telemetry": None}
 
 
 def candidate(
@@ -81,7 +82,9 @@ class FakeAgent:
             folder.mkdir(parents=True)
             write_arrays(Path(job["outputs"]["into"]), {"output": np.eye(4, dtype=np.float32)[target]})
         if job["latency"]:
-            result["latencies_ns"] = [int(self.ms[name] * MS)] * 100
+            result["latencies_ns"] = [int(self.ms[name] * MS)] * 120
+            result["samples_per_query"] = job["latency"]["samples_per_query"]
+            result["warmup"] = {"seconds": 0.3, "steady": True}
         if job["layers"]:
             result["layers"] = [{"name": "head", "type": "MatMul", "precision": "f32", "time_us": 1.0}]
         return {**result, **answer}
@@ -91,8 +94,9 @@ def run(
     candidates: list[Candidate], data: CalibrationSet | None, tmp_path: Path, agent: FakeAgent, restarts: int = 2,
     **more: Any,
 ) -> BenchRecord:
-    return bench(candidates, feed=FEED, data=data, metric=get_metric("accuracy"), baseline="original", agent=agent,
-                 config=BenchConfig(restarts=restarts, threads=1), workdir=tmp_path / "work", **more)
+    return bench(candidates, feed=FEED, data=data, metric=get_metric("accuracy"), baseline="original",
+                 config=BenchConfig(restarts=restarts, threads=1), workdir=tmp_path / "work",
+                 **{"machine": this_machine(agent), **more})
 
 
 def by_name(record: BenchRecord) -> dict[str, BenchRow]:
@@ -136,7 +140,8 @@ def test_figures_of_the_rows(tmp_path: Path, data: CalibrationSet) -> None:
     assert int8.unexpected == ("head: MatMul in f32 (the backend gives no reason)",)
     assert rows["original"].unexpected is None
     assert int8.size_bytes == sum(path.stat().st_size for path in (tmp_path / "int8").iterdir())
-    assert (record.machines, record.versions) == ({"local": {"cpu": "a CPU"}}, {"local": {"numpy": "2"}})
+    assert (record.machines, record.versions) == (
+        {"local": {"cpu": "a CPU", "threads": 1}}, {"local": {"numpy": "2"}})
     assert record.data == {"name": "validation", "digest": data.digest, "count": 20}
     assert (record.config["threads"], record.config["batch"], record.config["duration_s"]) == (1, 1, 1.0)
     assert not list((tmp_path / "work").rglob("outputs.npz"))
@@ -205,8 +210,9 @@ def test_outputs_the_metric_refuses_are_that_engines_failure(tmp_path: Path, dat
             raise CompressError("metric 'certain' gave nan for sample 0")
         return np.ones(len(target))
 
-    record = bench(candidates, feed=FEED, data=data, metric=Metric(name="certain", per_sample=certain), agent=agent,
-                   baseline="original", config=BenchConfig(restarts=1), workdir=tmp_path / "work")
+    record = bench(candidates, feed=FEED, data=data, metric=Metric(name="certain", per_sample=certain),
+                   machine=this_machine(agent), baseline="original", config=BenchConfig(restarts=1),
+                   workdir=tmp_path / "work")
     assert by_name(record)["int8"].reason == "metric 'certain' gave nan for sample 0"
 
 

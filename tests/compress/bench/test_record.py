@@ -13,11 +13,11 @@ from rich.console import Console
 from compress.bench import BenchConfig, BenchRecord, table
 from compress.bench.config import PRESETS, Plan
 from compress.bench.figures import accuracy, latency, speedup
-from compress.bench.record import BenchRow, LayerRow
+from compress.bench.record import BenchRow, EmulatedParity, LayerRow, Mark
 from compress.errors import CompressError
 from compress.intervals import median_interval
 
-SLOW, FAST = latency([[8_000_000] * 100] * 6), latency([[2_000_000] * 99] * 6)
+SLOW, FAST = latency([[8_000_000] * 120] * 6), latency([[2_000_000] * 99] * 6)
 
 
 def row(name: str, **figures: object) -> BenchRow:
@@ -37,7 +37,8 @@ RECORD = BenchRecord(
             speedup={"vs_original_fp32": speedup("original fp32", SLOW, FAST)},
             accuracy=accuracy("accuracy", np.arange(100) > 49.0, np.ones(100), 0.01, None),
             precisions={"f32": 1, "int8": 8}, unexpected=("head: MatMul in f32",),
-            layers=(LayerRow(name="head", type="MatMul", precision="f32", time_us=None),)),
+            layers=(LayerRow(name="head", type="MatMul", precision="f32", time_us=None),),
+            marks=(Mark(kind="UNSTABLE", reason="the interval is wide"),)),
         row("rtx int8", status="built, not run", state="built, not run"),
         row("broken", status="failed", reason="killed by SIGSEGV"),
     ))
@@ -48,7 +49,7 @@ def test_json_and_back() -> None:
     assert (record["format"], record["version"]) == ("compress.bench", 2)
     assert record["rows"][1]["latency_ms"]["p99"] is None
     assert record["rows"][1]["speedup"]["vs_original_fp32"] == {"against": "original fp32", "ratio": 4.0,
-                                                                "interval": [4.0, 4.0]}
+                                                                "interval": [4.0, 4.0], "different": True}
     assert BenchRecord.from_json(record) == RECORD
 
 
@@ -60,22 +61,61 @@ def test_another_record_is_refused(change: dict[str, object], message: str) -> N
         BenchRecord.from_json({**RECORD.to_json(), **change})
 
 
+def shown(record: BenchRecord) -> list[list[str]]:
+    console = Console(width=260, record=True, file=io.StringIO())
+    console.print(table(record))
+    lines = [line.split("│")[1:-1] for line in console.export_text().splitlines() if "│" in line]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
 def test_table() -> None:
     """Where the candidate never wins, Tango's interval of 50 lost in 100 is Wilson's of a half: 0.4038 to 0.5962."""
-    console = Console(width=240, record=True, file=io.StringIO())
-    console.print(table(RECORD))
-    lines = [line.split("│")[1:-1] for line in console.export_text().splitlines() if "│" in line]
-    assert [[cell.strip() for cell in line] for line in lines] == [
-        ["original fp32", "openvino-cpu", "fp32", "1.50", "8.000 [8.000, 8.000]", "8.000", "", "100.00%", "", "0 of 9"],
-        ["small int8", "openvino-cpu", "int8", "1.50", "2.000 [2.000, 2.000]", "n too small", "4.00x [4.00, 4.00]",
-         "50.00%", "+50.00 [+40.38, +59.62]", "8 of 9"],
-        [*[""] * 8, "over budget", ""],
-        ["rtx int8", "openvino-cpu", "int8", "1.50", "built, not run", "", "", "", "", ""],
-        ["broken", "openvino-cpu", "int8", "1.50", "failed", "", "", "", "", ""]]
+    assert shown(RECORD) == [
+        ["original fp32", "openvino-cpu", "fp32", "1.50", "8.000 [8.000, 8.000]", "8.000", "8.000", "", "100.00%", "",
+         "0 of 9"],
+        ["small int8", "openvino-cpu", "int8", "1.50", "2.000 [2.000, 2.000]", "2.000", "n too small",
+         "4.00x [4.00, 4.00]", "50.00%", "+50.00 [+40.38, +59.62]", "8 of 9"],
+        ["UNSTABLE", *[""] * 8, "over budget", ""],
+        ["rtx int8", "openvino-cpu", "int8", "1.50", "built, not run", "", "", "", "", "", ""],
+        ["broken", "openvino-cpu", "int8", "1.50", "failed", "", "", "", "", "", ""]]
 
 
-def test_the_caption_says_what_failed() -> None:
-    assert "broken failed: killed by SIGSEGV" in str(table(RECORD).caption)
+def test_the_caption_says_what_failed_and_what_is_doubtful() -> None:
+    lines = str(table(RECORD).caption).splitlines()
+    assert "broken: failed, killed by SIGSEGV" in lines
+    assert "small int8: UNSTABLE, the interval is wide" in lines
+
+
+def test_what_was_emulated_has_no_time() -> None:
+    emulated = row("rpi5 int8", status="emulated", accuracy=accuracy("accuracy", np.ones(100), None, 0.01, None),
+                   precisions={"int8": 9}, emulated_parity=EmulatedParity(
+                       largest_difference=0.125, largest_output=8.0, same_answers=0.99, samples=100))
+    record = replace(RECORD, rows=(emulated,))
+    assert shown(record)[0][4:] == ["emulated, not a measurement", "", "", "", "100.00%", "", "9 of 9"]
+    assert ("rpi5 int8: under emulation 99.00% of 100 answers and outputs within 0.125 of this machine's, "
+            "whose largest is 8") in str(table(record).caption)
+
+
+def test_what_was_cut_short_says_how_much_there_is() -> None:
+    lost = row("pi int8", status="device lost", latency_ms=FAST, reason="the link was closed")
+    record = replace(RECORD, rows=(lost,), complete=False)
+    assert [line[4] for line in shown(record)] == ["2.000 [2.000, 2.000]", "device lost, 6 rounds"]
+    assert str(table(record).title).endswith(": incomplete")
+
+
+def test_no_difference_is_said() -> None:
+    """Six rounds in which the second is slower in five and faster in one; and three, which say nothing."""
+    for times, said in (((9, 9, 9, 9, 9, 7), "no difference seen"), ((9, 9, 9), "too few restarts to tell")):
+        other = latency([[ms * 1_000_000] * 99 for ms in times])
+        slower = row("b", latency_ms=other, speedup={"vs_original_fp32": speedup("a", SLOW, other)})
+        assert shown(replace(RECORD, rows=(slower,)))[1][7] == said
+
+
+def test_offline_gives_samples_a_second() -> None:
+    record = replace(RECORD, config={"scenario": "offline", "batch": 64}, rows=(
+        row("b", latency_ms=FAST, throughput_per_s=32000.0, scenario="offline", batch=64),))
+    assert shown(record)[0][4:6] == ["32000.0", "2.000 [2.000, 2.000]"]
+    assert str(table(record).title) == "offline, batch 64"
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -86,11 +126,12 @@ def test_presets_reach_95_percent(preset: str) -> None:
 def test_settings_replace_the_presets() -> None:
     config = BenchConfig(preset="full", duration_s=0.5)
     assert config.plan() == Plan(restarts=12, warmup_s=1.0, duration_s=0.5, min_runs=200)
-    assert replace(config, preset="quick").plan() == Plan(restarts=6, warmup_s=0.3, duration_s=0.5, min_runs=30)
+    assert replace(config, preset="quick").plan() == Plan(restarts=8, warmup_s=0.3, duration_s=0.5, min_runs=30)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"preset": "slow"}, "unknown preset 'slow'"), ({"restarts": 0}, "restarts must be at least 1, got 0"),
+    ({"preset": "slow"}, "unknown preset 'slow'"), ({"scenario": "server"}, "unknown scenario 'server'"),
+    ({"restarts": 0}, "restarts must be at least 1, got 0"),
     ({"threads": 0}, "threads must be at least 1"), ({"min_runs": -1}, "min_runs must be at least 1"),
     ({"duration_s": -0.1}, "duration_s must not be negative"),
     ({"warmup_s": float("nan")}, "warmup_s must not be negative"),
