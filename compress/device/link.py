@@ -239,7 +239,7 @@ class Link:
                 self._lose(f"ended the connection ({last})")
             self._closed = True
             return
-        self._heard = max(self._heard, time.monotonic())
+        self._heard = time.monotonic()
         self._unpacker.add(piece)
         while (frame := self._unpacker.next()) is not None:
             if frame.kind != "beat":

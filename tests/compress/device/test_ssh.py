@@ -116,11 +116,11 @@ def test_no_such_interpreter(sshd: Sshd) -> None:
 
 
 def test_an_interpreter_in_the_home_folder(sshd: Sshd) -> None:
-    link = sshd.folder / "device" / "my python"
+    link = sshd.folder / "device" / "my-python"
     link.unlink(missing_ok=True)
     link.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     link.chmod(0o755)
-    with open_device(dataclasses.replace(board(sshd), python="~/my python")) as device:
+    with open_device(dataclasses.replace(board(sshd), python="~/my-python")) as device:
         assert device.facts()["cores"]
 
 
