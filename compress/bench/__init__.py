@@ -113,7 +113,7 @@ def bench(
         return BenchRecord(
             metric=metric.name, config=settings, machines={machine.name: facts}, versions={machine.name: versions},
             baselines={machine.name: baseline}, order=tuple(order), complete=complete,
-            data=None if data is None else {"name": data.name, "digest": data.digest, "count": len(data)},
+            data=None if data is None else described(data),
             rows=rows_of(candidates, measured, machine=machine, baseline=baseline, metric=metric, config=config,
                          groups=groups, has_data=data is not None))
 
@@ -143,6 +143,11 @@ def bench(
     if progress:
         progress(len(steps), len(steps), "done")
     return record(complete=not any(one.lost for one in measured.values()))
+
+
+def described(data: CalibrationSet) -> dict[str, Any]:
+    """What a record says of the validation set."""
+    return {"name": data.name, "digest": data.digest, "count": len(data)}
 
 
 def _check(candidates: Sequence[Candidate], baseline: str) -> None:

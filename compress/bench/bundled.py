@@ -1,80 +1,101 @@
-"""Bench a bundle: its engine for one target, beside the float controls that the run wrote with it."""
+"""Bench a bundle: its engines for one target or several, beside the float controls that the run wrote with it."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from calibration import open_set
-from compress.bench import BenchConfig, BenchRecord, Candidate, bench
+from compress.bench.config import BenchConfig, Candidate
+from compress.bench.everywhere import bench_everywhere
+from compress.bench.record import BenchRecord
+from compress.bench.scenarios import query_feed, query_samples
 from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.targets import Target
-from runtimes.bundle import read_bundle
+from runtimes.bundle import Bundle, read_bundle
 from runtimes.engine import read_engine
-from runtimes.spec import TensorSpec
+from runtimes.records import write_json
 
 
 def bench_bundle(
     path: Path,
-    target: Target,
+    targets: Sequence[Target],
     *,
     data: Path | None = None,
     metric: str = "accuracy",
     controls: Path | None = None,
     config: BenchConfig = BenchConfig(),  # noqa: B008 - frozen
+    emulate: bool = False,
+    output: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> BenchRecord:
-    """Measure the engine that the bundle at ``path`` holds for ``target``, on this machine.
+    """Measure the engines that the bundle at ``path`` holds for ``targets``, each where its target is.
+
+    The record is written after every process, so that even a bench that is killed leaves what it had.
 
     Args:
         path: a bundle.
-        target: whose engine; it must be one that this machine runs.
+        targets: whose engines.
         data: the labelled set for accuracy; without one accuracy is not measured.
         metric: its metric.
         controls: the folder of the float controls; ``controls`` beside the bundle by default. Without any, the engine
             is its own baseline, and no speed-up is claimed.
         config: how to measure.
+        emulate: run the engines of other machines in an emulated user-space on this one: accuracy, and no time.
+        output: the record's file; ``bench.json`` beside the bundle by default.
         progress: as :func:`compress.bench.bench` calls it.
 
     Raises:
-        CompressError: if the bundle has no engine for the target, or the target is not this machine.
+        CompressError: if the bundle has no engine for a target, a target is named twice, or has no address.
     """
-    from compress.bundle import read_controls
-
     bundle = read_bundle(path)
-    (graph,) = bundle.graphs.values()
-    if target.name not in graph.engines:
-        raise CompressError(f"{path} has no engine for target {target.name!r}: it has {', '.join(graph.engines)}")
-    if target.reach != "local":
-        raise CompressError(
-            f"target {target.name!r} is another machine, which this release does not reach: copy the bundle there and "
-            "run compress bench on it"
-        )
-    entry = graph.engines[target.name]
-    engine = read_engine(bundle.path / entry.path, expected=bundle.engine_files(entry))
-    candidates = [
-        Candidate(name=f"shipped {engine.precision}, {target.name}", role="shipped", engine=engine, target=target)
-    ]
-    folder = controls or path.resolve().parent / "controls"
-    if controls is not None or (folder / "controls.json").is_file():
-        beside = [Candidate(name=name, role=role, engine=control, target=target)  # type: ignore[arg-type]
-                  for name, role, where, control in read_controls(folder) if where == target.name]  # fmt: skip
-        candidates = [*beside, *candidates]
-    baseline = next((c.name for c in candidates if c.role == "original"), candidates[-1].name)
+    _check(bundle, targets, emulate=emulate)
+    candidates = _candidates(bundle, targets, controls, path.resolve().parent / "controls")
     samples = None if data is None else open_set(data, bundle.inputs)
-    feed = samples.first(1) if samples is not None else _one(bundle.read_arrays(bundle.golden.feed), bundle.inputs)
+    wanted = query_samples(config.scenario, bundle.inputs)
+    feed: dict[str, Any] = dict(samples.first(wanted) if samples else bundle.read_arrays(bundle.golden.feed))
+    output = output or path.resolve().parent / "bench.json"
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as work:
-        return bench(
-            candidates, feed=feed, data=samples, metric=get_metric(metric), config=config, baseline=baseline,
-            workdir=Path(work), progress=progress,
+        return bench_everywhere(
+            candidates, feed=query_feed(feed, bundle.inputs, wanted), data=samples, metric=get_metric(metric),
+            config=config, workdir=Path(work), emulate=emulate, progress=progress,
+            keep=lambda record: write_json(output, record.to_json()),
         )  # fmt: skip
 
 
-def _one(feed: dict[str, np.ndarray], inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """The first sample of a feed."""
-    axes = {spec.name: spec.batch_axis for spec in inputs}
-    return {name: value if axes[name] is None else np.take(value, [0], axis=axes[name]) for name, value in feed.items()}
+def _check(bundle: Bundle, targets: Sequence[Target], *, emulate: bool) -> None:
+    names = [target.name for target in targets]
+    if not names or len(set(names)) != len(names):
+        raise CompressError(f"the targets are {', '.join(names) or 'none'}: name each that is to be measured once")
+    if len(bundle.graphs) != 1:
+        raise CompressError(f"{bundle.path} has the graphs {', '.join(bundle.graphs)}, and a bench is of one graph: "
+                            "bundle each by itself to measure it")
+    for target in targets:
+        if target.name not in bundle.graph.engines:
+            raise CompressError(f"{bundle.path} has no engine for target {target.name!r}: "
+                                f"it has {', '.join(bundle.graph.engines)}")
+        if target.reach == "ssh" and target.address is None and not emulate:
+            raise CompressError(
+                f'target {target.name!r} has no address: write [target.{target.name}] address = "user@host" (what you '
+                "would give to ssh) into targets.toml, or give --emulate where accuracy is all you want")
+
+
+def _candidates(
+    bundle: Bundle, targets: Sequence[Target], controls: Path | None, default: Path
+) -> list[Candidate]:
+    """The float controls of each target, then what ships."""
+    from compress.bundle import read_controls
+
+    beside = read_controls(controls or default) if controls or (default / "controls.json").is_file() else []
+    found = []
+    for target in targets:
+        found += [Candidate(name=name, role=role, engine=engine, target=target)  # type: ignore[arg-type]
+                  for name, role, where, engine in beside if where == target.name]  # fmt: skip
+        entry = bundle.graph.engines[target.name]
+        engine = read_engine(bundle.path / entry.path, expected=bundle.engine_files(entry))
+        name = f"shipped {engine.precision}, {target.name}"
+        found.append(Candidate(name=name, role="shipped", engine=engine, target=target))
+    return found

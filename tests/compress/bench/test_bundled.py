@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_beside_its_controls_with_accuracy(made: Path) -> None:
-    record = bench_bundle(made / "bundle", ORT, data=made / "validation", config=QUICK)
+    record = bench_bundle(made / "bundle", [ORT], data=made / "validation", config=QUICK)
     rows = {row.name: row for row in record.rows}
     assert list(rows) == ["original fp32", "shipped int8, onnxruntime-cpu"]
     assert record.baselines == {"local": "original fp32"}
@@ -60,7 +60,7 @@ def test_beside_its_controls_with_accuracy(made: Path) -> None:
 
 def test_alone_it_is_its_own_baseline_and_claims_no_speed_up(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "bundle", tmp_path / "copy")
-    record = bench_bundle(tmp_path / "copy", ORT, config=QUICK)
+    record = bench_bundle(tmp_path / "copy", [ORT], config=QUICK)
     (row,) = record.rows
     assert (record.baselines, row.role, row.speedup, row.accuracy) == ({"local": row.name}, "shipped", {}, None)
     assert record.config["batch"] == 1  # the golden feed's first sample
@@ -68,27 +68,29 @@ def test_alone_it_is_its_own_baseline_and_claims_no_speed_up(made: Path, tmp_pat
 
 def test_named_controls_must_be_there(made: Path, tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"controls.json is damaged or missing"):
-        bench_bundle(made / "bundle", ORT, controls=tmp_path, config=QUICK)
+        bench_bundle(made / "bundle", [ORT], controls=tmp_path, config=QUICK)
 
 
 def test_a_target_the_bundle_lacks_or_cannot_reach_is_refused(made: Path) -> None:
     with pytest.raises(CompressError, match="has no engine for target 'openvino-cpu': it has onnxruntime-cpu"):
-        bench_bundle(made / "bundle", targets()["openvino-cpu"], config=QUICK)
-    away = dataclasses.replace(ORT, reach="ssh", address="pi@desk")
-    with pytest.raises(CompressError, match=r"target 'onnxruntime-cpu' is another machine.* copy the bundle there"):
-        bench_bundle(made / "bundle", away, config=QUICK)
+        bench_bundle(made / "bundle", [targets()["openvino-cpu"]], config=QUICK)
+    away = dataclasses.replace(ORT, reach="ssh")
+    with pytest.raises(CompressError, match=r"has no address: write \[target.onnxruntime-cpu\] address = .* --emulate"):
+        bench_bundle(made / "bundle", [away], config=QUICK)
+    with pytest.raises(CompressError, match=r"targets are onnxruntime-cpu, onnxruntime-cpu: name each .* once"):
+        bench_bundle(made / "bundle", [ORT, ORT], config=QUICK)
 
 
 def test_a_damaged_bundle_is_refused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "bundle", tmp_path / "bundle")
     (tmp_path / "bundle/golden/feed.npz").write_bytes(b"")
     with pytest.raises(RuntimesError, match=r"feed.npz is not .*manifest.json"):
-        bench_bundle(tmp_path / "bundle", ORT, config=QUICK)
+        bench_bundle(tmp_path / "bundle", [ORT], config=QUICK)
 
 
 def test_progress_names_what_comes(made: Path) -> None:
     told: list[tuple[int, int, str]] = []
-    bench_bundle(made / "bundle", ORT, config=QUICK, progress=lambda *step: told.append(step))
+    bench_bundle(made / "bundle", [ORT], config=QUICK, progress=lambda *step: told.append(step))
     assert told == [
         (0, 2, "original fp32: round 1"), (1, 2, "shipped int8, onnxruntime-cpu: round 1"), (2, 2, "done"),
     ]  # fmt: skip
