@@ -17,6 +17,7 @@ from runtimes.hashing import json_digest
 from runtimes.records import inside
 
 KEEP_BYTES = 8 << 30    # what earlier sessions brought is kept up to this, the most recently used first
+KEEP_PACKAGES = 4       # versions of this package, as hosts of different versions sent them
 
 _SYNC_BYTES = 16 << 20
 
@@ -41,7 +42,7 @@ class FileStore:
     """
 
     def __init__(self, cache: Path, *, keep_bytes: int = KEEP_BYTES, tick: Callable[[], None] = lambda: None) -> None:
-        self._files, self._sessions = cache / "files", cache / "sessions"
+        self._files, self._sessions, self._packages = cache / "files", cache / "sessions", cache / "runtimes"
         self._gate = cache / "sessions.lock"    # held while sessions are begun and ended
         self._keep_bytes, self._tick = keep_bytes, tick
         self._used: set[str] = set()    # seen whole by this session
@@ -128,9 +129,9 @@ class FileStore:
         return folder
 
     def close(self) -> None:
-        """Remove the session's folder, and the files that were used longest ago, down to ``keep_bytes``.
+        """Remove the session's folder, and the files and packages used longest ago beyond what is kept.
 
-        Files stay as long as another session runs, which may be about to use them.
+        All stay as long as another session runs, which may be about to use them.
         """
         with _locked(self._gate):
             shutil.rmtree(self.session, ignore_errors=True)
@@ -145,6 +146,9 @@ class FileStore:
             if total > self._keep_bytes and path.name not in self._used:
                 path.unlink()
                 total -= stat.st_size
+        packages = self._packages.iterdir() if self._packages.is_dir() else ()
+        for path in sorted(packages, key=lambda one: one.stat().st_mtime_ns, reverse=True)[KEEP_PACKAGES:]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _note(self, digest: str) -> None:
         os.utime(self._files / digest)

@@ -43,6 +43,7 @@ def start(digest: str, size: int, beat_s: float, silence_s: float) -> None:
                 return
             data += block
         unpack(data, folder, digest)
+    os.utime(folder)    # those used longest ago are removed first
     sys.path.insert(0, folder)
     from runtimes.serve import serve
 

@@ -43,6 +43,8 @@ def local_command(cache: Path) -> list[str]:
     return ["env", f"COMPRESS_CACHE={cache}", "OMP_NUM_THREADS=1", sys.executable, "-c", ONE_LINE, "compress"]
 
 
-def quick(command: list[str], name: str = "board", explain: Callable[[str], str | None] = lambda stderr: None) -> Device:
+def quick(
+    command: list[str], name: str = "board", explain: Callable[[str], str | None] = lambda stderr: None
+) -> Device:
     """A device at the end of ``command`` that is given up after seconds."""
     return Device(Link(command, name, explain=explain, **QUICK), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 
 from compress.bench.agent import run_here
 from compress.device import Device, DeviceLost, open_device
+from compress.device.bootstrap import ONE_LINE
 from compress.device.ssh import OPTIONS, explain, remote_command, ssh_command
 from compress.errors import CompressError
 from compress.targets import Target, get_target
-from runtimes.arrays import read_arrays
 from tests.compress.device.jobs import make_job, quick
 from tests.sshd import Sshd, make_key
 
@@ -249,7 +250,7 @@ def test_host_killed_in_a_run(sshd: Sshd, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stderr", "text"), [
     ("ssh: connect to host x port 22: Connection timed out", "it does not answer"),
     ("ssh: connect to host x port 22: No route to host", "there is no way to it"),
-    ("kex_exchange_identification: read: Connection reset by peer", "the connection was closed: see what `ssh pi@x true`"),
+    ("kex_exchange_identification: read: Connection reset by peer", "see what `ssh pi@x true` says"),
     ("pi@x: Permission denied (publickey,password).", "`ssh pi@x true` must work without a password"),
     ("Timeout, server x not responding.", "it does not answer"),
 ])
@@ -274,22 +275,18 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPRESS_SSH", "ssh -F 'a b'")
     assert ssh_command("pi@x")[:3] == ["ssh", "-F", "a b"]
     monkeypatch.setenv("COMPRESS_SSH", "ssh -F 'a b")
-    with pytest.raises(CompressError, match="COMPRESS_SSH=.* is not a command"):
+    with pytest.raises(CompressError, match=r"COMPRESS_SSH=.* is not a command"):
         ssh_command("pi@x")
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash", "busybox sh", "zsh", "fish", "tcsh"])
 def test_any_shell_leaves_the_command_as_it_is(shell: str, tmp_path: Path) -> None:
-    import shutil
-
     if shutil.which(shell.split()[0]) is None:
         pytest.skip(f"no {shell} here")
     odd = tmp_path / "it's $HOME; a `python` & \"more\""
     odd.write_text('#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n')
     odd.chmod(0o755)
     done = subprocess.run([*shell.split(), "-c", remote_command(str(odd))], capture_output=True, text=True, check=True)
-    from compress.device.bootstrap import ONE_LINE
-
     assert done.stdout == f"<-c>\n<{ONE_LINE}>\n<compress>\n"
 
 
@@ -299,11 +296,3 @@ def test_a_target_without_an_address() -> None:
         open_device(target)
     with pytest.raises(CompressError, match="'onnxruntime-cpu' is this machine"):
         open_device(get_target("onnxruntime-cpu"))
-
-
-def test_outputs_can_be_read(sshd: Sshd, tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    with quick_board(sshd) as device:
-        device.agent(job, tmp_path / "there", 60)
-    outputs, x = read_arrays(tmp_path / "outputs.npz")["y"], [read_arrays(tmp_path / f"{n}/0000.npz")["x"] for n in (0, 1)]
-    assert outputs.shape == (sum(len(part) for part in x), 3)
