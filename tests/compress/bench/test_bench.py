@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.dataset import CalibrationSet, open_set
 from compress.bench import BenchConfig, BenchRecord, Candidate, bench
 from compress.bench.agent import AgentError
-from compress.bench.machines import this_machine
+from compress.bench.machines import Machine, this_machine
 from compress.bench.record import BenchRow, Role
 from compress.errors import CompressError
 from compress.metrics import Metric, get_metric
@@ -67,6 +67,7 @@ class FakeAgent:
         self.engines: dict[str, Engine] = {one.name: one.engine for one in candidates}
         self.ms, self.wrong = ms, wrong
         self.calls: list[tuple[str, str]] = []
+        self.answers = 4            # classes in the outputs
         self.fail: dict[tuple[str, str], AgentError | dict[str, Any]] = {}
 
     def __call__(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class FakeAgent:
             target = np.concatenate([np.load(shard)["target"] for shard in job["outputs"]["shards"]])
             target[:self.wrong.get(name, 0)] += 1
             folder.mkdir(parents=True)
-            write_arrays(Path(job["outputs"]["into"]), {"output": np.eye(4, dtype=np.float32)[target]})
+            write_arrays(Path(job["outputs"]["into"]), {"output": np.eye(self.answers, dtype=np.float32)[target]})
         if job["latency"]:
             result["latencies_ns"] = [int(self.ms[name] * MS)] * 120
             result["samples_per_query"] = job["latency"]["samples_per_query"]
@@ -227,6 +228,107 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match="'photos' has no targets"):
         run([original], without, tmp_path, agent)
     assert agent.calls == []
+
+
+class Gone(AgentError):  # noqa: N818 - as compress.device.DeviceLost
+    """The device went away."""
+
+
+def test_a_lost_device_keeps_the_rounds_that_were_done(tmp_path: Path, data: CalibrationSet) -> None:
+    """Lost in the last round of three, while the second engine is timed, which is the first of that round."""
+    candidates = [candidate(tmp_path, name) for name in ("original", "int8", "damaged")]
+    agent = FakeAgent(candidates, {"original": 9, "int8": 3, "damaged": 1}, {})
+    agent.fail["damaged", "accuracy"] = AgentError("no ONNX")
+    agent.fail["original", "round-1"] = Gone("board: nothing came for 15 s")
+    kept: list[BenchRecord] = []
+    machine = Machine(name="board", agent=agent, threads=4, lost=Gone)
+    record = run(candidates, data, tmp_path, agent, restarts=2, machine=machine, keep=kept.append)
+    rows = by_name(record)
+    assert not record.complete
+    assert (record.machines, list(record.baselines)) == ({"board": {"cpu": "a CPU", "threads": 1}}, ["board"])
+    original, int8 = rows["original"], rows["int8"]
+    assert (original.status, original.reason) == ("device lost", "board: nothing came for 15 s")
+    assert original.latency_ms is not None
+    assert (original.latency_ms.restarts, original.accuracy is not None) == (1, True)
+    assert (int8.status, int8.machine) == ("measured", "board")  # its rounds were all done
+    assert int8.speedup["vs_original_fp32"].ratio == 3.0         # over the round that both have
+    assert (rows["damaged"].status, rows["damaged"].reason) == ("failed", "no ONNX")
+    assert [sorted({row.status for row in one.rows}) for one in kept[:3]] == [
+        ["partial"], ["partial"], ["failed", "partial"]]
+    assert not kept[-1].complete
+
+
+def test_a_device_lost_before_the_first_round_has_no_figures(tmp_path: Path) -> None:
+    candidates = [candidate(tmp_path, "original")]
+    agent = FakeAgent(candidates, {"original": 9}, {})
+    agent.fail["original", "round-0"] = Gone("away")
+    record = run(candidates, None, tmp_path, agent, machine=Machine(name="board", agent=agent, threads=4, lost=Gone))
+    row = record.rows[0]
+    assert (row.status, row.reason, row.latency_ms, row.marks) == ("device lost", "away", None, ())
+
+
+def test_an_engine_is_built_on_its_device(tmp_path: Path) -> None:
+    """What runs, and is named by its digest, is the built engine; one that cannot be built is a failed row."""
+    candidates = [candidate(tmp_path, "original", state="build on the device", target="jetson-orin-nano"),
+                  candidate(tmp_path, "int8", state="build on the device", target="jetson-orin-nano")]
+    built = candidate(tmp_path, "built").engine
+    runs = Candidate(name="original", role="original", engine=built, target=candidates[0].target)
+    agent = FakeAgent([*candidates, runs], {"original": 9}, {})
+
+    def build(engine: Engine, folder: Path) -> Engine:
+        if engine.path.name == "int8":
+            raise AgentError("jetson: TensorRT refuses node 'head'")
+        assert folder.name == "build"
+        return built
+
+    machine = Machine(name="jetson", agent=agent, threads=6, build=build)
+    record = run(candidates, None, tmp_path, agent, machine=machine)
+    rows = by_name(record)
+    assert (rows["original"].status, rows["original"].digest) == ("measured", built.digest)
+    assert rows["original"].size_bytes == candidates[0].size_bytes
+    assert (rows["int8"].status, rows["int8"].reason) == ("failed", "jetson: TensorRT refuses node 'head'")
+    assert [step for _, step in agent.calls] == ["round-0", "round-1"]
+
+
+def test_under_emulation_outputs_are_compared_and_nothing_is_timed(tmp_path: Path, data: CalibrationSet) -> None:
+    """The "device" answers as a model that is never wrong; on this machine the second never finds class 0."""
+    blind = np.eye(4, 3)
+    blind[0] = [0, 1, 0]
+    candidates = [candidate(tmp_path, "original", "original", target="rpi5", model=classifier(np.eye(4, 3))),
+                  candidate(tmp_path, "int8", "shipped", target="rpi5", model=classifier(blind))]
+    agent = FakeAgent(candidates, {}, {})
+    agent.answers = 3
+    machine = Machine(name="rpi5, emulated", agent=agent, threads=1, emulated=True)
+    record = run(candidates, data, tmp_path, agent, machine=machine)
+    rows = by_name(record)
+    assert [step for _, step in agent.calls] == ["accuracy", "accuracy"]
+    assert record.machines == {"rpi5, emulated": {"cpu": "a CPU", "threads": 1, "emulated": True}}
+    assert (record.complete, record.order) == (True, ())
+    for name, same in (("original", 1.0), ("int8", 13 / 20)):
+        row = rows[name]
+        assert (row.status, row.latency_ms, row.load_ms, row.throughput_per_s) == ("emulated", None, None, None)
+        assert row.accuracy is not None
+        assert row.accuracy.value == 1.0
+        assert row.emulated_parity is not None
+        assert (row.emulated_parity.same_answers, row.emulated_parity.samples) == (same, 20)
+        assert row.emulated_parity.largest_output == pytest.approx(1.0)
+        assert [layer.time_us for layer in row.layers] == [None]
+
+
+@pytest.mark.parametrize(("scenario", "samples"), [("single_stream", 1), ("multi_stream", 8), ("offline", 8)])
+def test_a_scenarios_query_reaches_the_process(tmp_path: Path, scenario: Any, samples: int) -> None:
+    """The engines take up to eight samples; three are repeated until there are enough."""
+    candidates = [candidate(tmp_path, "original")]
+    agent = FakeAgent(candidates, {"original": 4}, {})
+    feed = {"x": np.arange(12, dtype=np.float32).reshape(3, 4)[: 1 if scenario == "single_stream" else 3]}
+    config = BenchConfig(restarts=1, threads=1, scenario=scenario)
+    record = bench(candidates, feed=feed, data=None, metric=get_metric("accuracy"), baseline="original", config=config,
+                   workdir=tmp_path / "work", machine=this_machine(agent))
+    row = record.rows[0]
+    assert (row.scenario, row.batch, row.throughput_per_s) == (scenario, samples, pytest.approx(samples * 1000 / 4))
+    sent = np.load(tmp_path / "work/feed.npz")["x"]
+    np.testing.assert_array_equal(sent, feed["x"][np.arange(samples) % len(feed["x"])])
+    assert record.config["batch"] == samples
 
 
 def classifier(weight: np.ndarray, bias: float = 0.0) -> bytes:
