@@ -32,9 +32,9 @@ class Dim:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise RuntimesError(f"dimension name {self.name!r} is not an identifier")
-        if not 0 < self.min <= self.opt <= self.max:
+        if not 0 <= self.min <= self.opt <= self.max or self.opt == 0:    # a cache begins with length 0
             raise RuntimesError(
-                f"dimension {self.name!r}: sizes must satisfy 0 < min <= opt <= max, "
+                f"dimension {self.name!r}: sizes must satisfy 0 <= min <= opt <= max and 0 < opt, "
                 f"got {self.min}, {self.opt}, {self.max}"
             )
 

@@ -62,7 +62,8 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("a b",), "'a b' is not an identifier"),
-    (("n", 0, 1, 1), "0 < min <= opt <= max, got 0, 1, 1"),
+    (("n", 0, 0, 1), "0 <= min <= opt <= max and 0 < opt, got 0, 0, 1"),
+    (("n", -1, 1, 1), "got -1, 1, 1"),
     (("n", 2, 1, 3), "got 2, 1, 3"),
 ])
 def test_bad_dimension(arguments: tuple[Any, ...], message: str) -> None:
