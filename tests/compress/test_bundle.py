@@ -132,12 +132,15 @@ def test_several_graphs(tmp_path: Path, model: Model, golden: Mapping[str, np.nd
     wide = networks.quantized(networks.Everything)
     (feed,) = networks.samples(wide, 2).batches(2)
     both = dataclasses.replace(model, graphs={"points": model.graph, "images": wide.graph})
+    chain = {"inputs": ["x"], "steps": [{"graph": "points", "inputs": {"x": "x"}}],
+             "outputs": {"answer": "points.output"}}
     engine = {m.name: export(m, targets()["onnxruntime-cpu"], tmp_path / m.name) for m in (model, wide)}
     engines = {"points": {"onnxruntime-cpu": engine["TwoReaders"]}, "images": {"onnxruntime-cpu": engine["Everything"]}}
-    made = bundle(both, engines, {"points": golden, "images": feed}, tmp_path / "bundle", chain={"a": 1})
+    made = bundle(both, engines, {"points": golden, "images": feed}, tmp_path / "bundle", chain=chain)
     assert list(made.graphs) == ["images", "points"]  # JSON is sorted
     assert made.graphs["images"].inputs == wide.inputs
-    assert made.chain == {"a": 1}
+    assert made.chain is not None
+    assert [step.graph for step in made.chain.steps] == ["points"]
     for graph in made.graphs:
         runtimes.load(made, graph=graph, self_test=True).close()
     with pytest.raises(RuntimesError, match=r"has the graphs \['images', 'points'\]: name one"):
