@@ -18,7 +18,7 @@ import numpy as np
 
 from runtimes.backends import Layer, Runner, install_command, zero_feed
 from runtimes.engine import Engine
-from runtimes.errors import RuntimesError
+from runtimes.errors import DeviceGone, RuntimesError
 from runtimes.spec import Feed
 
 PROFILED_RUNS = 20
@@ -169,7 +169,7 @@ class Cuda:
             ) from error
         status, *count = self._api.cudaGetDeviceCount()
         if status != self._api.cudaError_t.cudaSuccess or count[0] < 1:
-            raise RuntimesError(
+            raise DeviceGone(
                 f"{self._where} needs an NVIDIA GPU and CUDA sees none ({status}): "
                 "run it on the device it was built for, or choose another target of the bundle"
             )
@@ -212,7 +212,10 @@ class Cuda:
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._api, name)(*arguments)
         if status != self._api.cudaError_t.cudaSuccess:
-            raise RuntimesError(f"{self._where}: {name} failed on the GPU ({status}): free memory, or restart the app")
+            where = f"{self._where}: {name} failed on the GPU ({status})"
+            if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
+                raise RuntimesError(f"{where}: free memory on it")
+            raise DeviceGone(f"{where}: it is lost to this process, restart the app")
         return values[0] if values else None
 
 

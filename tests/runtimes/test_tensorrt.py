@@ -16,7 +16,7 @@ import pytest
 
 from runtimes.backends import open_engine
 from runtimes.engine import Engine, write_engine
-from runtimes.errors import FeedError, RuntimesError
+from runtimes.errors import DeviceGone, FeedError, RuntimesError
 from runtimes.session import Session
 from tests.contracts.models import BY_NAME
 
@@ -25,7 +25,7 @@ WEIGHTS = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
 
 class FakeCuda(ModuleType):
-    cudaError_t = SimpleNamespace(cudaSuccess=0)  # noqa: N815 (NVIDIA's names)
+    cudaError_t = SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2)  # noqa: N815 (NVIDIA's names)
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ def test_layers_and_versions(cuda: FakeCuda, tmp_path: Path) -> None:
 
 def test_no_gpu(cuda: FakeCuda, tmp_path: Path) -> None:
     cuda.devices = 0
-    with pytest.raises(RuntimesError, match="needs an NVIDIA GPU and CUDA sees none"):
+    with pytest.raises(DeviceGone, match="needs an NVIDIA GPU and CUDA sees none"):
         open_engine(make(tmp_path))
 
 
@@ -252,6 +252,13 @@ def test_out_of_memory(cuda: FakeCuda, tmp_path: Path) -> None:
     runner = open_engine(make(tmp_path))
     cuda.fail = "cudaMalloc"
     with pytest.raises(RuntimesError, match=r"cudaMalloc failed on the GPU \(2\): free memory"):
+        runner.run({"x": np.ones((1, 2), np.float32)})
+
+
+def test_a_gpu_that_is_lost(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = open_engine(make(tmp_path))
+    monkeypatch.setattr(FakeCuda, "cudaStreamSynchronize", lambda cuda, stream: (719,))
+    with pytest.raises(DeviceGone, match=r"cudaStreamSynchronize failed on the GPU \(719\): it is lost to this process"):
         runner.run({"x": np.ones((1, 2), np.float32)})
 
 
