@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import CompressError
+from compress.probe import cpu_scheme, fit, read_finding
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,8 @@ Number = float  # inside the class below ``float`` is a field
 
 _BUILT_IN = Path(__file__).with_name("targets.toml")
 _VERSION = 1
-_VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # /proc/cpuinfo's names for u8 x s8 without saturation
+
+ALIASES = {"local": "the best row for this machine", "jetson": "the one Jetson row with an address"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,37 +85,56 @@ def targets(*, folder: Path | None = None, home: Path | None = None) -> dict[str
     Raises:
         CompressError: if a file is not of the form described in the built-in one; names file, row and key.
     """
+    return read_targets(*user_files(folder=folder, home=home))
+
+
+def read_targets(*files: Path) -> dict[str, Target]:
+    """The built-in rows as these files change and extend them, one after the other; errors as :func:`targets`."""
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, Target] = {}
-    user = (home or Path.home()) / ".config" / "compress" / "targets.toml"
-    for file in (_BUILT_IN, user, (folder or Path()) / "targets.toml"):
+    for file in (_BUILT_IN, *files):
         for name, row in _read_rows(file).items():
             rows[name] = {**rows.get(name, {}), **row, "name": name}
-            found[name] = _to_target(rows[name], f"{file}: target {name!r}")
+            found[name] = to_target(rows[name], f"{file}: target {name!r}")
     return found
+
+
+def user_files(*, folder: Path | None = None, home: Path | None = None) -> tuple[Path, Path]:
+    """The user's own file and the current folder's, which comes after it; neither need exist."""
+    return (home or Path.home()) / ".config" / "compress" / "targets.toml", (folder or Path()) / "targets.toml"
 
 
 def get_target(name: str) -> Target:
     """The target called ``name``: ``local`` is the best row for this machine, ``jetson`` the Jetson with an address.
 
-    A row for this machine's CPU gets the scheme which that CPU can run: without VNNI or AMX the sums of u8 x s8
-    products saturate, so the weights must be 7-bit, and an ARM64 CPU takes s8 activations.
+    A row for this machine's CPU, or for a device that was probed (:mod:`compress.probe`), gets the scheme which that
+    CPU can run; a probed Jetson's row also its versions of TensorRT and JetPack.
 
     Raises:
         CompressError: if there is no such target (with the nearest names), or ``jetson`` is not exactly one row.
     """
+    target = row_of(name)
+    if target.reach == "local":
+        scheme = cpu_scheme(target, platform.machine(), _cpu_flags())
+        return target if scheme == target.scheme else dataclasses.replace(target, scheme=scheme)
+    finding = read_finding(target)
+    return target if finding is None else fit(target, finding.facts)
+
+
+def row_of(name: str) -> Target:
+    """The row called ``name`` as it is written, ``local`` and ``jetson`` included; errors as :func:`get_target`."""
     rows = targets()
     if name == "local":
         name = _best_here()
     elif name == "jetson":
         name = _only_jetson(rows.values())
     if name not in rows:
-        known = [*rows, "local", "jetson"]
+        known = [*rows, *ALIASES]
         begun = [row for row in known if name and row.startswith(name)]
         near = begun or difflib.get_close_matches(name, known, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the targets are {', '.join(known)}"
         raise CompressError(f"unknown target {name!r}: {hint} (own rows go into targets.toml)")
-    return _fit_this_cpu(rows[name])
+    return rows[name]
 
 
 def _best_here() -> str:
@@ -128,18 +149,10 @@ def _only_jetson(rows: Iterable[Target]) -> str:
         what = f"{', '.join(reachable)} have one" if reachable else "none has one"
         raise CompressError(
             f"target 'jetson' means the one Jetson row with an address, and {what}: name the row ("
-            f'{", ".join(row.name for row in jetsons)}), or write [target.{jetsons[0].name}] address = "user@host" '
-            "in targets.toml"
+            f"{', '.join(row.name for row in jetsons)}), or give one its address: "
+            f"compress targets add {jetsons[0].name} --address user@host (it goes into targets.toml)"
         )
     return reachable[0]
-
-
-def _fit_this_cpu(target: Target) -> Target:
-    if target.reach != "local" or target.device != "CPU" or target.scheme != "x86-vnni":
-        return target
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return dataclasses.replace(target, scheme="arm64")
-    return target if _VNNI_FLAGS & _cpu_flags() else dataclasses.replace(target, scheme="x86")
 
 
 def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -152,10 +165,22 @@ def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 def _read_rows(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        return parse_rows(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompressError(f"{file} cannot be read as TOML: {error}") from error
+
+
+def parse_rows(text: str, file: str) -> dict[str, dict[str, Any]]:
+    """The rows in the text of a ``targets.toml``, as they are written; :func:`to_target` checks their values.
+
+    Raises:
+        CompressError: if it is not TOML of this form, or a key is unknown; names ``file``, row and key.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise CompressError(f"{file} cannot be read as TOML: {error}") from error
     if content.get("version") != _VERSION:
         found = content.get("version")
@@ -175,7 +200,8 @@ def _read_rows(file: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _to_target(row: Mapping[str, Any], where: str) -> Target:
+def to_target(row: Mapping[str, Any], where: str) -> Target:
+    """The row's values, checked; ``where`` begins the message of the :class:`CompressError`."""
     import msgspec
 
     try:

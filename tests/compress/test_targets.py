@@ -44,6 +44,23 @@ def test_built_in_rows() -> None:
     assert {row.scheme for row in rows.values() if row.backend.startswith("tensorrt")} == {"tensorrt"}
 
 
+def test_the_figures_of_the_jetsons() -> None:
+    """Each rate is dense and of the GPU alone: half of the sparse one that NVIDIA publishes."""
+    rows = targets()
+    rates = {name: (row.int8_tops, row.fp16_tflops, row.bandwidth_gbs) for name, row in rows.items() if row.jetpack}
+    assert rates == {
+        "jetson-orin-nano": (33, 17, 102), "jetson-orin-nx": (None, None, 102.4),
+        "jetson-agx-orin": (170 / 2, 170 / 4, 204.8), "jetson-thor": (1035 // 2, 1035 // 4, 273)}  # fmt: skip
+    assert {(row.jetpack, row.tensorrt) for row in rows.values() if row.jetpack} == {("6.2", "10.3"), ("7.0", "10.13")}
+    assert all(row.power_modes for row in rows.values() if row.jetpack)
+
+
+@pytest.mark.parametrize("python", ["python3", "python3.10", "/usr/bin/python3", "~/venv/bin/python", "v/bin/python"])
+def test_the_interpreter_there(python: str) -> None:
+    Path("targets.toml").write_text(f'version = 1\n[target.rpi5]\npython = "{python}"\n')
+    assert get_target("rpi5").python == python
+
+
 def test_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(CompressError, match=r"unknown target 'jetson-orin': did you mean .*jetson-orin-nano"):
         get_target("jetson-orin")
@@ -121,6 +138,7 @@ def test_own_rows_change_and_extend_and_the_current_folder_wins() -> None:
         ("[target.rpi5]\nscheme = 'int4'", "target 'rpi5': Invalid enum value 'int4' - at `scheme`"),
         ("[target.new]\nbackend = 'openvino'", "target 'new': Object missing required field `description`"),
         ("[target.rpi5]\naddress = '-oProxyCommand=id'", "target 'rpi5': address '-oProxyCommand=id' is not a host"),
+        ("[target.rpi5]\npython = 'python3 -c'", "target 'rpi5': python 'python3 -c' is not the name or the path of"),
         ("[target.rtx]\naddress = 'pc'", "target 'rtx': an address is for a row with reach"),
         ("[target.rtx]\ntensorrt = 'newest'", "target 'rtx': tensorrt = 'newest' is not a version"),
         ("[target.'a b']\nbackend = 'openvino'\ndescription = ''\ndevice = 'CPU'\nscheme = 'x86'\n"
