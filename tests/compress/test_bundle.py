@@ -131,7 +131,7 @@ def test_a_folder_of_somebody_else_is_left_alone(
 def test_several_graphs(tmp_path: Path, model: Model, golden: Mapping[str, np.ndarray]) -> None:
     wide = networks.quantized(networks.Everything)
     (feed,) = networks.samples(wide, 2).batches(2)
-    both = dataclasses.replace(model, graphs={"points": model.graph, "images": wide.graph})
+    both = dataclasses.replace(model, graphs={"points": model.graph, "images": wide.graph}, labels={})
     chain = {"inputs": ["x"], "steps": [{"graph": "points", "inputs": {"x": "x"}}],
              "outputs": {"answer": "points.output"}}
     engine = {m.name: export(m, targets()["onnxruntime-cpu"], tmp_path / m.name) for m in (model, wide)}
