@@ -108,7 +108,7 @@ class AudioInput:
 
     def __post_init__(self) -> None:
         in_range(self.rate, 1, HIGHEST_RATE, "the rate")
-        in_range(self.copies or 1, 1, 64, "the number of copies")
+        in_range(self.copies, 1, 64, "the number of copies")
         spectra = [step for step in self.steps if isinstance(step, Spectrogram)]
         if len(spectra) > 1:
             raise RuntimesError("has the step 'spectrogram' twice")

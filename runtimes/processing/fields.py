@@ -60,9 +60,9 @@ def to_json(value: Any, *, tag: str = "kind") -> Any:
     return [to_json(item, tag=tag) for item in value] if isinstance(value, tuple) else value
 
 
-def in_range(value: float, low: float, high: float, what: str) -> None:
-    """Raise unless ``low <= value <= high``."""
-    if not low <= value <= high:
+def in_range(value: float | None, low: float, high: float, what: str) -> None:
+    """Raise unless ``low <= value <= high``, or there is none."""
+    if value is not None and not low <= value <= high:
         raise RuntimesError(f"has {what} {value}, expected a number from {low} to {high}")
 
 

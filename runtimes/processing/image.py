@@ -51,7 +51,7 @@ class Resize:
     def __post_init__(self) -> None:
         if (self.size is None) == (self.shortest_edge is None and self.longest_edge is None):
             raise RuntimesError("needs either 'size', or 'shortest_edge' or 'longest_edge' or both")
-        for side in (*(self.size or ()), self.shortest_edge or 1, self.longest_edge or 1, self.multiple_of):
+        for side in (*(self.size or ()), self.shortest_edge, self.longest_edge, self.multiple_of):
             in_range(side, 1, LARGEST_SIDE, "the side")
 
     def target(self, height: int, width: int) -> tuple[int, int]:

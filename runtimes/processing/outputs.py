@@ -29,7 +29,7 @@ class ClassesOutput:
     top: int | None = None
 
     def __post_init__(self) -> None:
-        in_range(self.top or 1, 1, 10**6, "the number of answers")
+        in_range(self.top, 1, 10**6, "the number of answers")
 
     def answer(self, row: np.ndarray) -> Any:
         _check_labels(self.labels, row)

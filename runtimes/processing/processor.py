@@ -13,7 +13,7 @@ from runtimes.processing.record import FOLDER, Processing
 from runtimes.processing.sample import Padding, Sample, stack
 from runtimes.processing.text import OpenedText, ReadFile, TextInput
 from runtimes.processing.values import ConstantInput, MaskInput, TensorInput, TypesInput
-from runtimes.spec import TensorSpec
+from runtimes.spec import Feed, TensorSpec
 
 
 class Preparer(Protocol):
@@ -86,6 +86,17 @@ class Processor:
     def sources(self) -> tuple[str, ...]:
         """The names of the raw inputs that must be given; inputs that are not described may be, as arrays."""
         return tuple(dict.fromkeys(name for entry in self._preparers.values() for name in entry.sources))
+
+    def ask(self, run: Callable[[Feed], Mapping[str, np.ndarray]], raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The answers to ``raw``, of a model that ``run`` runs: by output name, one, or a list for a batch.
+
+        Raises:
+            FeedError, RuntimesError: as :meth:`feed` and :meth:`answer` do, and ``run``.
+        """
+        answers = self.answer(run(self.feed(raw)))
+        if any(isinstance(value, list) for value in raw.values()):
+            return dict(answers)
+        return {name: values[0] if len(values) == 1 else values for name, values in answers.items()}
 
     def feed(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The feed made of raw inputs.

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-ZERO_CROSSINGS = 32         # of the sinc, on each side
+ZERO_CROSSINGS = 64         # of the sinc, on each side
 KAISER_BETA = 9.6           # 96 dB between the passband and the stopband
 ROLLOFF = 0.95              # of the lower Nyquist frequency; the passband ends at about 0.9 of it
 

@@ -69,7 +69,7 @@ class Spectrogram:
         in_range(self.hop, 1, LONGEST_FRAME, "the hop")
         in_range(self.length, 2, self.n_fft, "the frame")
         in_range(self.power, 0.25, 4, "the power")
-        in_range(self.preemphasis or 0, 0, 1, "the preemphasis")
+        in_range(self.preemphasis, 0, 1, "the preemphasis")
         in_range(self.floor, 1e-45, 1, "the floor")
 
     @property

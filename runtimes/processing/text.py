@@ -87,7 +87,7 @@ class TextInput:
         if self.pair is not None and (self.vocabulary is not None or self.pair == self.from_):
             raise RuntimesError("has a 'pair', which needs a 'tokenizer' and another raw input")
         in_range(self.pad_id, 0, 2**31 - 1, "the padding id")
-        in_range(self.max_length or 1, 1, 2**20, "the length")
+        in_range(self.max_length, 1, 2**20, "the length")
 
     @property
     def sources(self) -> tuple[str, ...]:
