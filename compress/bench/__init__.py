@@ -14,6 +14,7 @@ from compress.bench.layers import asked_for_int8
 from compress.bench.machines import HERE, Machine, this_machine
 from compress.bench.measured import Measured
 from compress.bench.record import BenchRecord
+from compress.bench.roofline import add_rooflines
 from compress.bench.rows import rows_of
 from compress.bench.scenarios import query_feed, query_samples
 from compress.bench.table import table
@@ -77,8 +78,9 @@ def bench(
 
     First each engine's outputs on ``data``, in a process of its own; then rounds of timing, one fresh process per
     engine and round, in the order of the candidates and backwards in turn (ABBA), so that a machine which slows down
-    does so for all of them. The first round also reads the precision of the layers, after its timing. Under emulation
-    nothing is timed: the outputs are compared with those of the same engine file on this machine.
+    does so for all of them. The first round also reads the precision of the layers, after its timing. Then come the
+    machine's peak rates, where they are not known yet. Under emulation nothing is timed: the outputs are compared with
+    those of the same engine file on this machine.
 
     Args:
         candidates: the engines. One that cannot run there keeps its state as status and has no figures; one that fails
@@ -142,7 +144,9 @@ def bench(
             keep(record(complete=done + 1 == len(steps)))
     if progress:
         progress(len(steps), len(steps), "done")
-    return record(complete=not any(one.lost for one in measured.values()))
+    if any(one.lost for one in measured.values()):
+        return record(complete=False)
+    return add_rooflines(record(complete=True), candidates, machine) if config.peaks else record(complete=True)
 
 
 def described(data: CalibrationSet) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class BenchConfig:
     min_runs: int | None = field(default=None, metadata={"help": "fewest runs timed in each process"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: the physical cores available"})
     max_drop: float = field(default=0.01, metadata={"help": "accuracy budget, in the metric's own unit"})
+    peaks: bool = field(default=True, metadata={"help": "measure the machine's peak rates, once, for the roofline"})
     timeout_s: float = field(default=900.0, metadata={"help": "seconds after which a measuring process is ended"})
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ import calibration
 import compress
 
 FACTORY = "small_recipe:Tiny"
-BENCH = {"restarts": 1, "warmup_s": 0.0, "duration_s": 0.01, "min_runs": 3, "threads": 1}
+BENCH = {"restarts": 1, "warmup_s": 0.0, "duration_s": 0.01, "min_runs": 3, "threads": 1, "peaks": False}
 STAGES: list[dict[str, dict[str, Any]]] = [
     {"prune": {"macs": 0.6, "samples": 32}},
     {"distill": {"epochs": 2, "batch_size": 32}},

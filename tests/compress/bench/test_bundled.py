@@ -20,7 +20,7 @@ from runtimes.errors import RuntimesError
 from tests.compress.quantize import networks
 
 ORT = targets()["onnxruntime-cpu"]
-QUICK = BenchConfig(restarts=1, warmup_s=0.0, duration_s=0.0, min_runs=3, threads=1)
+QUICK = BenchConfig(restarts=1, warmup_s=0.0, duration_s=0.0, min_runs=3, threads=1, peaks=False)
 
 
 @pytest.fixture(scope="module")
