@@ -183,11 +183,22 @@ def test_rails_are_measured_where_the_package_is_not(tmp_path: Path, monkeypatch
 
 
 def test_spin_is_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0, 900, 1000, 1700, 2000, 2800])
-    monkeypatch.setattr(module.time, "perf_counter_ns", lambda: next(times))
-    assert spin(steps=3, rounds=3) == 700
+    clock = {"ns": 0, "readings": 0}
+    times = iter([900, 700, 800, 750, 770, 5_000_000, *[1_000_000] * 40])
+
+    def tick() -> int:
+        """After the first reading, three a round: may it begin, its start, its end; only a round takes time."""
+        if clock["readings"] and clock["readings"] % 3 == 0:
+            clock["ns"] += next(times)
+        clock["readings"] += 1
+        return clock["ns"]
+
+    monkeypatch.setattr(module, "SPIN_ROUNDS", 0)
+    monkeypatch.setattr(module.time, "perf_counter_ns", tick)
+    assert spin(blocks=1) == 700
+    assert clock["ns"] >= 20_000_000       # as long as it takes to wake a core
 
 
-def test_spin_grows_with_its_steps() -> None:
-    few, many = spin(steps=2_000), spin(steps=200_000, rounds=3)
-    assert many > 20 * few
+def test_spin_follows_its_work() -> None:
+    few, many = spin(blocks=8), spin(blocks=256)
+    assert many == pytest.approx(32 * few, rel=0.35)
