@@ -32,6 +32,8 @@ _NOISE_LIMIT = 1 << 16      # bytes a device's shell may print before the greeti
 _WAITING_FRAMES = 64        # read ahead of whoever takes them; beyond it the device has to wait
 _END_S = 5.0                # for the command to end by itself once its stdin is closed
 
+_STRANGE = "what this version does not understand"
+
 
 class DeviceLost(AgentError):  # noqa: N818 - what happened, as users read it
     """The device went away: no further job can run there."""
@@ -82,6 +84,7 @@ class Link:
         try:
             self.session = self._start(silence_s, start_s)
         except BaseException:
+            self._kill()
             self.close()
             raise
 
@@ -157,10 +160,12 @@ class Link:
         if hello.get("have") is not True:
             self._write(data, until + start_s)
             self.sent_bytes += len(data)
-        self._heard = time.monotonic() + start_s - self._lost_s     # importing may take that long
+        self._heard = time.monotonic() + max(0.0, start_s - self._lost_s)   # importing may take that long
         self._watcher.start()
         try:
-            return str(self.answer(start_s + self._lost_s).header.get("session"))
+            session = str(self.answer(start_s + self._lost_s).header.get("session"))
+            self._heard = time.monotonic()
+            return session
         except DeviceLost as error:
             raise CompressError(str(error)) from error
 
@@ -182,11 +187,12 @@ class Link:
             if not piece:
                 raise CompressError(self._why_not_started())
             received += piece
-        self._unpacker.add(received[end + 1 :])
         try:
-            return parse(received[start + len(GREETING) : end], f"{self.name}: its greeting")
+            hello = parse(received[start + len(GREETING) : end], "its greeting")
+            self._deliver(received[end + 1 :])
         except RuntimesError as error:
-            raise CompressError(str(error)) from error
+            raise CompressError(f"{self.name} sent {_STRANGE} ({str(error)[:200]})") from error
+        return hello
 
     def _why_not_started(self) -> str:
         code, said = self._ending()
@@ -226,7 +232,7 @@ class Link:
                 try:
                     self._read()
                 except RuntimesError as error:
-                    self._lose(f"sent what this version does not understand ({str(error)[:200]})")
+                    self._lose(f"sent {_STRANGE} ({str(error)[:200]})")
             elif time.monotonic() - self._heard >= self._lost_s:
                 self._lose(f"gave no sign of life for {self._lost_s:g} s: it is off, off the network, or hangs")
 
@@ -240,6 +246,9 @@ class Link:
             self._closed = True
             return
         self._heard = time.monotonic()
+        self._deliver(piece)
+
+    def _deliver(self, piece: bytes) -> None:
         self._unpacker.add(piece)
         while (frame := self._unpacker.next()) is not None:
             if frame.kind != "beat":

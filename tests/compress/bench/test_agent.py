@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,6 +61,39 @@ time.sleep(60)"""
     assert time.monotonic() - start < 20
     for pid in (tmp_path / "pids").read_text().split():
         assert not is_running(int(pid))
+
+
+HOST = """
+import sys
+from pathlib import Path
+from compress.bench.agent import run_here
+from tests.compress.device.jobs import make_job
+folder = Path(sys.argv[1])
+run_here(make_job(folder, duration_s=60), folder / "run", 100)
+"""
+
+
+def test_the_measurement_ends_with_a_host_that_was_killed(tmp_path: Path) -> None:
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path)], cwd=Path(__file__).parents[3])
+    try:
+        deadline = time.monotonic() + 40
+        while (pid := measuring(tmp_path / "run" / "job.json")) is None:
+            assert time.monotonic() < deadline
+            assert host.poll() is None
+            time.sleep(0.05)
+    finally:
+        host.kill()
+        host.wait()
+    assert not is_running(pid)
+
+
+def measuring(job: Path) -> int | None:
+    """The process that runs ``job`` and has opened its backend."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(job) in (folder / "cmdline").read_text() and "onnxruntime" in (folder / "maps").read_text():
+                return int(folder.name)
+    return None
 
 
 def is_running(pid: int) -> bool:

@@ -1,0 +1,222 @@
+"""The link over a plain local process: starting, what a device lacks, what an odd one sends, and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from compress.bench.agent import AgentError
+from compress.device.bootstrap import GREETING, tree_digest, unpack
+from compress.device.link import DeviceLost, Link
+from compress.device.package import package
+from compress.errors import CompressError
+from runtimes.frames import pack
+from tests.compress.device.jobs import QUICK, local_command
+from tests.sshd import processes_with
+
+
+def fake(tmp_path: Path, body: str) -> list[str]:
+    """A device that is a script of ours; it has the functions below."""
+    file = tmp_path / "device.py"
+    file.write_text(f"""
+import json, os, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from runtimes.frames import pack
+def write(data): os.write(1, data)
+def send(kind, payload=b"", **fields): write(pack(kind, payload, **fields))
+def hello(**fields):
+    open(0, "rb", 0, closefd=False).readline()
+    known = {{"python": [3, 11, 2], "executable": "/usr/bin/python3", "numpy": True, "have": True, **fields}}
+    write({GREETING!r} + json.dumps(known).encode() + b"\\n")
+def ready(): send("ready", session="/session")
+def rest(): open(0, "rb", closefd=False).read()
+def wait_for(kind):
+    source = open(0, "rb", 0, closefd=False)
+    while kind not in source.readline(): pass
+{body}
+""")
+    return [sys.executable, str(file)]
+
+
+def test_the_package_is_sent_once(tmp_path: Path) -> None:
+    digest, data = package()
+    for sent in (len(data), 0):
+        link = Link(local_command(tmp_path / "cache"), "board", **QUICK)
+        assert link.sent_bytes == sent
+        assert json.loads(link.request("facts", within_s=20).payload)["cores"] == os.cpu_count()
+        assert link.session.startswith(str(tmp_path / "cache" / "sessions"))
+        link.close()
+    assert [path.name for path in (tmp_path / "cache" / "runtimes").iterdir()] == [digest]
+    assert not list((tmp_path / "cache" / "sessions").iterdir())
+
+
+def test_a_damaged_package_is_sent_again(tmp_path: Path) -> None:
+    Link(local_command(tmp_path / "cache"), "board", **QUICK).close()
+    digest, data = package()
+    (tmp_path / "cache" / "runtimes" / digest / "runtimes" / "serve.py").write_text("raise SystemExit(1)")
+    link = Link(local_command(tmp_path / "cache"), "board", **QUICK)
+    assert link.sent_bytes == len(data)
+    assert link.request("facts", within_s=20).kind == "done"
+    link.close()
+
+
+def test_package_is_the_same_every_time(tmp_path: Path) -> None:
+    digest, data = package()
+    package.cache_clear()
+    assert package() == (digest, data)
+    unpack(data, str(tmp_path / digest), digest)
+    assert (tmp_path / digest / "runtimes" / "measure.py").is_file()
+    (tmp_path / digest / "runtimes" / "__pycache__").mkdir()
+    (tmp_path / digest / "runtimes" / "__pycache__" / "x.pyc").write_bytes(b"compiled")
+    assert tree_digest(str(tmp_path / digest)) == digest
+    (tmp_path / digest / "runtimes" / "added.py").write_bytes(b"")
+    assert tree_digest(str(tmp_path / digest)) != digest
+    with pytest.raises(SystemExit, match="did not arrive whole"):
+        unpack(data, str(tmp_path / "0"), "0")
+    assert [path.name for path in tmp_path.iterdir()] == [digest]
+
+
+def test_nothing_of_the_folder_it_starts_in_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "zipfile", "runtimes"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    link = Link(local_command(tmp_path / "cache"), "board", **QUICK)
+    assert link.request("facts", within_s=20).kind == "done"
+    link.close()
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ("hello(python=[3, 8, 10])",
+     r'^board has Python 3.8.10 \(/usr/bin/python3\): install Python 3.10 or newer there, or .*python = "..."'),
+    ("hello(numpy=False)", "^board: its /usr/bin/python3 has no numpy: run `/usr/bin/python3 -m pip install numpy`"),
+    ("sys.exit('no space left')", r"^board: the session did not start \(no space left\)$"),
+    ("sys.exit(3)", r"^board: the session did not start \(exit code 3 and no message\)$"),
+    ("print('sh: 1: exec: python3: not found', file=sys.stderr); sys.exit(127)",
+     r"^board has no such Python \(sh: 1: exec: python3: not found\): install Python 3.10 or newer and numpy"),
+    ("sys.exit('known to the client')", "^board: explained$"),
+    ("print('x' * 100000); rest()", "its shell prints too much before a command runs"),
+    ("rest()", "^board does not answer"),
+    ("write(b'\\n=compress= {\\n'); rest()", "^board sent what this version .*its greeting is not JSON"),
+    ("hello(); sys.exit('cannot import runtimes')", r"^board ended the connection \(cannot import runtimes\)$"),
+    ("hello(); rest()", "^board gave no sign of life for 3 s"),
+    ("hello(); write(b'Traceback\\n'); rest()", "^board sent what this version does not understand"),
+])
+def test_a_device_that_does_not_start(tmp_path: Path, body: str, message: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(CompressError, match=message) as caught:
+        Link(fake(tmp_path, body), "board", start_s=2, **QUICK,
+             explain=lambda stderr: "explained" if "known to the client" in stderr else None)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_no_such_command() -> None:
+    with pytest.raises(CompressError, match=r"board: `/no/ssh` cannot be started \(No such file"):
+        Link(["/no/ssh"], "board")
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ("sys.exit('power failure')", r"^board ended the connection \(power failure\)$"),
+    ("write(b'{\"kind\": 3}\\n'); rest()", "^board sent what this version does not understand"),
+    ("write(b'x' * 100000); rest()", "^board sent what this version does not understand"),
+    ("write(b'{\"kind\": \"data\", \"bytes\": 99999999999}\\n'); rest()", "^board sent what this version"),
+    ("send('error', text='bad frame', fatal=True)", "^board ended the session: bad frame$"),
+    ("rest()", "^board gave no sign of life for 3 s"),
+])
+def test_a_device_that_is_lost(tmp_path: Path, body: str, message: str) -> None:
+    link = Link(fake(tmp_path, f"hello(); ready(); wait_for(b'facts')\n{body}"), "board", **QUICK)
+    try:
+        with pytest.raises(DeviceLost, match=message):
+            link.request("facts")
+        with pytest.raises(DeviceLost, match=message):      # and stays so
+            link.request("facts")
+    finally:
+        link.close()
+
+
+def test_no_answer_in_time(tmp_path: Path) -> None:
+    body = "hello(); ready()\nwhile True:\n    send('beat'); time.sleep(0.1)"
+    link = Link(fake(tmp_path, body), "board", **QUICK)
+    with pytest.raises(DeviceLost, match=r"board gave no answer within 0.5 s"):
+        link.request("facts", within_s=0.5)
+    link.close()
+
+
+def test_a_refusal_is_an_error_of_the_job(tmp_path: Path) -> None:
+    link = Link(local_command(tmp_path), "board", **QUICK)
+    with pytest.raises(AgentError, match=r"^board: request 'nonsense' is not one this version knows$") as caught:
+        link.request("nonsense")
+    assert not isinstance(caught.value, DeviceLost)
+    assert link.request("facts").kind == "done"
+    link.close()
+
+
+def test_an_idle_link_stays_up(tmp_path: Path) -> None:
+    link = Link(local_command(tmp_path), "board", beat_s=0.1, silence_s=0.8, lost_s=0.8)
+    time.sleep(2)
+    assert link.request("facts").kind == "done"
+    link.close()
+    with pytest.raises(DeviceLost, match="board is not connected any more"):
+        link.request("facts")
+    link.close()
+
+
+def send_for_ever(link: Link) -> None:
+    while True:
+        link.send("data", bytes(1 << 20))
+
+
+def test_a_device_that_stops_reading_while_much_is_sent(tmp_path: Path) -> None:
+    link = Link(fake(tmp_path, "hello(); ready(); time.sleep(20)"), "board", **QUICK)
+    start = time.monotonic()
+    with pytest.raises(DeviceLost, match="gave no sign of life"):
+        send_for_ever(link)
+    assert time.monotonic() - start < 8
+    link.close()
+
+
+def test_a_fast_device_waits_for_a_slow_reader(tmp_path: Path) -> None:
+    body = "hello(); ready()\nfor number in range(300):\n    send('data', bytes(1 << 16), number=number)\nrest()"
+    link = Link(fake(tmp_path, body), "board", **QUICK)
+    time.sleep(1)
+    assert link._frames.qsize() < 100
+    assert [link.answer(10).header["number"] for _ in range(300)] == list(range(300))
+    link.close()
+
+
+def test_closing_ends_what_ignores_it(tmp_path: Path) -> None:
+    body = "hello(); ready(); time.sleep(60)"
+    command = ["env", f"COMPRESS_CACHE={tmp_path}", *fake(tmp_path, body)]
+    link = Link(command, "board", beat_s=1, silence_s=30, lost_s=30)
+    start = time.monotonic()
+    link.close()
+    assert time.monotonic() - start < 8
+    assert not processes_with(f"COMPRESS_CACHE={tmp_path}")
+
+
+def test_two_sessions_at_once(tmp_path: Path) -> None:
+    links: list[Link] = []
+
+    def connect() -> None:
+        links.append(Link(local_command(tmp_path / "cache"), "board", **QUICK))
+
+    threads = [threading.Thread(target=connect) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({link.session for link in links}) == 3
+    for link in links:
+        assert link.request("facts").kind == "done"
+        link.close()
+    assert not list((tmp_path / "cache" / "sessions").iterdir())
+
+
+def test_a_beat_is_written_in_one_piece() -> None:
+    assert len(pack("beat")) <= 512     # POSIX's least PIPE_BUF
