@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import compress.device
 from compress.errors import CompressError
 from compress.probe import contradictions, cpu_scheme, fit, probe, read_finding
 from compress.targets import get_target, targets
+from runtimes.machine import machine_facts
+from tests.sshd import Sshd
 
 PI = {"arch": "aarch64", "cpu": "Cortex-A76", "flags": ["asimd", "asimddp"], "dot_product": True,
       "memory_bytes": 8_453_000_000, "gpus": [], "npus": [], "backends": {"onnxruntime": "1.23.0"}, "l4t": None,
@@ -87,6 +90,15 @@ def test_this_machine_is_probed_without_a_device(home: Path, monkeypatch: pytest
     finding = probe(targets()["onnxruntime-cpu"])
     assert finding.address is None
     assert finding.facts["cores"] >= 1
+
+
+def test_a_device_over_ssh_is_probed(home: Path, sshd: Sshd) -> None:
+    row = with_address("onnxruntime-cpu", sshd.address, python=sys.executable)
+    finding = probe(row)
+    here = machine_facts()
+    same = ("cpu", "arch", "flags", "memory_bytes", "python", "backends")
+    assert {key: finding.facts[key] for key in same} == {key: here[key] for key in same}
+    assert read_finding(row) == finding
 
 
 @pytest.mark.parametrize(
