@@ -251,6 +251,12 @@ class BenchRecord:
     rows: tuple[BenchRow, ...]
     complete: bool = True
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What became of each device that was lost or not reached."""
+        gone = [row for row in self.rows if row.status == "device lost" or (row.status == "failed" and not row.machine)]
+        return tuple(dict.fromkeys(row.reason for row in gone if row.reason))
+
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 

@@ -52,7 +52,5 @@ def bench(
         )
     show(record.to_json(), as_json, lambda: table(record))
     if not record.complete:
-        lost = {row.target: row.reason for row in record.rows if row.reason and row.status in ("failed", "device lost")}
-        said = "; ".join(f"{target}: {reason}" for target, reason in lost.items())
-        click.echo(f"compress: {said}; the rest was measured", err=True)
+        click.echo(f"compress: {'; '.join(record.losses)}; the rest was measured", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The stage export: per target what ships and, where it can run here, the float controls it is held against."""
+"""The stage export: per target what ships and, where it can be measured, the float controls it is held against."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.store import is_disk_full
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, read_engine
 
-_NOT_THE_ENGINES = ("verified", "description", "address")  # parts of a target's row that no engine depends on
+_NOT_THE_ENGINES = ("verified", "description", "address", "python")  # parts of a row that no engine depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,12 @@ def build_engines(
 def _wanted(
     target: Target, original: ModelFile, shipped: ModelFile, quantized: Mapping[str, ModelFile]
 ) -> Iterator[tuple[str, Role, ModelFile, Precision]]:
-    """Name, role, model and precision of each engine for one target, what ships last."""
-    if target.reach == "local" and target.backend in ("openvino", "onnxruntime"):
+    """Name, role, model and precision of each engine for one target, what ships last.
+
+    An engine for a GPU of this machine is built ahead of time and not run, so it has no controls; a device's are run
+    there, or built there.
+    """
+    if target.reach == "ssh" or target.backend in ("openvino", "onnxruntime"):
         for precision in ("fp32", target.half):
             if precision is not None:
                 yield f"original {precision}, {target.name}", "original", original, precision

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.bench import BenchConfig
+from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.stages.engines import Build
 from compress.stages.filing import Filing, read_json, write_json
@@ -41,9 +43,19 @@ def measure_parity(
     filing.sections["parity"] = read_json(artifact.path / "parity.json")
 
 
+class _CutShortError(CompressError):
+    """A device was not reached or went away: the record is kept for this run, and not for the next."""
+
+
 def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) -> None:
-    """Latency and accuracy of every engine: the section ``bench``."""
-    from compress.bench import Candidate, asked_for_int8, bench
+    """Latency and accuracy of every engine, each where its target is: the section ``bench``.
+
+    A target that is another machine is measured if its row has an address. Where one cannot be reached or goes away,
+    the section holds what there is, and the next run measures again.
+    """
+    from compress.bench import Candidate, asked_for_int8
+    from compress.bench.everywhere import bench_everywhere
+    from compress.bench.scenarios import query_samples
 
     validation, metric = filing.sets["validation"], filing.recipe.metric
     candidates = [
@@ -53,19 +65,33 @@ def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) 
         )
         for b in builds if b.engine is not None
     ]  # fmt: skip
-    baseline = next((c.name for c in candidates if c.role == "original"), candidates[0].name)
+    away = {c.target.name: c.target.address for c in candidates if c.target.reach == "ssh"}
+    for name in [name for name, address in away.items() if address is None]:
+        filing.progress.say(f'{name} is not measured, because it has no address: write [target.{name}] address = '
+                            '"user@host" (what you would give to ssh) into targets.toml')
+    kept: dict[str, Any] = {}
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
-        record = bench(
-            candidates, feed=validation.first(1), data=validation, metric=get_metric(metric), config=config,
-            baseline=baseline, workdir=scratch / "work", progress=filing.progress.step,
+        wanted = query_samples(config.scenario, validation.inputs)
+        record = bench_everywhere(
+            candidates, feed=validation.first(wanted), data=validation, metric=get_metric(metric), config=config,
+            workdir=scratch / "work", progress=filing.progress.step,
         )  # fmt: skip
-        write_json(into / "bench.json", record.to_json())
+        kept.update(json.loads(json.dumps(record.to_json())))
+        if not record.complete:
+            raise _CutShortError("; ".join(record.losses))
+        write_json(into / "bench.json", kept)
         return {}
 
     inputs = {"validation": validation.digest, **{c.name: c.engine.digest for c in candidates}}
-    settings = {**dataclasses.asdict(config), "metric": metric, "machine": _machine()}
-    artifact = filing.stage("bench", settings, inputs, build)
+    reached = {name: address for name, address in away.items() if address is not None}
+    settings = {**dataclasses.asdict(config), "metric": metric, "machine": _machine(), "devices": reached}
+    try:
+        artifact = filing.stage("bench", settings, inputs, build)
+    except _CutShortError as error:
+        filing.progress.say(f"{error}; the rest was measured, and the same command measures again")
+        filing.sections["bench"] = kept
+        return
     filing.sections["bench"] = read_json(artifact.path / "bench.json")
 
 
