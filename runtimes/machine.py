@@ -63,7 +63,7 @@ def machine_facts(root: Path = ROOT) -> dict[str, Any]:
         "memory_bytes": sensors.memory_bytes(root),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "gpus": [*nvidia.gpu_facts(root), *jetson.gpu_facts(root), *others],
+        "gpus": [*(jetson.gpu_facts(root) or nvidia.gpu_facts(root)), *others],
         "npus": _devices(root, "class/accel/accel[0-9]*"),
         "backends": installed_backends(),
         "l4t": l4t,

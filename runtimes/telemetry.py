@@ -114,7 +114,7 @@ def _moment(root: Path, spin_ns: float | None) -> tuple[sensors.Throttling, dict
     state, temperatures = sensors.throttling(root), sensors.temperatures_c(root)
     gpu_clock, gpu = sensors.gpu_clock_mhz(root), nvidia.gpu_state(root)
     if gpu is not None:
-        gpu_clock = gpu.clock_mhz
+        gpu_clock = gpu_clock if gpu.clock_mhz is None else gpu.clock_mhz     # nvidia-smi of a Jetson says [N/A]
         if gpu.temperature_c is not None:
             temperatures = {**(temperatures or {}), "NVIDIA GPU": gpu.temperature_c}
         if gpu.reasons is not None:

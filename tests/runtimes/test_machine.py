@@ -57,6 +57,8 @@ def test_a_jetson(tmp_path: Path) -> None:
         "proc/cpuinfo": "Features\t: fp asimd asimddp\nCPU implementer\t: 0x41\nCPU part\t: 0xd42",
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081",
         "etc/nvpmodel.conf": "< POWER_MODEL ID=1 NAME=25W >", "var/lib/nvpmodel/status": "pmode:0001",
+        "proc/driver/nvidia/version": "NVRM version: 540.4.0",      # its nvidia-smi would tell less of the same GPU
+        "proc/driver/nvidia/gpus/0/information": "Model: Orin (nvgpu)",
     })  # fmt: skip
     facts = machine_facts(tmp_path)
     assert (facts["cpu"], facts["l4t"], facts["jetpack"]) == ("Cortex-A78AE", "36.4.3", "6.2")

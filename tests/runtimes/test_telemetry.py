@@ -174,6 +174,14 @@ def test_a_gpu_is_part_of_the_record(
     assert record["throttled"] is throttled
 
 
+def test_a_jetson_s_own_gpu_clock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, {"sys/class/devfreq/17000000.gpu/cur_freq": 1020000000})
+    monkeypatch.setattr(nvidia, "gpu_state", lambda root: GpuState(clock_mhz=None, temperature_c=None, reasons=None))
+    before = span(tmp_path, monkeypatch, {})["before"]
+    assert isinstance(before, dict)
+    assert (before["gpu_clock_mhz"], before["temperatures_c"], before["throttle_reasons"]) == (1020, None, None)
+
+
 def test_rails_are_measured_where_the_package_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rail = "sys/class/hwmon/hwmon1/"
     write_files(tmp_path, {rail + "name": "ina3221", rail + "in1_label": "VDD_IN", rail + "in1_input": 5000,
