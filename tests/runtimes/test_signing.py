@@ -259,8 +259,8 @@ def test_a_signature_that_is_no_plain_file(kind: str, signed: Path, tmp_path: Pa
         os.mkfifo(path)
     else:
         with path.open("wb") as file:
-            file.truncate(65 << 20)
-    message = {"link": "is a link", "large": "is larger than 64 MiB"}.get(kind, "is not a regular file")
+            file.truncate(17 << 20)
+    message = {"link": "is a link", "large": "is larger than 16 MiB"}.get(kind, "is not a regular file")
     with pytest.raises(RuntimesError, match=rf"manifest\.sig {message}"):
         read_bundle(signed)
 
