@@ -124,7 +124,7 @@ class Link:
         """End the session: the device sees its stdin closed, and ends what runs there."""
         self._closed = True
         process = self._process
-        with contextlib.suppress(OSError):
+        with self._writing, contextlib.suppress(OSError):   # no beat goes to whatever gets this descriptor next
             if process.stdin is not None:
                 process.stdin.close()
         try:
@@ -258,8 +258,9 @@ class Link:
         """Say that this side lives, unless a file is on its way, which says so as well."""
         if self._writing.acquire(blocking=False):
             try:
-                os.write(self._to, pack("beat"))    # all of it or nothing: it is shorter than PIPE_BUF
-            except OSError:                         # full or closed: the silence that follows is noticed
+                if not self._closed:
+                    os.write(self._to, pack("beat"))    # all of it or nothing: it is shorter than PIPE_BUF
+            except OSError:                             # full, or the command has ended: whoever reads will notice
                 pass
             finally:
                 self._writing.release()

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runtimes
 from runtimes.frames import BLOCK_BYTES, PAYLOAD_LIMIT, Frame, Unpacker, pack
+from runtimes.serve import Server
 
 ROOT = Path(runtimes.__file__).parents[1]
 SILENCE_S = 1.5
@@ -352,6 +354,33 @@ def test_a_waiting_server_takes_no_cpu(measuring: Any) -> None:
 def cpu_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_mutated_sessions(tmp_path: Path) -> None:
+    """A good session with bytes changed, cut or repeated: it ends, and nothing is written beside the cache."""
+    random = np.random.default_rng(0)
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    good = b"".join([
+        pack("missing", json.dumps({"files": [digest]}).encode()),
+        pack("put", sha256=digest, size=len(content)), pack("data", content[:3]), pack("data", content[3:]),
+        pack("tree", json.dumps({"files": {"a/b": digest, "c": digest}}).encode()), pack("get", path="c/../a"),
+        pack("beat")])
+    for number in range(400):
+        data = bytearray(good)
+        for _ in range(int(random.integers(1, 6))):
+            start, size = int(random.integers(len(data))), int(random.integers(1, 30))
+            part = data[start : start + size]
+            data[start : start + size] = (b"", random.bytes(1), part * 2, b"../", b"\n")[number % 5]
+        (tmp_path / "in").write_bytes(data)
+        source, sink = os.open(tmp_path / "in", os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
+        Server(source, sink, tmp_path / "cache", beat_s=3, silence_s=3).serve()
+        os.close(source)
+        os.close(sink)
+        assert {path.name for path in (tmp_path / "cache" / "files").iterdir()} <= {digest}
+    assert set(tmp_path.iterdir()) == {tmp_path / "in", tmp_path / "cache"}
+    assert set((tmp_path / "cache").iterdir()) == {
+        tmp_path / "cache" / name for name in ("files", "sessions", "sessions.lock")}
 
 
 def test_payload_limit_is_no_smaller_than_a_block() -> None:

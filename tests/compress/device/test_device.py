@@ -1,0 +1,247 @@
+"""A device over a plain local process: what is copied, jobs and their failures, engines built there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compress.bench.agent import AgentError, run_here
+from compress.device import Device, DeviceLost, open_device
+from compress.targets import get_target
+from runtimes.arrays import read_arrays, write_arrays
+from runtimes.engine import read_engine, write_engine
+from tests.compress.device.jobs import local_command, make_job, quick
+from tests.contracts.models import BY_NAME
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    with quick(local_command(tmp_path / "cache")) as device:
+        yield device
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_job_gives_what_it_gives_here(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    here = run_here(job, tmp_path / "here", 60)
+    expected = (tmp_path / "job" / "outputs.npz").read_bytes()
+    package = device.copied_bytes
+    there = device.agent(job, tmp_path / "there", 60)
+    assert (tmp_path / "job" / "outputs.npz").read_bytes() == expected
+    assert there.keys() == here.keys()
+    assert there["samples"] == 7
+    assert device.copied_bytes - package == size_of(tmp_path / "job" / "engine") + sum(
+        (tmp_path / "job" / name).stat().st_size for name in ("feed.npz", "0/0000.npz", "1/0000.npz"))
+    copied = device.copied_bytes
+    for number in range(2):
+        device.agent({**job, "outputs": None}, tmp_path / str(number), 60)
+    assert device.copied_bytes == copied
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"job.json", "result.json", "stderr.txt"}
+    assert not [path for path in (tmp_path / "job").iterdir() if path.name.startswith(".")]
+
+
+def test_only_what_changed_is_copied(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    device.agent(job, tmp_path / "run", 60)
+    before = device.copied_bytes
+    write_arrays(tmp_path / "feed.npz", {"x": np.full((1, 2), 7, np.float32)})
+    device.agent(job, tmp_path / "run", 60)
+    assert device.copied_bytes - before == (tmp_path / "feed.npz").stat().st_size
+
+
+def test_an_engine_that_changed_is_measured_as_it_is_now(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    first = device.agent(job, tmp_path / "run", 60)["digest"]
+    (tmp_path / "engine" / "notes.txt").write_text("an added file")
+    second = device.agent(job, tmp_path / "run", 60)["digest"]
+    assert first != second == read_engine(tmp_path / "engine").digest
+
+
+def test_shards_with_one_name_stay_apart(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    device.agent(job, tmp_path / "run", 60)
+    x = np.concatenate([read_arrays(tmp_path / f"{number}/0000.npz")["x"] for number in (0, 1)])
+    np.testing.assert_allclose(read_arrays(tmp_path / "outputs.npz")["y"], x @ [[1, 2, 3], [4, 5, 6]], rtol=1e-5)
+
+
+def test_odd_file_names(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "it's; a $folder")
+    odd = tmp_path / "it's; a $folder" / "fe*ed?.npz"
+    Path(job["latency"]["feed"]).rename(odd)
+    job["latency"]["feed"] = str(odd)
+    assert device.agent(job, tmp_path / "run", 60)["samples"] == 7
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"threads": 0}, r"^board: threads must be at least 1, got 0"),
+    ({"latency": None, "outputs": None, "threads": "two"}, r"^board: measurement job: 'threads' must be an integer"),
+    ({"engine": "/nowhere"}, r"^board: .* is not an engine: it has no engine.json"),
+])
+def test_a_job_that_fails(device: Device, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    job = make_job(tmp_path)
+    with pytest.raises(AgentError, match=message) as caught:
+        device.agent({**job, **change}, tmp_path / "run", 60)
+    assert not isinstance(caught.value, DeviceLost)
+    assert not (tmp_path / "outputs.npz").exists()
+    assert device.agent(job, tmp_path / "run", 60)["samples"] == 7      # the next one runs
+
+
+def test_a_file_that_is_not_here(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    (tmp_path / "0/0000.npz").unlink()
+    with pytest.raises(AgentError, match=r"0/0000.npz cannot be read \(No such file or directory\)"):
+        device.agent(job, tmp_path / "run", 60)
+
+
+def test_a_link_in_an_engine(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    (tmp_path / "engine" / "weights").symlink_to("/etc/passwd")
+    with pytest.raises(AgentError, match="weights is a link or a special file"):
+        device.agent(job, tmp_path / "run", 60)
+
+
+def test_a_job_that_takes_too_long(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path, duration_s=60)
+    with pytest.raises(AgentError, match=r"^board: no result after 1.5 s: the process was ended$"):
+        device.agent(job, tmp_path / "run", 1.5)
+    assert device.facts()["cores"] == os.cpu_count()
+
+
+def test_a_damaged_file_there_is_sent_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    copied = []
+    for _ in range(2):
+        with quick(local_command(tmp_path / "cache")) as device:
+            device.agent(job, tmp_path / "run", 60)
+            copied.append(device.copied_bytes)
+        model = max((tmp_path / "cache" / "files").iterdir(), key=lambda path: path.stat().st_size)
+        size = model.stat().st_size
+        model.chmod(0o644)
+        model.write_bytes(b"damaged" + model.read_bytes()[7:])
+    assert copied[1] == size
+
+
+def test_a_device_that_measured_something_else(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "_result", lambda self, folder: {"digest": "f" * 64})
+    with pytest.raises(AgentError, match=r"board measured engine ffffffffffff…, not .* which must have changed"):
+        device.agent(make_job(tmp_path), tmp_path / "run", 60)
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """The device's largest file is limited, which fails as a full disk does."""
+    job = make_job(tmp_path)
+    (tmp_path / "engine" / "weights.bin").write_bytes(os.urandom(8 << 20))
+    command = ["sh", "-c", 'ulimit -f 2048; trap "" XFSZ; exec "$@"', "sh", *local_command(tmp_path / "cache")]
+    with quick(command) as device:
+        with pytest.raises(AgentError, match=r"^board: \[Errno 27\] File too large"):
+            device.agent(job, tmp_path / "run", 60)
+        assert device.facts()["cores"]
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size >= 1 << 20]
+    assert kept == []
+
+
+def later(folder: Path) -> Path:
+    """An engine that is to be built on a device."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"a model")
+    case = BY_NAME["matmul"]
+    write_engine(folder, backend="tensorrt", device="GPU", precision="int8", entry="model.onnx", inputs=case.inputs,
+                 outputs=case.outputs, options={}, source="0" * 64, built_with={}, state="build on the device")
+    return folder
+
+
+BUILDER = """
+import sys
+class Fake:
+    def find_spec(self, name, path=None, target=None):
+        if name == "runtimes.built":
+            import importlib.machinery, importlib.util
+            return importlib.util.spec_from_file_location(name, {path!r})
+sys.meta_path.insert(0, Fake())
+"""
+BUILT = """
+import dataclasses, os, shutil
+from pathlib import Path
+from runtimes.engine import read_engine
+def built_engine(engine, cache=None):
+    assert engine.state == "build on the device"
+    print("building", (engine.path / "model.onnx").read_text())
+    folder = Path(os.environ["COMPRESS_CACHE"]) / "engines" / "made"
+    if not folder.exists():
+        shutil.copytree({ready!r}, folder)
+    return read_engine(folder)
+"""
+
+
+def test_an_engine_built_there(tmp_path: Path) -> None:
+    """The device's builder is a fake one that returns an ONNX Runtime engine; the rest is real."""
+    job = make_job(tmp_path)
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(BUILDER.format(path=str(hooks / "fake_built.py")))
+    (hooks / "fake_built.py").write_text(BUILT.format(ready=job["engine"]))
+    command = ["env", f"PYTHONPATH={hooks}", *local_command(tmp_path / "cache")]
+    engine = read_engine(later(tmp_path / "later"))
+    with quick(command) as device:
+        built = device.build(engine, tmp_path / "built")
+        assert built.path == tmp_path / "built"
+        assert built.digest == read_engine(job["engine"]).digest
+        assert (built.state, built.precision, built.entry) == ("runnable", "fp32", "model.onnx")
+        assert (tmp_path / "built" / "stderr.txt").read_text() == "building a model\n"
+        result = device.agent({**job, "engine": str(built.path)}, tmp_path / "run", 60)
+        assert result["digest"] == built.digest
+        assert result["samples"] == 7
+
+
+def test_an_engine_that_cannot_be_built_there(device: Device, tmp_path: Path) -> None:
+    engine = read_engine(later(tmp_path / "later"))
+    with pytest.raises(AgentError, match=r"^board: .*(build.json is missing|tensorrt)"):
+        device.build(engine, tmp_path / "built")
+    assert device.facts()["cores"] == os.cpu_count()
+
+
+def test_a_build_whose_record_is_damaged(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = read_engine(later(tmp_path / "later"))
+    monkeypatch.setattr(Device, "_run", lambda *arguments, **fields: None)
+    for result in ({}, {"path": "/x", "digest": "0", "record": {"entry": "../x"}}):
+        monkeypatch.setattr(Device, "_result", lambda self, folder, result=result: result)
+        with pytest.raises(AgentError, match="board: the engine it built"):
+            device.build(engine, tmp_path / "built")
+
+
+def test_the_job_is_kept_as_it_was_asked(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    device.agent(job, tmp_path / "run", 60)
+    assert json.loads((tmp_path / "run" / "job.json").read_text()) == job
+
+
+@pytest.mark.slow
+def test_emulated(tmp_path: Path) -> None:
+    """The same outputs, within rounding, from an ARM64 user-space."""
+    from compress.device.emulator import emulator_command
+    from compress.errors import CompressError
+
+    try:
+        emulator_command(get_target("rpi5"))
+    except CompressError as error:
+        pytest.skip(f"no emulated device: {error}")
+    job = make_job(tmp_path)
+    with open_device(get_target("rpi5"), emulate=True) as device:
+        assert device.emulated
+        assert device.facts()["arch"] == "aarch64"
+        result = device.agent(job, tmp_path / "run", 300)
+    assert result["machine"]["arch"] == "aarch64"
+    x = np.concatenate([read_arrays(tmp_path / f"{number}/0000.npz")["x"] for number in (0, 1)])
+    np.testing.assert_allclose(read_arrays(tmp_path / "outputs.npz")["y"], x @ [[1, 2, 3], [4, 5, 6]], rtol=1e-5)
+    with open_device(get_target("rpi5"), emulate=True) as device:
+        device.agent(job, tmp_path / "again", 300)
+        assert device.copied_bytes == 0
