@@ -68,11 +68,11 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class StoppableRunner(Runner, Protocol):
-    """A runner whose backend can be told to stop in the middle of a run."""
+class TimedRunner(Runner, Protocol):
+    """A runner that need not be waited for."""
 
     def run_within(self, feed: Feed, timeout_s: float) -> dict[str, np.ndarray]:
-        """As ``run``; one that is not done after ``timeout_s`` is stopped, raises LimitError, and leaves it usable."""
+        """As ``run``; raises LimitError where it is not done after ``timeout_s``, and can be run again."""
 
 
 def open_engine(engine: Engine, *, threads: int | None = None, expected: Mapping[str, str] | None = None) -> Runner:

@@ -20,8 +20,9 @@ class ResourceLimits:
 
     Memory: an engine whose files are larger is refused before it is opened, and one that made this process grow by
     more, opening and warm-up included, is closed again. What a run allocates later is not watched: bound it with
-    ``max_batch`` and ``max_feed_bytes``, or with a cgroup. Time: the backend is told to stop, which it does after the
-    layer it is in, so a run may end somewhat later; the session stays usable.
+    ``max_batch`` and ``max_feed_bytes``, or with a cgroup. Time: a run that is not done raises LimitError, and the
+    session stays usable. ONNX Runtime stops it after the layer it is in; OpenVINO cannot stop one safely: the caller is
+    let go on time and the run goes on to its end, which later runs and closing wait for.
     """
 
     max_memory_bytes: int | None = None

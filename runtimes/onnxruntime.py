@@ -70,7 +70,7 @@ class ONNXRuntimeRunner:
             results = self._session.run(self._names, feed, options)
         except Exception as error:  # its exceptions share no base class
             if options.terminate:
-                raise LimitError(f"{where}: stopped, not done after {timeout_s} s") from error
+                raise LimitError(f"{where}: not done after {timeout_s} s, and stopped") from error
             raise RuntimesError(f"{where}: ONNX Runtime cannot run this feed: {error}") from error
         finally:
             timer.cancel()

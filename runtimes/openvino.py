@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -39,7 +41,8 @@ class OpenVINORunner:
         self._compiled = _compile(engine, files, self._settings)
         self._inputs = _positions(engine, "input", [s.name for s in engine.inputs], self._compiled.inputs)
         self._outputs = _positions(engine, "output", [s.name for s in engine.outputs], self._compiled.outputs)
-        self._free = threading.Semaphore(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._most = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._free = threading.Semaphore(self._most)
         self._requests = [self._compiled.create_infer_request()]    # the others are made when first needed
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
@@ -56,23 +59,39 @@ class OpenVINORunner:
         return {name: results[position] for name, position in self._outputs.items()}
 
     def run_within(self, feed: Feed, timeout_s: float) -> dict[str, np.ndarray]:
-        """As :meth:`run`, stopped after ``timeout_s``; the layer it is in is computed to its end."""
+        """As :meth:`run`, for at most ``timeout_s``; a run that takes longer goes on to its end with nobody waiting.
+
+        It is not cancelled: OpenVINO 2026.4 then answers later feeds of another shape with what has the cancelled
+        one's. Runs after it wait for it, each for its own ``timeout_s``.
+        """
         arrays = {position: feed[name] for name, position in self._inputs.items()}
-        with self._free:
-            request, late = self._take(), False
-            try:
-                request.start_async(arrays, share_inputs=True)
-                late = not request.wait_for(max(1, round(timeout_s * 1e3)))
-                if late:
-                    request.cancel()
-                request.wait()      # the run itself does not see a cancel that comes after its last layer
-                return {name: request.get_output_tensor(at).data.copy() for name, at in self._outputs.items()}
-            except RuntimeError as error:
-                if late:
-                    raise LimitError(f"engine {self._engine.path}: stopped, not done after {timeout_s} s") from error
-                raise self._failure(error) from error
-            finally:
-                self._requests.append(request)
+        until = time.monotonic() + timeout_s
+        if not self._free.acquire(timeout=timeout_s):
+            raise LimitError(f"engine {self._engine.path}: still busy with earlier runs after {timeout_s} s")
+        request, late = self._take(), False
+        try:
+            request.start_async(arrays, share_inputs=True)
+            late = not request.wait_for(max(1, round((until - time.monotonic()) * 1e3)))
+            if late:
+                threading.Thread(target=self._see_off, args=(request, arrays), name="runtimes-late").start()
+                raise LimitError(f"engine {self._engine.path}: not done after {timeout_s} s")
+            request.wait()      # raises what went wrong
+            return {name: request.get_output_tensor(at).data.copy() for name, at in self._outputs.items()}
+        except RuntimeError as error:
+            raise self._failure(error) from error
+        finally:
+            if not late:
+                self._give_back(request)
+
+    def _see_off(self, request: Any, arrays: Mapping[int, np.ndarray]) -> None:
+        """Wait for a run that nobody waits for; ``arrays``, which it reads, must live as long."""
+        with suppress(RuntimeError):    # nobody is there to be told
+            request.wait()
+        self._give_back(request)
+
+    def _give_back(self, request: Any) -> None:
+        self._requests.append(request)
+        self._free.release()
 
     def _take(self) -> Any:
         try:
@@ -105,6 +124,8 @@ class OpenVINORunner:
         return {"openvino": str(openvino.__version__)}
 
     def close(self) -> None:
+        for _ in range(self._most):     # a late run may still be under way
+            self._free.acquire()
         self._requests.clear()
         del self._compiled
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args, overload
 
 import numpy as np
 
-from runtimes.backends import Runner, StoppableRunner, open_engine, zero_feed
+from runtimes.backends import Runner, TimedRunner, open_engine, zero_feed
 from runtimes.bundle import Bundle, GraphEntry, read_bundle
 from runtimes.choosing import choose, choose_cpu, find_graph
 from runtimes.engine import Engine, read_engine
@@ -50,8 +50,8 @@ class Session(Opened):
         on_fallback: Callable[[str], None] | None = None,
     ) -> None:
         """``spare`` opens the CPU's engine for the reason given, should the device of this one be gone."""
-        if limits.timeout_s is not None and not isinstance(runner, StoppableRunner):
-            raise RuntimesError(f"backend {engine.backend!r} cannot stop a run: leave timeout_s out of the limits")
+        if limits.timeout_s is not None and not isinstance(runner, TimedRunner):
+            raise RuntimesError(f"backend {engine.backend!r} cannot end a run early: leave timeout_s out of the limits")
         self._runners = [runner]        # the last one is in use; those before it lost their device
         super().__init__(f"session of {engine.path}", self._runners)
         self.engine = engine
@@ -106,7 +106,7 @@ class Session(Opened):
         try:
             if self.limits.timeout_s is None:
                 return runner.run(arrays)
-            return cast(StoppableRunner, runner).run_within(arrays, self.limits.timeout_s)
+            return cast(TimedRunner, runner).run_within(arrays, self.limits.timeout_s)
         except DeviceGone as error:
             self._switch(runner, error)
         return self._run_engine(arrays)     # on the CPU now, which has nothing to switch to
@@ -275,5 +275,10 @@ def load(
     if graph is None and (bundle.chain is not None or len(bundle.graphs) > 1):
         from runtimes.chain import open_chain
 
-        return open_chain(bundle, opening.session)
-    return opening.session(*find_graph(bundle, graph))
+        chain = open_chain(bundle, opening.session)
+        chain.origin = bundle, None
+        return chain
+    name, entry = find_graph(bundle, graph)
+    session = opening.session(name, entry)
+    session.origin = bundle, name
+    return session
