@@ -72,7 +72,7 @@ void check_signature(const Bytes& manifest, const fs::path& signature_path, cons
     std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
     if (EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) != 1 ||
         EVP_DigestVerify(context.get(), signature.data(), signature.size(), message.data(), message.size()) != 1)
-        throw std::runtime_error(signature_path.string() + " is not a signature of this manifest: do not use the bundle");
+        throw std::runtime_error(signature_path.string() + " is not a signature of this manifest: do not use it");
 }
 
 json parse_record(const Bytes& bytes, const std::string& format, int version, const std::string& where) {

@@ -2,6 +2,7 @@
 //
 // Without a feed it runs the bundle's golden feed and compares. Prints the outputs: a line with name, dtype and shape,
 // and a line with the numbers. Exit code 0; 1 where the self-test fails; 2 where something is refused.
+#include <cctype>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -96,7 +97,10 @@ int main(int count, char** words) {
     try {
         return run(count, words);
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
+        std::string said = error.what();  // a damaged file may be quoted in it: nothing that a terminal would act on
+        for (char& letter : said)
+            if (!std::isprint(static_cast<unsigned char>(letter))) letter = '?';
+        std::fprintf(stderr, "error: %s\n", said.c_str());
         return 2;
     }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import calibration
 import compress
 import runtimes
-from compress.device.debian import host_architecture, unpack
+from compress.device.debian import host_architecture, locked, unpack
 from compress.export.rtx_libraries import cache_folder
 from compress.signing import new_key, sign
 from compress.targets import get_target
@@ -37,16 +38,26 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnxruntime
     import openvino
 
+    base = tmp_path_factory.getbasetemp()
+    build = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cpp-example"    # one for all workers
+    build.mkdir(exist_ok=True)
+    with locked(build / "lock"):
+        if not (build / "device_app").exists():
+            _build(build, Path(openvino.__file__).parent, Path(onnxruntime.__file__).parent)
+    return build / "device_app"
+
+
+def _build(build: Path, openvino: Path, onnxruntime: Path) -> None:
     architecture = host_architecture()
     system, headers = cache_folder() / "cpp-example" / "system", cache_folder() / "cpp-example" / "onnxruntime"
     unpack(["libssl-dev", "libssl3", "nlohmann-json3-dev"], system, architecture=architecture)
     unpack(["libonnxruntime-dev"], headers, architecture=architecture, suite="trixie")
-    build = tmp_path_factory.mktemp("cpp")
-    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    (library,) = (onnxruntime / "capi").glob("libonnxruntime.so.*")
+    (build / "libonnxruntime.so.1").unlink(missing_ok=True)
     (build / "libonnxruntime.so.1").symlink_to(library)
     (include,) = (path.parents[1] for path in (system / "usr/include").glob("*/openssl/configuration.h"))
     settings = {
-        "OpenVINO_DIR": Path(openvino.__file__).parent / "cmake",
+        "OpenVINO_DIR": openvino / "cmake",
         "ONNXRUNTIME_INCLUDE_DIR": headers / "usr/include/onnxruntime",
         "ONNXRUNTIME_LIBRARY": build / "libonnxruntime.so.1",
         "CMAKE_PREFIX_PATH": system / "usr",
@@ -54,7 +65,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     _call(["cmake", "-S", SOURCE, "-B", build, *(f"-D{name}={value}" for name, value in settings.items())])
     _call(["cmake", "--build", build])
-    return build / "device_app"
 
 
 def _call(command: list[Any]) -> None:
