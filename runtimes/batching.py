@@ -26,9 +26,9 @@ Item = tuple[dict[str, np.ndarray], int, "Future[Outputs]"]     # a checked feed
 class Batcher:
     """Puts the feeds that come in within ``max_delay_ms`` of each other together along the batch axis.
 
-    Feeds run together give what they give one by one, up to rounding: a backend may sum another batch in another order.
-    Feeds whose other dimensions differ (texts of two lengths), or that have an input without a batch axis of other
-    values, run apart. Where a run of several fails, each of them is run alone, so that an error reaches its caller only.
+    Together they give what they give one by one, up to rounding: a backend may sum a larger batch in another order.
+    Feeds whose other dimensions differ (texts of two lengths), or whose inputs without a batch axis do, run apart.
+    Where a run of several fails, each of them is run alone, so that an error reaches its caller only.
 
     A context manager; :meth:`close` runs what is waiting and leaves the session open.
     """
@@ -62,8 +62,8 @@ class Batcher:
     def submit(self, feed: Mapping[str, np.ndarray]) -> Future[Outputs]:
         """:meth:`run` without waiting. A feed that does not match the inputs is refused here, by FeedError."""
         checked = check_feed(self._session.inputs, feed)
-        sizes = {name: _samples(spec, checked[name]) for spec in self._session.inputs
-                 for name in [spec.name] if spec.batch_axis is not None}
+        sizes = {spec.name: checked[spec.name].shape[spec.batch_axis] for spec in self._session.inputs
+                 if spec.batch_axis is not None}
         samples = next(iter(sizes.values()))
         if len(set(sizes.values())) != 1 or samples > self.max_batch:
             raise FeedError(f"feed: batches {sizes}: a Batcher takes one size in all inputs, up to {self.max_batch}")
@@ -170,10 +170,6 @@ def _check_specs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
     if apart or not batched:
         problem = f"output {apart[0]!r} has" if apart else "the inputs have"
         raise RuntimesError(f"{problem} no batch axis, so callers cannot be told apart: run the session itself")
-
-
-def _samples(spec: TensorSpec, array: np.ndarray) -> int:
-    return int(array.shape[spec.batch_axis or 0])
 
 
 def _kind(inputs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> object:

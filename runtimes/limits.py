@@ -13,6 +13,8 @@ import numpy as np
 from runtimes.errors import LimitError, RuntimesError
 from runtimes.spec import TensorSpec
 
+STATM = Path("/proc/self/statm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceLimits:
@@ -93,7 +95,7 @@ class ResourceLimits:
 def resident_bytes() -> int:
     """The memory this process holds now (VmRSS)."""
     try:
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+        pages = int(STATM.read_bytes().split()[1])
     except OSError as error:
         raise RuntimesError(
             f"max_memory_bytes needs /proc to read this process's memory ({error.strerror}): leave it out here"

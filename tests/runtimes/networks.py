@@ -95,8 +95,9 @@ PIXELS = np.array([[1, 2, 3], [0, -1, 1]], np.float32)
 
 _ids = TensorSpec(name="ids", dtype="int64", shape=(BATCH, LENGTH), modality="text")
 _logits = f32("logits", BATCH, VOCABULARY)
-ENCODER = Case(name="encoder", build=build_encoder, inputs=(f32("x", BATCH, 4),), outputs=(f32("memory", BATCH, WIDTH),),
-               feed={"x": X}, expected={"memory": MEMORY})
+ENCODER = Case(
+    name="encoder", build=build_encoder, inputs=(f32("x", BATCH, 4),), outputs=(f32("memory", BATCH, WIDTH),),
+    feed={"x": X}, expected={"memory": MEMORY})
 CACHED = Case(
     name="cached", build=lambda: build_decoder(True),
     inputs=(_ids, f32("memory", BATCH, WIDTH), f32("past", BATCH, PAST, WIDTH)),

@@ -108,7 +108,7 @@ def test_resident_memory_is_this_process(monkeypatch: pytest.MonkeyPatch) -> Non
     held = np.ones(50 << 20, np.uint8)
     assert 40 << 20 < resident_bytes() - before < 200 << 20
     assert held[-1] == 1
-    monkeypatch.setattr("runtimes.limits.Path.read_bytes", lambda _: (_ for _ in ()).throw(FileNotFoundError(2, "none")))
+    monkeypatch.setattr("runtimes.limits.STATM", Path("/nowhere"))
     with pytest.raises(RuntimesError, match="max_memory_bytes needs /proc"):
         resident_bytes()
 
@@ -127,8 +127,10 @@ def test_feeds_that_are_too_large(made_bundle: Path) -> None:
         np.testing.assert_allclose(session.run(ONE)["y"], [[5, 7, 9]])
         with pytest.raises(LimitError, match="input 'x' has a batch of 3, and max_batch allows 2: split it"):
             session.run({"x": np.ones((3, 2), np.float32)})
-    with runtimes.load(made_bundle, "onnxruntime", threads=1, limits=ResourceLimits(max_feed_bytes=16)) as session:
-        with pytest.raises(LimitError, match=r"the feed is 24 bytes \(input 'x' alone 24\), and max_feed_bytes allows 16"):
+    limits = ResourceLimits(max_feed_bytes=16)
+    message = r"the feed is 24 bytes \(input 'x' alone 24\), and max_feed_bytes allows 16: split it"
+    with runtimes.load(made_bundle, "onnxruntime", threads=1, limits=limits) as session:     # noqa: SIM117
+        with pytest.raises(LimitError, match=message):
             session.run({"x": np.ones((3, 2), np.float32)})
 
 
