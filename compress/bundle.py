@@ -53,7 +53,7 @@ def bundle(
     """
     by_graph = _by_graph(model, engines, "engine", Engine)
     feeds = _by_graph(model, golden, "golden feed", np.ndarray)
-    own = section_of(model, processing)
+    own = section_of(model, processing, chain)
     with atomic_folder(into) as folder:
         graphs = {
             name: _write_graph(folder, name, specs, by_graph[name], feeds[name], _torch(model, name))

@@ -197,7 +197,7 @@ def _read_header(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
         files = dict(header["files"])
         graphs = [f"graphs/{name}.json" for name in header["graphs"]]
         named = _section(header, path).files
-    except _DAMAGE as error:
+    except (*_DAMAGE, RuntimesError) as error:
         raise CompressError(
             f"{path} is not a model file of compress.save: it has no valid model.json ({error!r})"
         ) from error

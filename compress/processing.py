@@ -28,6 +28,7 @@ from runtimes.processing.text import TextInput
 from runtimes.processing.values import FeaturesInput
 from runtimes.records import inside
 from runtimes.spec import Dim, TensorSpec, check_feed
+from runtimes.wiring import parse_chain
 
 VERSION = 1
 LARGEST_FILE = 1 << 28      # bytes of a tokenizer.json
@@ -62,8 +63,12 @@ def read_processing(source: Source) -> ModelProcessing:
         raise CompressError(str(error)) from error
 
 
-def section_of(model: Model, given: Source | None = None) -> ModelProcessing | None:
+def section_of(
+    model: Model, given: Source | None = None, chain: Mapping[str, Any] | None = None
+) -> ModelProcessing | None:
     """The processing that a bundle of ``model`` gets: ``given``, or else the model's own, with the model's labels.
+
+    ``chain`` is that section of the manifest, whose inputs and outputs may have names of their own.
 
     Raises:
         CompressError: if it does not fit the model.
@@ -72,19 +77,23 @@ def section_of(model: Model, given: Source | None = None) -> ModelProcessing | N
     if own is None and not model.labels:
         return None
     labelled = _labelled(own or ModelProcessing(section=Processing(inputs={}, outputs={})), model.labels)
-    check_processing(labelled, model.graphs)
+    check_processing(labelled, model.graphs, chain)
     return labelled
 
 
-def check_processing(processing: ModelProcessing, graphs: Mapping[str, ProgramGraph]) -> None:
+def check_processing(
+    processing: ModelProcessing, graphs: Mapping[str, ProgramGraph], chain: Mapping[str, Any] | None = None
+) -> None:
     """Try it: a made-up sample of every raw input must become a feed that the specs take, and outputs be read.
 
     Raises:
         CompressError: names what is wrong, as the device would.
     """
-    described = SimpleNamespace(
-        graphs=graphs, processing=processing.section, read_file=lambda name: processing.files[name.split("/", 1)[1]])
     try:
+        entries: Any = graphs       # what a chain is parsed with are inputs and outputs, which these have too
+        described = SimpleNamespace(
+            graphs=graphs, chain=None if chain is None else parse_chain(chain, entries, "the bundle"),
+            processing=processing.section, read_file=lambda name: processing.files[name.removeprefix(f"{FOLDER}/")])
         processor = Processor(described)
         specs = {name: spec for name, spec in processor.inputs.items() if name in processing.section.inputs}
         count = max([1, *(_batch(spec) for spec in specs.values())])

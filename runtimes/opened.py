@@ -7,8 +7,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from runtimes.errors import RuntimesError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
+
+    from runtimes.bundle import Bundle
+    from runtimes.processing import Processor
 
 WORKERS = 4     # threads that :meth:`Opened.submit` runs feeds on; one session rarely gains from more
 Self = TypeVar("Self", bound="Opened")
@@ -31,6 +35,7 @@ class Opened:
         """``what`` names it in messages; ``held`` is what must never be destroyed in a forked child."""
         self._what = what
         self._held = held
+        self.origin: tuple[Bundle, str | None] | None = None     # and the graph, where it is not all of them
         self._pid = os.getpid()
         self._running = 0
         self._closing = False
@@ -57,6 +62,31 @@ class Opened:
             return self._run(feed)
         finally:
             self._leave()
+
+    def ask(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Answers to raw inputs, as the bundle's processing describes both: a picture and a string in, a label out.
+
+        Args:
+            raw: raw input name -> a picture, a string, a sound, numbers; a ``list`` of them is a batch.
+
+        Returns:
+            Output name -> its answer, of plain Python values; for a batch a list of answers.
+
+        Raises:
+            FeedError: names the raw input that is missing, unknown or cannot be used, and what was expected.
+            RuntimesError: if the bundle does not say how to read its outputs, a package that processing needs is not
+                installed, or as :meth:`run` does.
+        """
+        return self.processor.ask(self.run, raw)
+
+    @cached_property
+    def processor(self) -> Processor:
+        """What :meth:`ask` makes feeds and answers with; its ``feed`` and ``answer`` may be called apart."""
+        from runtimes.processing import Processor
+
+        if self.origin is None:
+            raise RuntimesError(f"{self._what} was not opened by load(), which knows the bundle's processing")
+        return Processor(*self.origin)
 
     def submit(self, feed: Mapping[str, np.ndarray]) -> Future[dict[str, np.ndarray]]:
         """:meth:`run` on another thread; its errors arrive by the future. Leave the arrays alone until it is done."""

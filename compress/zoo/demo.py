@@ -266,7 +266,7 @@ def _save(folder: Path, config: DemoConfig, network: DigitsVQA) -> Model:
         example={"image": images[:2], "question": questions[:2, 0, :8]},
         inputs={"image": Input(modality="image", dims=("batch",)),
                 "question": Input(modality="text", dims=("batch", Dim("length", 4, 8, LENGTH)))},
-        labels={"output": ANSWERS},
+        labels={"output": ANSWERS}, processing=digits_questions.PROCESSING,
     )  # fmt: skip
 
 

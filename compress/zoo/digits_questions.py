@@ -22,6 +22,14 @@ VOCABULARY = (
     *DIGITS,
 )
 LENGTH = 12             # words a question is padded to
+PROCESSING = {          # light ink on dark paper, of any size; a question of the vocabulary's words
+    "inputs": {
+        "image": {"kind": "image", "from": "image", "mode": "L", "steps": [
+            {"op": "resize", "size": [8, 8], "resample": "box"}, {"op": "rescale", "scale": 1 / 255}]},
+        "question": {"kind": "text", "from": "question", "pad_id": 0,
+                     "vocabulary": {"words": list(VOCABULARY), "lowercase": True, "separate": "?"}},
+    },
+}
 SPLIT = {"train": 1150, "calibration": 100, "validation": 547}     # images; together scikit-learn's 1797
 
 

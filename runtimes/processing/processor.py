@@ -36,7 +36,10 @@ class Described(Protocol):
     def processing(self) -> Processing | None: ...
 
     @property
-    def graphs(self) -> Mapping[str, Any]: ...
+    def graphs(self) -> Mapping[str, Any]: ...      # of what has inputs and outputs
+
+    @property
+    def chain(self) -> Any: ...                     # None, or what has inputs and outputs
 
     def read_file(self, name: str) -> bytes: ...
 
@@ -48,7 +51,8 @@ class Processor:
 
     Args:
         bundle: what :func:`runtimes.read_bundle` returned.
-        graph: make the inputs and read the outputs of this graph alone; by default of all the bundle's graphs.
+        graph: make the inputs and read the outputs of this graph alone; by default those of the bundle's chain, or
+            where it has none of all its graphs.
 
     Raises:
         RuntimesError: if the section is not one for these inputs and outputs, a file of it cannot be read, or a package
@@ -56,13 +60,14 @@ class Processor:
     """
 
     def __init__(self, bundle: Described, graph: str | None = None) -> None:
-        graphs = bundle.graphs.values() if graph is None else [bundle.graphs[graph]]
-        self.inputs: dict[str, TensorSpec] = {spec.name: spec for entry in graphs for spec in entry.inputs}
-        self.outputs: dict[str, TensorSpec] = {spec.name: spec for entry in graphs for spec in entry.outputs}
-        every = bundle.graphs.values()
-        known = {spec.name for entry in every for spec in entry.inputs}, {s.name for e in every for s in e.outputs}
+        graphs = list(bundle.graphs.values())
+        whole = graphs if bundle.chain is None else [bundle.chain]
+        used = whole if graph is None else [bundle.graphs[graph]]
+        self.inputs: dict[str, TensorSpec] = {spec.name: spec for entry in used for spec in entry.inputs}
+        self.outputs: dict[str, TensorSpec] = {spec.name: spec for entry in used for spec in entry.outputs}
+        every = [*graphs, *used]
         record = bundle.processing or Processing(inputs={}, outputs={})
-        _check_names(record, *known)
+        _check_names(record, {s.name for e in every for s in e.inputs}, {s.name for e in every for s in e.outputs})
         def read(name: str) -> bytes:
             return bundle.read_file(f"{FOLDER}/{name}")
 

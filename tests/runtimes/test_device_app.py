@@ -22,8 +22,8 @@ def test_answers_with_their_labels(made_bundle: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("tiny on onnxruntime-cpu (fp32, ")
     assert lines[0].endswith("self-test passed")
-    assert lines[1].startswith("sample 0: {'y': 'c'}")      # 5, 7, 9
-    assert lines[2].startswith("sample 1: {'y': 'c'}")      # -2, -1, 0
+    assert lines[1].startswith("sample 0: y: c (86.7%)")     # 5, 7, 9: 1 / (1 + e^-2 + e^-4)
+    assert lines[2].startswith("sample 1: y: c (66.5%)")     # -2, -1, 0: 1 / (1 + e^-1 + e^-2)
     assert lines[3].startswith("latency: median ")
 
 
@@ -39,4 +39,4 @@ def test_error_is_one_line(bundle: Path) -> None:
 def test_imports_runtimes_and_numpy_only() -> None:
     lines = (ROOT / "examples/device_app.py").read_text().splitlines()
     imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
-    assert imported <= {"__future__", "argparse", "time", "numpy", "runtimes"}
+    assert imported <= {"__future__", "argparse", "time", "collections.abc", "typing", "numpy", "runtimes"}

@@ -29,4 +29,4 @@ def processor(
     section = parse_processing({"inputs": dict(inputs or {}), "outputs": dict(outputs or {})}, "test")
     held = {f"processing/{name}": data for name, data in (files or {}).items()}
     graphs = {"main": SimpleNamespace(inputs=tuple(takes), outputs=tuple(gives))}
-    return Processor(SimpleNamespace(processing=section, graphs=graphs, read_file=held.__getitem__))
+    return Processor(SimpleNamespace(processing=section, graphs=graphs, chain=None, read_file=held.__getitem__))

@@ -108,7 +108,7 @@ def test_a_graph_of_several_gets_its_own_inputs() -> None:
     }, "test")
     graphs = {"image": SimpleNamespace(inputs=TAKES[:1], outputs=[spec("a", "float32", 2)]),
               "text": SimpleNamespace(inputs=TAKES[1:2], outputs=[spec("b", "float32", 2)])}
-    bundle = SimpleNamespace(processing=section, graphs=graphs, read_file=None)
+    bundle = SimpleNamespace(processing=section, graphs=graphs, chain=None, read_file=None)
     assert Processor(bundle, "image").sources == ("photo",)
     assert list(Processor(bundle, "text").feed({"question": "is it"})) == ["ids"]
     outputs = {"a": np.array([[3, 4]], np.float32), "b": np.array([[3, 4]], np.float32)}
