@@ -152,7 +152,7 @@ class Link:
         if list(hello.get("python", ())) < list(OLDEST):
             raise CompressError(
                 f"{self.name} has Python {python} ({executable}): install Python {OLDEST[0]}.{OLDEST[1]} or newer "
-                'there, or name one that is with python = "..." in its row of targets.toml')
+                'there, or name a newer interpreter with python = "..." in its row of targets.toml')
         if hello.get("numpy") is not True:
             raise CompressError(
                 f"{self.name}: its {executable} has no numpy: run `{executable} -m pip install numpy` there, or name "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from compress.bench.agent import AgentError
+from compress.device import bootstrap
 from compress.device.bootstrap import GREETING, tree_digest, unpack
 from compress.device.link import DeviceLost, Link
 from compress.device.package import package
@@ -67,6 +69,7 @@ def test_a_damaged_package_is_sent_again(tmp_path: Path) -> None:
 
 
 def test_package_is_the_same_every_time(tmp_path: Path) -> None:
+    package.cache_clear()
     digest, data = package()
     package.cache_clear()
     assert package() == (digest, data)
@@ -80,6 +83,12 @@ def test_package_is_the_same_every_time(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="did not arrive whole"):
         unpack(data, str(tmp_path / "0"), "0")
     assert [path.name for path in tmp_path.iterdir()] == [digest]
+
+
+def test_old_pythons_can_read_the_bootstrap() -> None:
+    source = Path(bootstrap.__file__).read_text()
+    ast.parse(source, feature_version=(3, 4))
+    assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.JoinedStr | ast.AnnAssign)]
 
 
 def test_nothing_of_the_folder_it_starts_in_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
