@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import tempfile
 from collections.abc import Mapping
@@ -24,26 +25,40 @@ BUILDERS: Mapping[str, str] = {
 """Backend -> the module whose ``build`` makes its engines from ONNX."""
 
 
-def export(model: Model, target: Target, into: Path, *, precision: Precision | None = None) -> Engine:
-    """Build the engine of ``model`` for ``target`` in the new folder ``into``.
+def export(
+    model: Model, target: Target, into: Path, *, graph: str | None = None, precision: Precision | None = None
+) -> Engine:
+    """Build the engine of one graph of ``model`` for ``target`` in the new folder ``into``.
 
     Args:
-        model: a float or a quantized model with one graph.
+        model: a float or a quantized model.
         target: a row of :mod:`compress.targets`.
         into: the engine's folder; it appears complete or not at all.
+        graph: which graph; may be left out where the model has one.
         precision: by default int8 for a quantized model and fp32 for a float one; the target's half precision builds
             the half control.
 
     Raises:
-        CompressError: if the model was quantized for another scheme, or the backend refuses it.
+        CompressError: if there is no such graph, the model was quantized for another scheme, or the backend refuses it.
     """
+    model = only(model, graph)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         onnx = export_onnx(model, target, Path(folder) / "model.onnx")
         return build_engine(onnx, model, target, into, precision=precision)
 
 
+def only(model: Model, graph: str | None) -> Model:
+    """``model`` with that graph alone."""
+    if graph is None and len(model.graphs) == 1:
+        return model
+    if graph not in model.graphs:
+        problem = "name one with graph=" if graph is None else f"there is no {graph!r}"
+        raise CompressError(f"model {model.name!r} has the graphs {list(model.graphs)}: {problem}")
+    return dataclasses.replace(model, graphs={graph: model.graphs[graph]})
+
+
 def export_onnx(model: Model, target: Target, path: Path) -> Path:
-    """Write the ONNX of ``model`` that ``target``'s engines are built from: Q/DQ for a quantized model."""
+    """Write the ONNX of ``model``, of one graph, that ``target``'s engines are built from: Q/DQ for a quantized model."""
     from compress.export.onnx import write_onnx
 
     if model.quantization is not None:
