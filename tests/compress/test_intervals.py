@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from compress.errors import CompressError
-from compress.intervals import Estimate, mean_interval, median_interval, paired_drop, tango_interval, verdict
+from compress.intervals import (
+    Estimate,
+    is_different,
+    mean_interval,
+    median_interval,
+    paired_drop,
+    tango_interval,
+    verdict,
+)
 
 Z2 = stats.norm.ppf(0.975) ** 2
 
@@ -174,6 +182,64 @@ def test_median_interval_covers_a_skewed_median() -> None:
     draws = np.random.default_rng(3).lognormal(size=(4000, 7))
     hit = np.mean([low <= 1.0 <= high for low, high, _ in map(median_interval, draws)])
     assert hit == pytest.approx(1 - 2 / 128, abs=0.007)
+
+
+@pytest.mark.parametrize(("n", "low", "high", "coverage"), [
+    (7, 1, 7, 1 - 2 / 128), (8, 1, 8, 1 - 2 / 256), (12, 2, 11, 1 - 2 * 13 / 4096)])
+def test_an_interval_of_99_percent(n: int, low: float, high: float, coverage: float) -> None:
+    assert median_interval(list(range(n, 0, -1)), 0.99) == pytest.approx((low, high, coverage))
+
+
+@pytest.mark.parametrize(("ratios", "answer"), [
+    ([1.1] * 5, None), ([1.1] * 6, True), ([0.9] * 8, True), ([1.1] * 7 + [0.99], False), ([1.0] * 8, False),
+    ([1.1] * 11 + [0.5], True), ([1.1] * 10 + [0.5] * 2, False)])
+def test_is_different(ratios: list[float], answer: bool | None) -> None:
+    """Of twelve rounds one may say the opposite, of eight none; five are too few to say anything."""
+    assert is_different(ratios) is answer
+
+
+NOISES = ("independent", "drifting", "periodic", "autoregressive", "bimodal", "in spells")
+
+
+def processes(rng: np.random.Generator, noise: str, count: int) -> np.ndarray:
+    """The p50 of ``count`` processes of one engine, one after the other, on a machine that is not quiet."""
+    at, small = np.arange(count), rng.lognormal(sigma=0.01, size=count)
+    if noise == "independent":
+        return rng.lognormal(sigma=0.05, size=count)
+    if noise == "drifting":
+        return (1 + 0.3 * at / count) * small
+    if noise == "periodic":
+        return (1 + 0.2 * np.sin(2 * np.pi * (at / rng.uniform(3, 40) + rng.random()))) * small
+    if noise == "bimodal":  # a process settles at 0.9 or at 1.5 ms, whatever the one before did
+        return np.where(rng.random(count) < 0.3, 1.5, 0.9) * small
+    state, level = rng.random() < 0.3, 0.0
+    levels = []
+    for _ in range(count):
+        level = 0.8 * level + rng.normal()
+        state = state if rng.random() < 0.8 else rng.random() < 0.3
+        levels.append(math.exp(0.03 * level) if noise == "autoregressive" else 1.5 if state else 0.9)
+    return np.array(levels) * small
+
+
+def compared(rng: np.random.Generator, noise: str, restarts: int, gain: float) -> bool:
+    """Whether a second engine, ``gain`` times faster than the first, is called different; the order is ABBA."""
+    pairs = processes(rng, noise, 2 * restarts).reshape(restarts, 2)
+    pairs[1::2] = pairs[1::2, ::-1]
+    return bool(is_different((gain * pairs[:, 0] / pairs[:, 1]).tolist()))
+
+
+@pytest.mark.parametrize("restarts", [8, 12])
+@pytest.mark.parametrize("noise", NOISES)
+def test_an_engine_does_not_differ_from_itself(noise: str, restarts: int) -> None:
+    """A/A, 1,000 times: at most 2.5 % are called different, so that fifty comparisons seldom reach the limit of 5 %."""
+    rng = np.random.default_rng(7)
+    assert np.mean([compared(rng, noise, restarts, 1.0) for _ in range(1000)]) <= 0.025
+
+
+@pytest.mark.parametrize(("noise", "restarts"), [("drifting", 8), ("autoregressive", 8), ("independent", 12)])
+def test_a_tenth_is_seen(noise: str, restarts: int) -> None:
+    rng = np.random.default_rng(8)
+    assert np.mean([compared(rng, noise, restarts, 1.1) for _ in range(300)]) >= 0.6
 
 
 def test_refusals() -> None:
