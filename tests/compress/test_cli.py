@@ -165,8 +165,8 @@ def test_bench(finished: Path, small: ModuleType) -> None:
 
 
 def test_bundle(finished: Path, tmp_path: Path) -> None:
-    found = told("bundle", finished / "model.pt", "--target", "onnxruntime-cpu", "--data", finished / "validation",
-                 "--output", tmp_path / "bundle")  # fmt: skip
+    found = told("bundle", "create", finished / "model.pt", "--target", "onnxruntime-cpu",
+                 "--data", finished / "validation", "--output", tmp_path / "bundle")  # fmt: skip
     assert found["targets"] == ["onnxruntime-cpu"]
     assert runtimes.read_bundle(tmp_path / "bundle").digest == found["digest"]
 
@@ -217,7 +217,7 @@ def test_a_process_keeps_results_and_progress_apart(finished: Path, small: Modul
 @pytest.mark.slow
 def test_a_quiet_process_prints_nothing_but_the_result(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     target = ("--target", "onnxruntime-cpu", "--data", finished / "validation", "--output", tmp_path / "bundle")
-    result = process(small, "bundle", finished / "model.pt", *target, "--json", "--quiet")
+    result = process(small, "bundle", "create", finished / "model.pt", *target, "--json", "--quiet")
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout)["targets"] == ["onnxruntime-cpu"]
 
@@ -340,10 +340,10 @@ def test_a_wrong_flag_is_one_line(finished: Path) -> None:
     assert refused("shrink", model).startswith("compress: No such command 'shrink'")
 
 
-@pytest.mark.parametrize("verb", ["inspect", "export", "quantize", "prune", "parity", "eval", "bundle"])
+@pytest.mark.parametrize("verb", ["inspect", "export", "quantize", "prune", "parity", "eval", "bundle create"])
 def test_a_missing_model(verb: str, finished: Path, tmp_path: Path) -> None:
     extra = {"quantize": ("--calibration", finished / "calibration"), "inspect": (), "export": ()}
-    line = refused(verb, tmp_path / "none.pt", *extra.get(verb, ("--data", finished / "validation")))
+    line = refused(*verb.split(), tmp_path / "none.pt", *extra.get(verb, ("--data", finished / "validation")))
     assert line == f"compress: model file {tmp_path}/none.pt does not exist"
     assert list(tmp_path.iterdir()) == []
 
@@ -481,7 +481,7 @@ def test_an_unknown_target(finished: Path, tmp_path: Path) -> None:
     for line in (
         refused("quantize", finished / "model.pt", *calibrated, "--target", "openvno-cpu"),
         refused("export", finished / "model.pt", "--target", "openvno-cpu"),
-        refused("bundle", finished / "model.pt", *data, "--target", "openvno-cpu"),
+        refused("bundle", "create", finished / "model.pt", *data, "--target", "openvno-cpu"),
         refused("parity", finished / "model.pt", *data, "--target", "openvno-cpu"),
         refused("bench", finished / "out/bundle", "--target", "openvno-cpu"),
     ):
@@ -501,7 +501,7 @@ def test_an_output_that_cannot_be_written(finished: Path, tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     data = ("--data", finished / "validation", "--target", "onnxruntime-cpu")
-    line = refused("bundle", finished / "model.pt", *data, "--output", tmp_path / "mine")
+    line = refused("bundle", "create", finished / "model.pt", *data, "--output", tmp_path / "mine")
     assert "was not made by compress" in line
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
     (tmp_path / "file").write_text("")
