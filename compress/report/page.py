@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.bench.record import BenchRecord, BenchRow
-from compress.report import units
+from compress.report import conditions, shares, units
 from compress.report.components import component_rows, total
 from compress.report.credit import credits
 from compress.report.plots import Lines, Point, Scatter, lines, scatter
@@ -32,7 +32,7 @@ def render(record: Record, digest: str) -> str:
     )
     for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "short"):
         environment.filters[name] = getattr(units, name)
-    environment.globals.update(filters=units, facts=facts, layers=layers)
+    environment.globals.update(filters=units, facts=facts, layers=layers, conditions=conditions, shares=shares)
     environment.filters["precision_class"] = precision_class
     return environment.get_template("report.html").render(digest=digest, r=record, **context(record))
 
@@ -50,6 +50,8 @@ def context(record: Record) -> dict[str, Any]:
         "origin": reference,
         "size_ratio": size_ratio,
         "targets": by_target(bench),
+        "groups": conditions.groups(bench),
+        "times": shares.engine_times(bench),
         "latency_plot": trade_off(bench, record.baselines or (), "latency") if bench else None,
         "size_plot": trade_off(bench, (), "size") if bench else None,
         "credits": credits(bench) if bench else (),
@@ -71,11 +73,23 @@ def context(record: Record) -> dict[str, Any]:
             for name in ("calibration", "train", "validation")
             if record.data and (one := getattr(record.data, name))
         ],
-        "machine": facts(record.machine or (next(iter(bench.machines.values()), {}) if bench else {})),
-        "versions": sorted((record.versions or (next(iter(bench.versions.values()), {}) if bench else {})).items()),
+        "machines": machines(record),
         "recipe": _yaml(record.recipe) if record.recipe else None,
         "command": record.command or ("compress run recipe.yaml" if record.recipe else None),
     }
+
+
+def machines(record: Record) -> list[tuple[str, list[tuple[str, str]], list[tuple[str, str]]]]:
+    """Name, facts and versions of the machine that wrote the report, and of the others that measured for it."""
+    bench = record.bench
+    found = []
+    if record.machine or record.versions or bench is None:
+        found = [("Machine", facts(record.machine or {}), sorted((record.versions or {}).items()))]
+    for name, told in bench.machines.items() if bench else ():
+        if not (found and name == "local"):
+            versions = bench.versions.get(name, {}) if bench else {}
+            found.append(("Machine" if name == "local" else name, facts(told), sorted(versions.items())))
+    return [one for one in found if one[1] or one[2]]
 
 
 def verdict(record: Record) -> Any:
@@ -110,7 +124,7 @@ def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) ->
             Point(
                 x=time.p50 if figure == "latency" else float(row.size_bytes),
                 y=score.value,
-                label=short_name(row),
+                label=short_name(row) + (" (INVALID)" if conditions.is_marked(row, "INVALID") else ""),
                 x_interval=time.interval if figure == "latency" else None,
                 y_interval=score.interval,
                 series=targets.index(row.target) % 4,

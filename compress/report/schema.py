@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from compress.bench.record import VERSION as BENCH_VERSION
 from compress.bench.record import BenchRecord
 from compress.errors import CompressError
 from compress.parity import ParityResult
@@ -142,6 +143,12 @@ def validate(record: Mapping[str, Any], source: str = "the report's record") -> 
         raise CompressError(
             f"{source} has format version {record.get('version')!r} and this software reads version "
             f"{VERSION}: install the version of compress-edge that wrote it"
+        )
+    bench = record.get("bench")
+    if isinstance(bench, Mapping) and bench.get("version") != BENCH_VERSION:
+        raise CompressError(
+            f"{source} holds a bench of format version {bench.get('version')!r} and this software reads version "
+            f"{BENCH_VERSION}: run the bench again"
         )
     try:
         json.dumps(record, allow_nan=False)

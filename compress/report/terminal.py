@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING
 
 from compress.bench.record import BenchRow
-from compress.report import units
+from compress.report import conditions, shares, units
 from compress.report.credit import credits
 from compress.report.page import verdict
 from compress.report.schema import Record, is_share, metric_of
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WIDTH = 80  # where the output is no terminal
+_CONDITIONS = {"Power mode": "", "Clock": "MHz", "Hottest": "°C", "Others' load": "", "Energy, inference": "mJ"}
+UNEXPECTED = 4  # layers of an engine that are listed
 
 
 def print_report(record: Record, file: IO[str] | None = None) -> None:
@@ -35,7 +37,7 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
             console.print(
                 f"Budget: a drop of at most {_budget(found.max_drop, record)}: {said.get(found.within, 'undecidable')}."
             )
-    for table in (_engines(record), _credit(record), _stages(record)):
+    for table in (_engines(record), _credit(record), _time(record), _conditions(record), _stages(record)):
         if table is not None:
             console.print()
             console.print(table)
@@ -52,8 +54,13 @@ def _engines(record: Record) -> Table | None:
     )
     table = _table("engine", "p50 ms", "speed-up", "score", "change", "size")
     for row in record.bench.rows:
-        name = row.name if row.latency_ms else f"{row.name} ({row.status})"
-        table.add_row(_text(name), *_figures(row, share), style="bold" if best and row.name == best.name else "")
+        state = conditions.status(row) or (None if row.status == "measured" else row.status)
+        name = row.name if state is None else f"{row.name} ({state})"
+        marks = dict.fromkeys(note.label for note in conditions.notes(row) if note.label.isupper())
+        table.add_row(
+            _text("\n".join([name, *marks])), *_figures(row, share),
+            style="bold" if best and row.name == best.name else "",
+        )  # fmt: skip
     table.caption = "speed-up and change against the original's fp32 engine, with 95 % intervals; bold: the verdict's"
     return table
 
@@ -81,6 +88,38 @@ def _credit(record: Record) -> Table | None:
     return table
 
 
+def _time(record: Record) -> Table | None:
+    """Each engine's time by component, and its share of the roofline, for those that tell either."""
+    times = {one.row.name: one for one in shares.engine_times(record.bench)}
+    reached = {row.name: found for row, found in shares.with_roofline(record.bench)}
+    if not times and not reached:
+        return None
+    table = _table("where the time goes", "components", "of the roofline")
+    table.columns[1].justify = "left"
+    for row in record.bench.rows if record.bench else ():
+        one, roofline = times.get(row.name), reached.get(row.name)
+        if one is None and roofline is None:
+            continue
+        parts = sorted(one.parts if one else (), key=lambda part: -(part.share or 0.0))
+        told = [f"{part.name} {100 * part.share:.0f}%" for part in parts if part.share is not None]
+        share = shares.share(roofline.share, is_least=roofline.uncounted > 0) if roofline else units.NONE
+        table.add_row(_text(row.name), _text(", ".join(told) or units.NONE), share)
+    return table
+
+
+def _conditions(record: Record) -> Table | None:
+    rows = conditions.with_conditions(record.bench)
+    if not rows:
+        return None
+    found = dict(conditions.columns(rows))
+    shown = [(name, unit) for name, unit in _CONDITIONS.items() if set(found[name]) != {conditions.NOT_READ}]
+    table = _table("conditions", *(f"{name.lower()}{', ' + unit if unit else ''}" for name, unit in shown))
+    for number, row in enumerate(rows):
+        told = [found[name][number].partition(" (")[0].removesuffix(f" {unit}") for name, unit in shown]
+        table.add_row(_text(row.name), *(_text(text.replace(" → ", "→")) for text in told))
+    return table
+
+
 def _stages(record: Record) -> Table | None:
     if not record.stages:
         return None
@@ -99,14 +138,19 @@ def _stages(record: Record) -> Table | None:
 
 
 def _remarks(record: Record) -> list[str]:
-    """Layers that did not run as asked, steps of the parity ladder that are flagged, engines that failed."""
+    """What makes times doubtful, engines that failed, layers that did not run as asked, the parity ladder's flags."""
     rows = record.bench.rows if record.bench else ()
-    lines = [f"{row.name}: {row.reason}" for row in rows if row.reason]
-    lines += [
-        f"{row.name}: {len(row.unexpected)} layers asked in int8 ran in another precision"
-        for row in rows
-        if row.unexpected
-    ]
+    lines = ["the benchmark is incomplete: it was cut short"] if record.bench and not record.bench.complete else []
+    for row in rows:
+        notes = conditions.notes(row)
+        lines += [f"{row.name}: {note.label}, {note.text}" for note in notes]
+        if row.reason and not any(row.reason in note.text for note in notes):
+            lines.append(f"{row.name}: {row.reason}")
+        if row.unexpected:
+            many = f"{len(row.unexpected)} layer{'s' if len(row.unexpected) != 1 else ''}"
+            lines.append(f"{row.name}: {many} asked in int8 ran in another precision")
+            lines += [f"  {layer}" for layer in row.unexpected[:UNEXPECTED]]
+            lines += [f"  and {len(row.unexpected) - UNEXPECTED} more"] if len(row.unexpected) > UNEXPECTED else []
     lines += [
         f"parity, {step.name}: {flag}" for step in (record.parity.steps if record.parity else ()) for flag in step.flags
     ]

@@ -21,10 +21,12 @@ def reference(rows: Sequence[BenchRow], target: str) -> BenchRow | None:
 def headline(bench: BenchRecord, max_drop: float | None = None) -> BenchRow | None:
     """The fastest engine of the compressed model whose drop is inside the budget; where none is, the fastest.
 
-    Engines of role "shipped" come before the float controls.
+    Engines of role "shipped" come before the float controls, and times that count before those that were cut short or
+    are marked INVALID.
     """
     measured = [row for row in bench.rows if row.role != "original" and row.latency_ms is not None]
     measured = [row for row in measured if row.role == "shipped"] or measured
+    measured = [row for row in measured if row.status == "measured" and not _invalid(row)] or measured
     if max_drop is not None:
         measured = [
             row for row in measured if row.accuracy and row.accuracy.drop and row.accuracy.drop.points <= 100 * max_drop
@@ -73,4 +75,9 @@ def _sentence(bench: BenchRecord, row: BenchRow) -> str:
         )
     if ratio is not None:
         text += f", {factor(ratio)} smaller" if ratio >= 1 else f", {factor(1 / ratio)} larger"
-    return f"{text} ({row.precision} on {row.target})."
+    text += f" ({row.precision} on {row.target})."
+    return f"{text} Its times are INVALID: {'; '.join(_invalid(row))}." if _invalid(row) else text
+
+
+def _invalid(row: BenchRow) -> list[str]:
+    return [mark.reason for mark in row.marks if mark.kind == "INVALID"]

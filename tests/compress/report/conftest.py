@@ -1,13 +1,118 @@
 """The example record: a fixture with plausible figures, measured nowhere."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+_PEAKS = {
+    "int8": {"macs_per_s": 4.1e11, "source": "measured", "note": "product of 1024 x 1024 matrices, which ran in int8"},
+    "bf16": {"macs_per_s": 2.0e11, "source": "measured", "note": "product of 1024 x 1024 matrices, which ran in bf16"},
+    "f32": {"macs_per_s": 1.0e11, "source": "measured", "note": "product of 1024 x 1024 matrices, which ran in f32"},
+}
+_DATASHEET = {"int8": {"macs_per_s": 16.5e12, "source": "datasheet", "note": "33 TOPS dense, the row jetson-orin-nano"}}
+_TELEMETRY = {
+    "clock_mhz_before": 3100.0, "clock_mhz_after": 3050.0, "temperature_c_before": 48.0, "temperature_c_after": 61.0,
+    "spin_change": 0.012, "throttled": False, "power_mode": None, "power_w": 14.2, "energy_per_inference_mj": 16.9,
+    "energy_source": "RAPL package", "foreign_cpu_share": 0.011, "steal_share": 0.0,
+    "memory_available_bytes": 5_100_000_000,
+}  # fmt: skip
+_UNREAD = dict.fromkeys(_TELEMETRY)
+
 
 @pytest.fixture
 def example() -> dict[str, Any]:
     record: dict[str, Any] = json.loads((Path(__file__).parent / "example_report.json").read_bytes())
     return record
+
+
+def component(layers: int, **parts: tuple[float, int, int]) -> dict[str, Any]:
+    """``int8=(µs, arithmetic layers, MACs)`` and so on."""
+    return {
+        "layers": layers, "time_us": sum(us for us, _, _ in parts.values()), "roofline": 0.31,
+        "precisions": {name: count for name, (_, count, _) in parts.items() if count},
+        "times_us": {name: us for name, (us, _, _) in parts.items()},
+        "macs": {name: macs for name, (_, _, macs) in parts.items() if macs},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def everything(example: dict[str, Any]) -> dict[str, Any]:
+    """The example with all that a record may hold: several machines, marks, a lost device, an emulated one, components,
+    rooflines, and conditions read and unread."""
+    bench = example["bench"]
+    rows = {row["name"]: row for row in bench["rows"]}
+    fp32, int8 = rows["original fp32, openvino-cpu"], rows["shipped int8, openvino-cpu"]
+    other, jetson = rows["shipped int8, onnxruntime-cpu"], rows["shipped int8, jetson-orin-nano"]
+    bench["complete"] = False
+    bench["config"]["scenario"] = "single_stream"
+    bench["machines"] |= {
+        "jetson-orin-nano": {"board": "NVIDIA Jetson Orin Nano (fixture)", "jetpack": "6.2", "power_mode": "15W"},
+        "rpi5, emulated": {"cpu": "Cortex-A76 (fixture)", "emulated": True},
+    }
+    bench["versions"] |= {"jetson-orin-nano": {"tensorrt": "10.3.0"}, "rpi5, emulated": {"onnxruntime": "1.31.0"}}
+    fp32.update(
+        telemetry={**_TELEMETRY, "energy_per_inference_mj": 92.0},
+        components={
+            "image_encoder": component(41, f32=(3600.0, 22, 170_000_000)),
+            "text_encoder": component(60, f32=(420.0, 12, 11_000_000)),
+            "fusion": component(44, f32=(1900.0, 15, 39_000_000)), "head": component(6, f32=(70.0, 1, 4_600)),
+            "shared": component(3, i64=(9.0, 0, 0)),
+        },
+        roofline={"share": 0.34, "macs": {"f32": 220_000_000}, "peaks": {"f32": _PEAKS["f32"]}, "uncounted": 0},
+    )  # fmt: skip
+    int8.update(
+        telemetry=_TELEMETRY, marks=[{"kind": "UNSTABLE", "reason": "the interval of p50 reaches from -1.9% to +3.4%"}],
+        components={
+            "image_encoder": component(48, int8=(560.0, 18, 84_000_000), bf16=(210.0, 4, 2_000_000)),
+            "text_encoder": component(63, int8=(120.0, 10, 5_400_000), bf16=(95.0, 2, 300_000), f32=(4.0, 0, 0)),
+            "fusion": component(51, int8=(310.0, 13, 20_000_000), bf16=(160.0, 2, 900_000)),
+            "head": component(9, int8=(22.0, 1, 4_600)), "shared": component(4, i64=(8.0, 0, 0)),
+        },
+        roofline={
+            "share": 0.164, "macs": {"int8": 109_404_600, "bf16": 3_200_000}, "uncounted": 0,
+            "peaks": {"int8": _PEAKS["int8"], "bf16": _PEAKS["bf16"]},
+        },
+        unexpected=[
+            "fusion::node_MatMul_12: MatMul in bf16 (kernel brgemm_avx512_bf16, operands bf16 and bf16)",
+            "fusion::node_MatMul_19: MatMul in bf16 (the backend gives no reason)",
+        ],
+    )  # fmt: skip
+    int8["latency_ms"].update(p99=None, p95=None, estimates={"p90": 1.31, "p95": 1.52, "p99": None})
+    other.update(
+        telemetry={**_UNREAD, "foreign_cpu_share": 0.21, "spin_change": 0.094}, status="partial",
+        marks=[
+            {"kind": "UNSTABLE", "reason": "the interval of p50 reaches from -2.5% to +10.1% of it"},
+            {"kind": "INVALID", "reason": "other processes took 21% of the cores' time"},
+        ],
+        reason="interrupted", unexpected=[
+            "image_encoder::node_conv2d: Conv in f32 (f32 operands from DequantizeLinear and DequantizeLinear, result "
+            "read by Gelu; an int8 Conv needs a QuantizeLinear right behind it)"
+        ],
+        roofline={"share": 0.27, "macs": {"int8": 90_000_000, "f32": 20_000_000}, "peaks": _PEAKS, "uncounted": 2},
+    )  # fmt: skip
+    other["speedup"]["vs_original_fp32"]["different"] = False
+    jetson.update(
+        status="device lost", machine="jetson-orin-nano", reason="jetson-orin-nano: nothing came for 15 s",
+        latency_ms={**copy.deepcopy(int8["latency_ms"]), "restarts": 2}, accuracy=copy.deepcopy(int8["accuracy"]),
+        marks=[{"kind": "INVALID", "reason": "throttled: the thermal limit of the GPU held in 2 of 2 processes"}],
+        telemetry={
+            **_TELEMETRY, "power_mode": "15W", "throttled": True, "energy_source": "INA3221 VDD_IN",
+            "temperature_c_after": 88.0,
+        },
+        components={"image_encoder": {**component(20, int8=(0.0, 18, 84_000_000)), "time_us": None, "times_us": {},
+                                      "roofline": None}},
+        roofline={"share": 0.031, "macs": {"int8": 84_000_000}, "peaks": _DATASHEET, "uncounted": 9},
+    )  # fmt: skip
+    emulated = copy.deepcopy(rows["shipped int8, onnxruntime-cpu"])
+    emulated.update(
+        name="shipped int8, rpi5", target="rpi5", machine="rpi5, emulated", status="emulated", latency_ms=None,
+        marks=[], telemetry=None, speedup={}, reason=None, roofline=None, unexpected=[], load_ms=None,
+        throughput_per_s=None, peak_memory_bytes=None,
+        emulated_parity={"largest_difference": 0.0031, "largest_output": 14.2, "same_answers": 0.99954,
+                         "samples": 2160},
+    )  # fmt: skip
+    bench["rows"].append(emulated)
+    return copy.deepcopy(example)

@@ -177,6 +177,60 @@ def test_a_failed_engine_a_flag_and_a_broken_budget_are_said(example: dict[str, 
     assert "more validation samples would decide" in _Page(_page(record, tmp_path)).text
 
 
+def test_all_that_a_record_may_hold_is_on_the_page(everything: dict[str, Any], tmp_path: Path) -> None:
+    source = _page(everything, tmp_path)
+    page = _Page(source)
+    text = re.sub(r"\s+", "", page.text)
+    for fact in (
+        "jetson-orin-nano measured on jetson-orin-nano",
+        "device lost: partial jetson-orin-nano: nothing came for 15 s; 2 rounds were timed",
+        "INVALID throttled: the thermal limit",
+        "INVALID other processes took 21% of the cores' time",
+        "UNSTABLE the interval of p50 reaches from -1.9% to +3.4%",
+        "no difference seen",
+        "emulated, not a measurement",
+        "99.95 % of the answers are equal",
+        "incomplete",
+        "≤ 1.52",
+        "n too small",
+        "16.9 mJ INA3221 VDD_IN, 14.2 W",
+        "not measured",
+        "15W",
+        "image_encoder 770 µs 52 % int8 560 µs bf16 210 µs",
+        "at least 3.1 %",
+        "int8 16.5 TMAC/s datasheet",
+        "an int8 Conv needs a QuantizeLinear right behind it",
+        "the backend gives no reason",
+        "NVIDIA Jetson Orin Nano (fixture)",
+        "tensorrt 10.3.0",
+        "shipped int8 (INVALID)",
+    ):
+        assert re.sub(r"\s+", "", fact) in text, fact
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "img"}
+    assert not re.search(r"https?:|url\(|@import", source)
+
+
+def test_a_plots_key_has_the_colours_of_its_points(everything: dict[str, Any], tmp_path: Path) -> None:
+    """The board is the fourth target and the third that was measured: its points and its key have one colour."""
+    source = _page(everything, tmp_path)
+    assert '<li class="s3"><i></i>jetson-orin-nano</li>' in source
+    assert re.search(r'class="label s3"[^>]*>shipped int8 \(INVALID\)', source)
+
+
+def test_strings_of_a_bench_are_text(everything: dict[str, Any], tmp_path: Path) -> None:
+    bench = everything["bench"]
+    bench["machines"][HOSTILE] = bench["machines"].pop("jetson-orin-nano")
+    bench["machines"][HOSTILE][HOSTILE] = HOSTILE
+    row = next(row for row in bench["rows"] if row["name"] == "shipped int8, jetson-orin-nano")
+    row.update(machine=HOSTILE, reason=HOSTILE, marks=[{"kind": "INVALID", "reason": HOSTILE}])
+    row["telemetry"].update(power_mode=HOSTILE, energy_source=HOSTILE)
+    row["components"] = {HOSTILE: row["components"]["image_encoder"]}
+    row["roofline"]["peaks"]["int8"]["note"] = HOSTILE
+    source = _page(everything, tmp_path)
+    assert "<script" not in source
+    assert _Page(source).text.count(HOSTILE) >= 8
+
+
 def test_a_metric_that_is_no_share_is_told_in_its_own_unit(example: dict[str, Any], tmp_path: Path) -> None:
     record = copy.deepcopy(example)
     for row in record["bench"]["rows"]:

@@ -74,3 +74,9 @@ def test_files_that_are_no_record(tmp_path: Path, data: bytes | None, message: s
         path.write_bytes(data)
     with pytest.raises(CompressError, match=message):
         read_record(path)
+
+
+def test_a_bench_of_another_version_says_to_run_it_again(example: dict[str, Any]) -> None:
+    example["bench"]["version"] = 1
+    with pytest.raises(CompressError, match="holds a bench of format version 1 and this software reads version 2: run"):
+        validate(example)

@@ -14,9 +14,10 @@ def _shown(record: dict[str, Any]) -> str:
 def test_piped_it_is_plain_and_eighty_wide_and_nothing_is_cut(example: dict[str, Any]) -> None:
     text = _shown(example)
     lines = text.splitlines()
+    end = len(lines) - lines[::-1].index("")
     assert "\x1b" not in text
     assert "…" not in text
-    assert max(map(len, lines[:-1])) <= 80  # but for the remarks, which are whole lines
+    assert max(map(len, lines[:end])) <= 80  # but for the remarks, which are whole lines
     joined = "".join(line[:30].strip() for line in lines)
     for row in example["bench"]["rows"]:
         assert "".join(row["name"].split()) in "".join(joined.split())
@@ -29,6 +30,36 @@ def test_it_begins_with_the_verdict(example: dict[str, Any]) -> None:
     )
     assert "pruning 1.9×, bf16 1.5×, int8 1.3×" in text
     assert "2 layers asked in int8 ran in another precision" in text
+
+
+def test_all_that_a_record_may_hold_is_shown(everything: dict[str, Any]) -> None:
+    text = _shown(everything)
+    assert max(map(len, text[: text.index("the benchmark is incomplete")].splitlines())) <= 80
+    joined = "".join(text.split())
+    for fact in (
+        "onnxruntime-cpu (partial)",
+        "INVALID UNSTABLE",
+        "at least 3.1 %",
+        "image_encoder 60%",
+        "shipped int8, onnxruntime-cpu: partial, interrupted; 6 rounds were timed",
+        "shipped int8, onnxruntime-cpu: INVALID, other processes took 21% of the cores' time",
+        "shipped int8, jetson-orin-nano: device lost: partial, jetson-orin-nano: nothing came for 15 s",
+        "1 layer asked in int8 ran in another precision",
+        "an int8 Conv needs a QuantizeLinear right behind it",
+        "99.95 % of the answers are equal",
+        "48→88",
+        "16.9",
+    ):
+        assert "".join(fact.split()) in joined, fact
+    assert "original fp32, openvino-cpu: UNSTABLE" not in text
+    assert text.count("nothing came for 15 s") == 1
+
+
+def test_more_than_four_layers_are_counted(example: dict[str, Any]) -> None:
+    example["bench"]["rows"][4]["unexpected"] = [f"layer {i}: MatMul in f32 (seen)" for i in range(7)]
+    text = _shown(example)
+    assert "7 layers asked in int8" in text
+    assert "  layer 3: MatMul in f32 (seen)\n  and 3 more\n" in text
 
 
 def test_markup_in_a_name_is_text(example: dict[str, Any]) -> None:

@@ -78,3 +78,13 @@ def test_what_was_not_run_is_not_praised(example: dict[str, Any]) -> None:
 def test_another_record_is_refused() -> None:
     with pytest.raises(CompressError, match=r"compress\.bench"):
         judge({"format": "compress.parity"})
+
+
+def test_invalid_times_are_not_the_headline_unless_there_are_no_others(example: dict[str, Any]) -> None:
+    bench = copy.deepcopy(example["bench"])
+    mark = {"kind": "INVALID", "reason": "throttled"}
+    openvino, onnxruntime = (row for row in bench["rows"] if row["role"] == "shipped" and row["latency_ms"])
+    openvino["marks"] = [mark]
+    assert "(int8 on onnxruntime-cpu)" in judge(bench)["sentence"]
+    onnxruntime["status"] = "partial"
+    assert judge(bench)["sentence"].endswith("(int8 on openvino-cpu). Its times are INVALID: throttled.")
