@@ -93,6 +93,11 @@ class Chain(Opened):
         reasons = [f"graph {g!r}: {s.fallback}" for g, s in self.sessions.items() if s.fallback is not None]
         return "; ".join(reasons) or None
 
+    def warm_up(self, runs: int) -> None:
+        """Run zeros through each graph, ``runs`` times."""
+        for session in self.sessions.values():
+            session.warm_up(runs)
+
     def _run(self, feed: Mapping[str, np.ndarray]) -> Outputs:
         names = {spec.name for spec in self.wiring.inputs}
         wrong = sorted(names ^ feed.keys())

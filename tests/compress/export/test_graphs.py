@@ -116,11 +116,12 @@ def test_a_dual_encoder(target: str, towers: Model, tmp_path: Path) -> None:
 
 
 def test_an_encoder_and_a_decoder_with_its_cache(tmp_path: Path) -> None:
-    torch.manual_seed(11)
+    torch.manual_seed(21)     # rows that stop after eight, three and two tokens
     module = Captioner().eval()
     image = torch.randn(3, 6)
     with torch.no_grad():
         expected = module.generate(image)
+    assert [len(row) for row in expected] == [8, 3, 2]
     past = Input(dims=(BATCH, Dim("past", 0, 3, 32)))
     example = {
         "image": image, "ids": torch.randint(0, WORDS, (3, 2)), "memory": torch.randn(3, WIDTH),
