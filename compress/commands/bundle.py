@@ -27,11 +27,12 @@ def bundle_() -> None:
 )
 @click.option("--data", type=EXISTING, required=True, help="Real samples, for the golden feed.")
 @click.option("--output", "-o", type=EXISTING, help="The bundle's folder; default: MODEL.bundle.")
+@click.option("--processing", type=EXISTING, help="A record of raw inputs and answers (JSON), in place of MODEL's own.")
 @model_options
 @common
 def create(
-    model: Path, targets: tuple[str, ...], data: Path, output: Path | None, factory: str | None, trust_pickle: bool,
-    example: Path | None, quiet: bool, as_json: bool,
+    model: Path, targets: tuple[str, ...], data: Path, output: Path | None, processing: Path | None,
+    factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build MODEL's engines and write the bundle that a device app opens."""
     import tempfile
@@ -44,7 +45,8 @@ def create(
     with Progress(quiet=quiet).stage("bundle"), tempfile.TemporaryDirectory(prefix="compress-") as folder:
         rows = [get_target(target) for target in targets]
         engines = {row.name: compress.export(loaded, row, Path(folder) / row.name) for row in rows}
-        made = compress.bundle(loaded, engines, read_data(data, loaded).first(largest_batch(loaded.inputs, 4)), path)
+        golden = read_data(data, loaded).first(largest_batch(loaded.inputs, 4))
+        made = compress.bundle(loaded, engines, golden, path, processing=processing)
     written(path, {"digest": made.digest, "targets": list(engines)}, as_json, f"bundle for {', '.join(engines)}")
 
 

@@ -24,6 +24,7 @@ from compress.bundle import bundle
 from compress.errors import CompressError
 from compress.export import export
 from compress.model import Input, Model
+from compress.modelfile import write_model
 from compress.processing import read_processing, section_of
 from compress.targets import targets
 from compress.zoo import digits_questions
@@ -138,6 +139,27 @@ def test_the_device_app_takes_a_picture_and_a_question(made: tuple[Model, Bundle
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].startswith(tuple(f"output: {label} (" for label in ANSWERS))
     assert done.stdout.splitlines()[1].endswith("ms, pre- and post-processing included)")
+
+
+def test_the_command_takes_another_record(made: tuple[Model, Bundle], tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from calibration import write
+    from compress.commands.bundle import create
+
+    model, _ = made
+    write(tmp_path / "data", model.example, target=np.zeros(2, np.int64))
+    record = {"version": 1, "inputs": {}, "outputs": {"output": {"kind": "classes", "top": 2}}}
+    (tmp_path / "p.json").write_text(json.dumps(record))
+    write_model(model, tmp_path / "model.pt")
+    done = CliRunner().invoke(create, [
+        str(tmp_path / "model.pt"), "--target", "onnxruntime-cpu", "--data", str(tmp_path / "data"),
+        "--processing", str(tmp_path / "p.json"), "-o", str(tmp_path / "bundle")])
+    assert done.exit_code == 0, done.output
+    processing = runtimes.read_bundle(tmp_path / "bundle").processing
+    assert processing is not None
+    assert processing.outputs == {"output": ClassesOutput(labels=ANSWERS, top=2)}
+    assert not processing.inputs
 
 
 def test_the_file_holds_it_and_the_same_bytes_each_time(record: dict[str, Any], tmp_path: Path) -> None:
