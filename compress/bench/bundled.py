@@ -10,6 +10,7 @@ from typing import Any
 from calibration import open_set
 from compress.bench.config import BenchConfig, Candidate
 from compress.bench.everywhere import bench_everywhere
+from compress.bench.layers import asked_of
 from compress.bench.record import BenchRecord
 from compress.bench.scenarios import query_feed, query_samples
 from compress.errors import CompressError
@@ -97,5 +98,5 @@ def _candidates(
         entry = bundle.graph.engines[target.name]
         engine = read_engine(bundle.path / entry.path, expected=bundle.engine_files(entry))
         name = f"shipped {engine.precision}, {target.name}"
-        found.append(Candidate(name=name, role="shipped", engine=engine, target=target))
+        found.append(Candidate(name=name, role="shipped", engine=engine, target=target, asked=asked_of(engine)))
     return found

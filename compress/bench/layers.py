@@ -12,6 +12,7 @@ from compress.bench.record import ComponentRow, LayerRow
 from compress.export.components import SHARED, components_in
 from runtimes.arithmetic import is_arithmetic
 from runtimes.backends import COMPONENT_MARK
+from runtimes.engine import Engine
 
 _QUANTIZED_PAIR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})  # int8 where both operands are
 
@@ -60,7 +61,7 @@ def macs_by_precision(layers: Iterable[LayerRow]) -> dict[str, int]:
 def unexpected(asked: Mapping[str, str], layers: Sequence[LayerRow]) -> tuple[str, ...]:
     """The layers that run what ``asked`` wants in int8 in another precision, as "name: type in precision (seen)".
 
-    In brackets stands what the backend shows of it, its reason where it gives one. Backends keep the name of the ONNX
+    In brackets stands what the backend shows of it, and its reason or that it gives none. Backends keep the name of the ONNX
     node in that of the layer they fuse it into, or take that of its output tensor. An operator found under neither name
     was fused beyond recognition and is not reported.
     """
@@ -83,6 +84,12 @@ def asked_for_int8(onnx_file: Path) -> dict[str, str]:
             if node.op_type in _QUANTIZED_PAIR and set(node.input[:2]) <= dequantized}
 
 
+def asked_of(engine: Engine) -> dict[str, str] | None:
+    """What an int8 engine's model asks for, where its folder holds the ONNX file; None where that is not known."""
+    files = sorted(engine.path.glob("*.onnx")) if engine.precision == "int8" else []
+    return asked_for_int8(files[0]) if len(files) == 1 else None
+
+
 def _component(name: str, kind: str, nodes: Sequence[str]) -> str | None:
     """Whose a layer is: of one fused across components that of its arithmetic operator, after which it is called."""
     arithmetic = [node for node in nodes if is_arithmetic(kind) and is_arithmetic(node.rpartition(COMPONENT_MARK)[2])]
@@ -99,10 +106,12 @@ def _together(layers: Sequence[LayerRow]) -> ComponentRow:
         if layer.time_us is not None:
             times[layer.precision] = times.get(layer.precision, 0.0) + layer.time_us
     return ComponentRow(
-        layers=len(layers), time_us=sum(times.values()) if times else None, precisions=precisions(layers),
-        times_us=dict(sorted(times.items())), macs=macs_by_precision(layers),
+        layers=len(layers), time_us=round(sum(times.values()), 3) if times else None, precisions=precisions(layers),
+        times_us={name: round(time, 3) for name, time in sorted(times.items())}, macs=macs_by_precision(layers),
     )  # fmt: skip
 
 
 def _told(node: str, layer: LayerRow) -> str:
-    return f"{node}: {layer.type} in {layer.precision} ({layer.seen or 'the backend gives no reason'})"
+    seen = layer.seen or ""     # a reason stands behind its semicolon
+    told = seen if ";" in seen else "; ".join(part for part in (seen, "the backend gives no reason") if part)
+    return f"{node}: {layer.type} in {layer.precision} ({told})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.bench.layers import asked_for_int8, by_component, precisions, rows, unexpected
+from compress.bench.layers import asked_for_int8, asked_of, by_component, precisions, rows, unexpected
 from compress.bench.record import ComponentRow, LayerRow
 from runtimes.backends import Layer, open_engine
 from runtimes.engine import write_engine
@@ -41,7 +42,7 @@ def test_layers_that_did_not_get_int8() -> None:
              "node_linear_20": "output", "node_linear": "linear", "stem": "conv"}
     assert unexpected(asked, LAYERS) == (
         "node_linear_2: FusedGemm in f32 (the backend gives no reason)",
-        "node_linear_20: FullyConnected in bf16 (kernel brgemm_avx512_bf16)")
+        "node_linear_20: FullyConnected in bf16 (kernel brgemm_avx512_bf16; the backend gives no reason)")
 
 
 def test_what_a_model_asks_for(tmp_path: Path) -> None:
@@ -149,8 +150,25 @@ def test_real_backends_run_what_is_asked_in_int8(backend: str, tmp_path: Path) -
     assert unexpected({"node_MatMul_2": "output"}, found) != ()
 
 
+def test_an_engine_that_holds_its_onnx_tells_what_it_asks(tmp_path: Path) -> None:
+    """An int8 OpenVINO engine has none beside it, and a float engine asks for nothing."""
+    tmp_path.joinpath("ort").mkdir()
+    quantized(tmp_path / "ort/model.onnx", ["batch", 4, 64])
+    specs = [TensorSpec(name=name, dtype="float32", shape=(Dim("batch"), 4, last)) for name, last in
+             (("x", 64), ("output", 10))]
+    engine = write_engine(
+        tmp_path / "ort", backend="onnxruntime", device="CPU", precision="int8", inputs=specs[:1], outputs=specs[1:],
+        source="0" * 64, entry="model.onnx", built_with={}, state="runnable", options={})
+    assert asked_of(engine) == {"node_MatMul_0": "m0", "node_MatMul_1": "m1"}
+    assert asked_of(dataclasses.replace(engine, precision="fp32")) is None
+    assert asked_of(dataclasses.replace(engine, path=tmp_path)) is None
+
+
 def test_a_real_fall_back_is_seen(tmp_path: Path) -> None:
     """ONNX Runtime makes a Gemm of a two-dimensional MatMul and its bias, and runs that in float."""
     quantized(tmp_path / "model.onnx", ["batch", 64])
     found = layers_of("onnxruntime", tmp_path / "model.onnx", tmp_path / "engine", ())
-    assert len(unexpected(asked_for_int8(tmp_path / "model.onnx"), found)) == 2
+    told = unexpected(asked_for_int8(tmp_path / "model.onnx"), found)
+    assert len(told) == 2
+    assert [line.partition("; ")[2] for line in told] == [
+        "the backend gives no reason)", "an int8 Gemm takes no float bias)"]

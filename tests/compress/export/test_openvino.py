@@ -92,3 +92,13 @@ def test_what_openvino_refuses_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"OpenVINO refuses .*model.onnx: .*No conversion rule found .*Unheard"):
         _build(path, tmp_path / "engine", "fp32")
     assert not (tmp_path / "engine").exists()
+
+
+def test_the_operation_behind_an_output_has_its_nodes_name(tmp_path: Path) -> None:
+    """OpenVINO calls it after the tensor, "y"; layers are given to components by their nodes' names."""
+    engine = _build(tiny.floating(tmp_path / "m.onnx"), tmp_path / "engine", "fp32")
+    model = openvino.Core().read_model(engine.path / engine.entry)
+    names = {operation.get_friendly_name() for operation in model.get_ordered_ops()}
+    assert "relu" in names
+    assert "y" not in names
+    assert [set(output.get_names()) for output in model.outputs] == [{"y"}]
