@@ -61,9 +61,9 @@ def macs_by_precision(layers: Iterable[LayerRow]) -> dict[str, int]:
 def unexpected(asked: Mapping[str, str], layers: Sequence[LayerRow]) -> tuple[str, ...]:
     """The layers that run what ``asked`` wants in int8 in another precision, as "name: type in precision (seen)".
 
-    In brackets stands what the backend shows of it, and its reason or that it gives none. Backends keep the name of the ONNX
-    node in that of the layer they fuse it into, or take that of its output tensor. An operator found under neither name
-    was fused beyond recognition and is not reported.
+    In brackets stands what the backend shows of it, and its reason or that it gives none. Backends keep the name of the
+    ONNX node in that of the layer they fuse it into, or take that of its output tensor. An operator found under neither
+    name was fused beyond recognition and is not reported.
     """
     found = []
     for node, output in asked.items():
