@@ -4,7 +4,8 @@
     python examples/service.py MODEL /run/app/model.sock [--key release.pem] [--threads 2]
 
 A client writes one JSON object a line, ``{"id": 1, "feed": {"x": [[1, 1]]}}``, and reads one line for each:
-``{"id": 1, "outputs": {"y": [[5, 7, 9]]}, "version": "4f0c…"}``, or ``{"id": 1, "error": "…"}``. Signals:
+``{"id": 1, "outputs": {"y": [[5, 7, 9]]}, "version": "4f0c…"}``, or ``{"id": 1, "error": "…"}``; where the bundle
+says how raw inputs become answers, ``{"id": 2, "ask": {"question": "how many?"}}`` gets ``"answers"``. Signals:
 
     SIGTERM  take no more requests, answer those that have come in, exit with 0
     SIGHUP   open the version that is installed now, go over to it, then close the old one; stay with the old one if
@@ -43,13 +44,15 @@ class Model:
         self._lock = threading.Lock()
         self._session, self.version = self._open()
 
-    def answer(self, feed: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         while True:
             with self._lock:
                 session, version = self._session, self.version
             try:
+                if "ask" in request:        # raw inputs and answers, as the bundle's processing says
+                    return {"answers": session.ask(request["ask"]), "version": version}
                 dtypes = {spec.name: spec.dtype for spec in session.inputs}
-                arrays = {name: np.array(value, dtypes.get(name)) for name, value in feed.items()}
+                arrays = {name: np.array(value, dtypes.get(name)) for name, value in request["feed"].items()}
                 outputs = session.run(arrays)
             except runtimes.RuntimesError:
                 if session is self._session:
@@ -130,7 +133,7 @@ class Server:
         try:
             request = json.loads(line)
             identity = request.get("id")
-            return {"id": identity, **self._model.answer(request["feed"])}
+            return {"id": identity, **self._model.answer(request)}
         except (runtimes.RuntimesError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             return {"id": identity, "error": f"{type(error).__name__}: {error}"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -119,6 +118,8 @@ def import_backend(name: str) -> None:
 def find_backend(name: str) -> Backend:
     """The row called ``name``."""
     if name not in BACKENDS:
+        import difflib
+
         near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "choose another, or install a newer compress-edge"
         raise RuntimesError(f"unknown backend {name!r}, expected one of {list(BACKENDS)}: {hint}")

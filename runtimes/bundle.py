@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,13 @@ from runtimes.arrays import parse_arrays
 from runtimes.engine import RECORD, Precision, State, choice, specs
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest, file_digest, json_digest, tree_paths
-from runtimes.processing.record import FOLDER, Processing, parse_processing
 from runtimes.records import get, inside, parse_record, typed, write_json
 from runtimes.signing import Key, check_signature, read_key
 from runtimes.spec import TensorSpec
-from runtimes.wiring import Wiring, parse_chain
+
+if TYPE_CHECKING:       # a bundle without these sections does not pay for them at import
+    from runtimes.processing.record import Processing
+    from runtimes.wiring import Wiring
 
 FORMAT, VERSION, MANIFEST = "compress.bundle", 2, "manifest.json"
 SIGNATURE = "manifest.sig"      # the one file that may be there unlisted: it is made of the manifest, and so after it
@@ -238,7 +240,7 @@ def _parse(record: Mapping[str, Any], folder: Path, digest: str, signed_by: byte
         files=files,
         accuracy=get(record, "accuracy", dict, where),
         processing=_processing(record, files, where) if "processing" in record else None,
-        chain=parse_chain(get(record, "chain", dict, where), parsed, where) if "chain" in record else None,
+        chain=_chain(record, parsed, where) if "chain" in record else None,
         signed_by=signed_by,
     )
     if not bundle.graphs:
@@ -258,11 +260,19 @@ def _file(record: Mapping[str, Any], where: str) -> FileEntry:
 
 
 def _processing(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> Processing:
+    from runtimes.processing.record import FOLDER, parse_processing
+
     processing = parse_processing(get(record, "processing", dict, where), where)
     for name in processing.files:
         if f"{FOLDER}/{name}" not in files:
             raise RuntimesError(f"{where}: processing: {FOLDER}/{name} is not one of the files listed")
     return processing
+
+
+def _chain(record: Mapping[str, Any], graphs: Mapping[str, GraphEntry], where: str) -> Wiring:
+    from runtimes.wiring import parse_chain
+
+    return parse_chain(get(record, "chain", dict, where), graphs, where)
 
 
 def _tolerance(value: Any, where: str) -> float:

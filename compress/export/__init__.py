@@ -51,7 +51,7 @@ def only(model: Model, graph: str | None) -> Model:
     """``model`` with that graph alone."""
     if graph is None and len(model.graphs) == 1:
         return model
-    if graph not in model.graphs:
+    if graph is None or graph not in model.graphs:
         problem = "name one with graph=" if graph is None else f"there is no {graph!r}"
         raise CompressError(f"model {model.name!r} has the graphs {list(model.graphs)}: {problem}")
     return dataclasses.replace(model, graphs={graph: model.graphs[graph]})

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import runtimes
 
 HEAVY = ("torch", "openvino", "onnxruntime", "onnx", "tensorrt", "psutil", "compress", "calibration")
@@ -42,6 +44,15 @@ def test_importing_loads_numpy_and_nothing_heavier() -> None:
     found = f"[m for m in {HEAVY} if m in sys.modules]"
     code = f"import sys, runtimes, runtimes.measure; print({found}, 'numpy' in sys.modules)"
     assert run_python(code) == "[] True"
+
+
+def test_what_not_every_app_uses_is_imported_when_asked_for() -> None:
+    later = ("runtimes.chain", "runtimes.batching", "runtimes.processing", "runtimes.wiring", "concurrent.futures")
+    code = (f"import sys, runtimes; print([m for m in {later} if m in sys.modules])\n"
+            "from runtimes import Batcher, Chain; print(Batcher.__module__, Chain.__module__)")
+    assert run_python(code).splitlines() == ["[]", "runtimes.batching runtimes.chain"]
+    with pytest.raises(AttributeError, match="module 'runtimes' has no attribute 'Bacher'"):
+        _ = runtimes.Bacher
 
 
 def test_everything_outside_the_standard_library_and_numpy_stays_out() -> None:

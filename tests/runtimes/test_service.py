@@ -123,6 +123,8 @@ def test_ready_answers_reload_and_end(service: Service, tmp_path: Path) -> None:
                           ({"id": 2, "feed": {"x": [[1, [2]]]}}, "ValueError")):
         assert message in client.ask(line)["error"]
 
+    assert "does not say how to read the outputs" in client.ask({"id": 2, "ask": {"x": [[1, 1]]}})["error"]
+
     install(doubled(tmp_path / "second"), service.folder / "model")
     assert client.ask({"id": 3, "feed": {"x": [[1, 1]]}})["outputs"] == {"y": [[5, 7, 9]]}     # until it is told
     service.process.send_signal(signal.SIGHUP)
