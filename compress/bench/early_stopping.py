@@ -14,12 +14,14 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from compress.errors import CompressError
 
 CONFIDENCE = 0.99
 
 
-def estimate(latencies: Sequence[float], percentile: float) -> float | None:
+def estimate(latencies: np.ndarray | Sequence[float], percentile: float) -> float | None:
     """The early-stopping estimate of a percentile, in the unit of ``latencies``; None where they are too few.
 
     Args:
@@ -27,7 +29,7 @@ def estimate(latencies: Sequence[float], percentile: float) -> float | None:
         percentile: in percent, in (0, 100).
     """
     t = discarded(len(latencies), percentile)
-    return None if t is None else sorted(latencies)[len(latencies) - t]
+    return None if t is None else float(np.partition(latencies, len(latencies) - t)[len(latencies) - t])
 
 
 @lru_cache(maxsize=256)  # the restarts of every row have much the same counts

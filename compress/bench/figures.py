@@ -25,7 +25,7 @@ def latency(restarts: Sequence[Sequence[int]], warmup_s: float | None = None) ->
         p50=float(np.median(medians)), p90=p90, p95=p95, p99=p99, mean=float(runs.mean()), min=float(runs.min()),
         max=float(runs.max()), interval=(low, high), coverage=coverage, restarts=len(rounds), runs=len(runs),
         restart_p50=tuple(medians), warmup_s=warmup_s,
-        estimates={f"p{percent}": estimate(runs.tolist(), percent) for percent in PERCENTILES})
+        estimates={f"p{percent}": estimate(runs, percent) for percent in PERCENTILES})
 
 
 def speedup(against: str, reference: Latency, candidate: Latency) -> Speedup:

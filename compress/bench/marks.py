@@ -81,7 +81,7 @@ def _spin_drift(found: RowTelemetry) -> str | None:
 def _foreign(found: RowTelemetry) -> str | None:
     if found.foreign_cpu_share is None or found.foreign_cpu_share <= FOREIGN:
         return None
-    stolen = f", {found.steal_share:.0%} of it taken by the hypervisor" if found.steal_share else ""
+    stolen = f", the hypervisor {found.steal_share:.0%}" if (found.steal_share or 0.0) >= 0.005 else ""
     return f"foreign load: others took {found.foreign_cpu_share:.0%} of all cores' time{stolen}"
 
 

@@ -30,17 +30,11 @@ class Measured:
         self.failure: str | None = None
         self.lost: str | None = None               # what became of its device
         self.rounds: list[dict[str, Any]] = []     # results of the timing processes, in order
+        self.latency: Latency | None = None        # of these rounds
         self.layers: tuple[LayerRow, ...] = ()
         self.scores: np.ndarray | None = None      # shape (samples,)
         self.outputs: Outputs | None = None        # under emulation alone, until they are compared
         self.parity: EmulatedParity | None = None
-
-    @property
-    def latency(self) -> Latency | None:
-        if not self.rounds:
-            return None
-        warmups = [result["warmup"]["seconds"] for result in self.rounds if result.get("warmup")]
-        return figures.latency([result["latencies_ns"] for result in self.rounds], max(warmups, default=None))
 
     def add_outputs(self, result: dict[str, Any], file: Path, metric: Metric | None, target: np.ndarray | None) -> None:
         """Score the outputs of all samples, in ``file``; under emulation also keep them, to be compared."""
@@ -67,6 +61,8 @@ class Measured:
             raise AgentError("the process timed no run")
         self._add_layers(result)
         self.rounds.append(result)
+        warmups = [one["warmup"]["seconds"] for one in self.rounds if one.get("warmup")]
+        self.latency = figures.latency([one["latencies_ns"] for one in self.rounds], max(warmups, default=None))
 
     def _add_layers(self, result: dict[str, Any]) -> None:
         if result["layers"] is not None:

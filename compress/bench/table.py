@@ -22,14 +22,12 @@ def table(record: BenchRecord) -> Table:
 
     offline = record.config.get("scenario") == "offline"
     view = Table(title=_title(record), caption="\n".join(_remarks(record)), caption_justify="left")
-    for heading in ("engine", "target", "precision"):
-        view.add_column(heading, overflow="fold")
+    view.add_column("engine", overflow="fold")
     times = ("samples/s", "p50 ms of a batch") if offline else ("p50 ms", "p90 ms at most", "p99 ms")
     for heading in ("size MB", *times, "speed-up", "accuracy", "drop, points", "int8 layers"):
-        view.add_column(heading, justify="right", no_wrap=heading != "p50 ms")
+        view.add_column(heading, justify="right", no_wrap=True)
     for row in record.rows:
-        name = "\n".join([row.name, *dict.fromkeys(mark.kind for mark in row.marks)])
-        cells = (name, row.target, row.precision, f"{row.size_bytes / 1e6:.2f}", *_times(row, offline), *_rest(row))
+        cells = (_name(row), f"{row.size_bytes / 1e6:.2f}", *_times(row, offline), *_rest(row))
         view.add_row(*cells, style="bold" if row.role == "shipped" else None)
     return view
 
@@ -44,7 +42,8 @@ def _title(record: BenchRecord) -> str:
 
 def _remarks(record: BenchRecord) -> list[str]:
     against = ", ".join(record.baselines.values())
-    lines = [f"speed-up and drop against {against}; intervals 95 %; p90 at most: LoadGen's early-stopping estimate"]
+    lines = [f"drop against {against}; speed-up against the original's fp32 engine on the same target, where it has one",
+             "intervals 95 %; p90 at most: LoadGen's early-stopping estimate"]
     for row in record.rows:
         lines += [f"{row.name}: {mark.kind}, {mark.reason}" for mark in row.marks]
         if row.reason:
@@ -55,6 +54,12 @@ def _remarks(record: BenchRecord) -> list[str]:
             lines.append(f"{row.name}: under emulation {answers}outputs within {found.largest_difference:.3g} "
                          f"of this machine's, whose largest is {found.largest_output:.3g}")
     return lines
+
+
+def _name(row: BenchRow) -> str:
+    """The row's name, its precision and target where the name does not tell them, and its marks."""
+    missing = " on ".join(part for part in (row.precision, row.target) if part not in row.name)
+    return "\n".join(filter(None, [row.name, missing, ", ".join(dict.fromkeys(mark.kind for mark in row.marks))]))
 
 
 def _times(row: BenchRow, offline: bool) -> tuple[str, ...]:

@@ -76,8 +76,9 @@ def test_a_quiet_machine_has_no_mark_and_its_conditions_are_told() -> None:
     (moment(0, "after", spin_ns=1_060_000.0),
      "the clock drifted: a fixed loop took up to 6% longer than at its fastest"),
     (every(foreign_cpu_share=0.31), "foreign load: others took 31% of all cores' time"),
+    (every(foreign_cpu_share=0.31, steal_share=0.004), "foreign load: others took 31% of all cores' time"),
     (every(foreign_cpu_share=0.31, steal_share=0.2),
-     "foreign load: others took 31% of all cores' time, 20% of it taken by the hypervisor"),
+     "foreign load: others took 31% of all cores' time, the hypervisor 20%"),
     (moment(5, "after", power_mode="MAXN"), "the power mode was changed: 15W, then MAXN"),
 ])  # fmt: skip
 def test_invalid(change: Callable[[list[dict[str, Any]]], None], reason: str) -> None:
