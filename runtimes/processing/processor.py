@@ -63,6 +63,7 @@ class Processor:
         graphs = list(bundle.graphs.values())
         whole = graphs if bundle.chain is None else [bundle.chain]
         used = whole if graph is None else [bundle.graphs[graph]]
+        self._one_graph = len(used) == 1 and (graph is not None or bundle.chain is None)
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for entry in used for spec in entry.inputs}
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for entry in used for spec in entry.outputs}
         every = [*graphs, *used]
@@ -167,9 +168,9 @@ class Processor:
         return samples
 
     def _batch_of(self, name: str) -> Any:
-        """What the batch dimension of an input is called: inputs that share it have equally many samples."""
+        """What the batch dimension of an input is called: inputs of one graph that share it have as many samples."""
         spec = self.inputs.get(name)
-        if spec is None or spec.batch_axis is None:
+        if spec is None or spec.batch_axis is None or not self._one_graph:
             return name
         return getattr(spec.shape[spec.batch_axis], "name", None)
 
