@@ -15,7 +15,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ SIZES = {"CPU": 1024}  # rows and columns of all three matrices by device: a lar
 SIZE = 4096  # of any other device
 REPEATS = 3  # processes; the fastest counts
 TIMEOUT_S = 300.0
-BUSY = "others used the machine"
 
 # What a layer's precision is called -> the engine that is asked for it.
 ENGINES: Mapping[str, Precision] = {"int8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -88,7 +87,7 @@ def machine_peak(
             raise
         except CompressError:  # no kernels of this precision there, or too little memory
             return None
-        if found is not None and BUSY not in found.note:
+        if found is not None and not found.busy:
             _write(file, {"format": FORMAT, "version": VERSION, "of": known, "peak": asdict(found)})
     return found
 
@@ -124,21 +123,17 @@ def _measure(
         times_us += [time / 1e3 for result in results for time in result["latencies_ns"]]
     if not times_us:
         return None
-    return Peak(macs_per_s=size**3 / (min(times_us) / 1e6), source="measured",
-                note=_note(size, precision, product, threads, results))
-
-
-def _note(
-    size: int, precision: str, product: Mapping[str, Any], threads: int, results: Sequence[Mapping[str, Any]]
-) -> str:
-    kernel = re.search(r"kernel [^,;]+", product.get("seen") or "")
-    parts = [f"product of {size} x {size} matrices, which ran in {precision} as {product['type']}"]
-    parts += [kernel[0]] if kernel else []
-    parts += [f"{threads} thread{'s' if threads != 1 else ''}", f"the fastest run of {len(results)} processes"]
     shares = [(result.get("telemetry") or {}).get("foreign_cpu_share") for result in results]
     foreign = max((share for share in shares if share is not None), default=0.0)
-    return ", ".join(parts + ([f"{BUSY} ({foreign:.0%} of its time): rather too low, and not kept"]
-                              if foreign > FOREIGN else []))
+    kernel = re.search(r"kernel [^,;]+", product.get("seen") or "")
+    parts = [
+        f"product of {size} x {size} matrices, which ran in {precision} as {product['type']}",
+        *([kernel[0]] if kernel else []), f"{threads} thread{'s' if threads != 1 else ''}",
+        f"the fastest run of {REPEATS} processes",
+        *([f"others took {foreign:.0%} of the machine meanwhile: not kept"] if foreign > FOREIGN else []),
+    ]  # fmt: skip
+    return Peak(macs_per_s=size**3 / (min(times_us) / 1e6), source="measured", note=", ".join(parts),
+                busy=foreign > FOREIGN)
 
 
 def _build(target: Target, precision: Precision, machine: Machine, folder: Path, size: int) -> Engine:

@@ -115,12 +115,13 @@ class Peak:
     """The most multiply-accumulates a second of one machine, backend, precision and number of threads.
 
     ``note`` says what ran, or where the figure is from. A datasheet's is another thing than a measured one: no program
-    reaches it.
+    reaches it. A ``busy`` one was measured while others used the machine, and is rather too low.
     """
 
     macs_per_s: float
     source: Literal["measured", "datasheet"]
     note: str
+    busy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,9 +80,9 @@ def work(macs: Mapping[str, int]) -> str:
 
 
 def rates(found: Roofline) -> list[tuple[str, str, str, str]]:
-    """Each peak used: precision, rate, whether it was measured, and what ran or where it is from."""
+    """Each peak used: precision, rate, "measured", "busy" or "datasheet", and what ran or where it is from."""
     return [
-        (precision, rate(peak.macs_per_s), peak.source, peak.note)
+        (precision, rate(peak.macs_per_s), "busy" if peak.busy else peak.source, peak.note)
         for precision, peak in sorted(found.peaks.items(), key=lambda item: _rank(item[0]))
     ]
 

@@ -199,6 +199,7 @@ def test_all_that_a_record_may_hold_is_on_the_page(everything: dict[str, Any], t
         "image_encoder 770 µs 52 % int8 560 µs bf16 210 µs",
         "at least 3.1 %",
         "int8 16.5 TMAC/s datasheet",
+        "f32 100 GMAC/s busy",
         "an int8 Conv needs a QuantizeLinear right behind it",
         "the backend gives no reason",
         "NVIDIA Jetson Orin Nano (fixture)",
