@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from calibration import write
-from compress.bench import BenchConfig
+from compress.bench import BenchConfig, BenchRecord
 from compress.bench.bundled import bench_bundle
 from compress.bundle import bundle, write_controls
+from compress.cli import cli
 from compress.errors import CompressError
 from compress.export import export
 from compress.program import run_program
@@ -56,6 +59,20 @@ def test_beside_its_controls_with_accuracy(made: Path) -> None:
     assert shipped.precisions.get("int8") == 3
     assert shipped.latency_ms is not None
     assert shipped.latency_ms.runs >= 3
+
+
+def test_the_command_says_what_is_undecidable_and_too_small(made: Path, tmp_path: Path) -> None:
+    """Thirty samples cannot tell a drop of a point, nor three runs a percentile."""
+    words = ["bench", str(made / "bundle"), "--target", ORT.name, "--data", str(made / "validation"), "--restarts", "1",
+             "--warmup-s", "0", "--duration-s", "0", "--min-runs", "3", "--threads", "1", "--no-peaks", "--quiet"]
+    done = CliRunner().invoke(cli, [*words, "--output", str(tmp_path / "bench.json")])
+    assert done.exit_code == 0, done.output
+    assert "undecidable at n=30" in done.output
+    assert done.output.count("n too small") == 4
+    record = BenchRecord.from_json(json.loads((tmp_path / "bench.json").read_text()))
+    assert record.rows[1].accuracy is not None
+    assert record.rows[1].accuracy.drop is not None
+    assert record.rows[1].accuracy.drop.verdict == "undecidable at n=30"
 
 
 def test_alone_it_is_its_own_baseline_and_claims_no_speed_up(made: Path, tmp_path: Path) -> None:
