@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ def parse_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name]) for name in arrays.files}
     except (ValueError, EOFError, KeyError, OSError, TypeError, AttributeError, NotImplementedError, RuntimeError,
-            SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            SyntaxError, MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:
         raise RuntimesError(f"{where} is not an .npz file of plain arrays ({error}): write it again") from error
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +252,15 @@ def _items(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, d
     return [(name, typed(value, dict, f"{where}: {name!r}")) for name, value in get(record, key, dict, where).items()]
 
 
+def _known(record: Mapping[str, Any], kind: type, where: str) -> None:
+    """Refuse a key that is no field of ``kind``."""
+    unknown = sorted(record.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        raise RuntimesError(f"{where} has the unknown key {unknown[0]!r:.80}: it is damaged, write the bundle again")
+
+
 def _file(record: Mapping[str, Any], where: str) -> FileEntry:
+    _known(record, FileEntry, where)
     entry = FileEntry(sha256=get(record, "sha256", str, where), size=get(record, "size", int, where))
     if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
         raise RuntimesError(f"{where} has no SHA-256 of 64 hex digits, or no size: write the bundle again")
@@ -290,6 +298,7 @@ def _listed(record: Mapping[str, Any], key: str, files: Mapping[str, FileEntry],
 
 
 def _graph(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> GraphEntry:
+    _known(record, GraphEntry, where)
     engines = _items(record, "engines", where)
     return GraphEntry(
         inputs=specs(record, "inputs", where),
@@ -300,6 +309,7 @@ def _graph(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str
 
 
 def _golden(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> Golden:
+    _known(record, Golden, f"{where}: golden")
     tolerance = get(record, "tolerance", dict, where)
     return Golden(
         feed=_listed(record, "feed", files, where),
@@ -309,6 +319,7 @@ def _golden(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: st
 
 
 def _engine(record: Mapping[str, Any], files: Mapping[str, FileEntry], where: str) -> EngineEntry:
+    _known(record, EngineEntry, where)
     path = inside(get(record, "path", str, where), where)
     digest = get(record, "digest", str, where)
     members = _below(files, path)

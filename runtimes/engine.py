@@ -17,6 +17,10 @@ Device = Literal["CPU", "GPU", "NPU"]
 State = Literal["runnable", "built, not run", "build on the device"]
 
 FORMAT, VERSION, RECORD = "compress.engine", 1, "engine.json"
+KEYS = frozenset({
+    "format", "version", "backend", "device", "precision", "entry", "inputs", "outputs", "options", "source",
+    "built_with", "state", "notes",
+})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,9 @@ def choice(record: Mapping[str, Any], key: str, kind: Any, where: str) -> Any:
 
 
 def _parse(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    unknown = sorted(record.keys() - KEYS)
+    if unknown:
+        raise RuntimesError(f"{where} has the unknown key {unknown[0]!r:.80}: it is damaged, build the engine again")
     entry = inside(get(record, "entry", str, where), where)
     return {
         "backend": get(record, "backend", str, where),

@@ -23,7 +23,7 @@ def parse_record(data: bytes, where: str, *, format: str, version: int) -> dict[
         RuntimesError: if ``data`` is not JSON, not an object, of another format, or of another version.
     """
     try:
-        record = json.loads(data, parse_constant=_refuse_constant)
+        record = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise RuntimesError(f"{where} is not JSON ({error}): it is damaged, write it again") from error
     if not isinstance(record, dict) or record.get("format") != format:
@@ -94,6 +94,15 @@ def _to_float(value: int, where: str) -> float:
         return float(value)
     except OverflowError as error:
         raise RuntimesError(f"{where} is too large a number: it is damaged, write it again") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each key of it given once: of two values, readers would take different ones."""
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} twice in one object")
+    return record
 
 
 def _refuse_constant(name: str) -> Any:

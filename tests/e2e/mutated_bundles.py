@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import json
 import os
+import pkgutil
 import random
 import shutil
 import struct
@@ -325,6 +327,12 @@ def main() -> None:
     for target in ("onnxruntime-cpu", "openvino-cpu"):      # everything that is imported is imported by now
         session = runtimes.load(mutator.folder, target=target, threads=1, self_test=True, key=key)
         session.close()
+    for module in pkgutil.walk_packages(runtimes.__path__, "runtimes."):
+        importlib.import_module(module.name)
+    import difflib  # noqa: F401  names the nearest backend
+    import unicodedata  # noqa: F401  Python's parser normalises names with it, in the header of an array
+
+    "".encode("cp437")      # how zipfile reads a name that is not marked as UTF-8
     with contextlib.suppress(RuntimesError):
         runtimes.load(mutator.folder, target="jetson")
     apply_delta(bundle, delta, work / "made", key=key)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ def test_objects_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pickle"):
         write_arrays(tmp_path / "a.npz", {"x": np.array([{}], dtype=object)})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_header_that_cannot_be_split_into_tokens(tmp_path: Path) -> None:
+    """numpy tries such a header again as one that Python 2 wrote, with Python's tokenizer."""
+    write_arrays(tmp_path / "a.npz", {"x": np.zeros(3, np.float32)})
+    data = (tmp_path / "a.npz").read_bytes()
+    assert b"(3,)" in data
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x.npy", zipfile.ZipFile(tmp_path / "a.npz").read("x.npy").replace(b"(3,)", b"(3, "))
+    with pytest.raises(RuntimesError, match=r"b\.npz is not an \.npz file of plain arrays"):
+        read_arrays(tmp_path / "b.npz")
 
 
 def test_unreadable(tmp_path: Path) -> None:

@@ -117,6 +117,10 @@ def set_engine(**values: Any) -> Callable[[dict[str, Any]], Any]:
     (lambda r: r["graphs"]["main"]["golden"]["tolerance"].update(x=-1), "tolerance of 'x' is -1"),
     (lambda r: r["graphs"]["main"]["golden"]["tolerance"].update(x=10**400), "tolerance of 'x' is too large"),
     (lambda r: r["processing"]["outputs"]["y"].update(kind="beam"), "processing of 'y': 'kind' is 'beam'"),
+    (set_engine(plugin="x"), "engine 'openvino-cpu' has the unknown key 'plugin'"),
+    (lambda r: r["graphs"]["main"].update(code="x"), "graph 'main' has the unknown key 'code'"),
+    (lambda r: r["graphs"]["main"]["golden"].update(code="x"), "graph 'main': golden has the unknown key 'code'"),
+    (lambda r: r["files"]["golden/feed.npz"].update(url="x"), r"file 'golden/feed\.npz' has the unknown key 'url'"),
     (set_engine(path="../engines"), "engine 'openvino-cpu' names the path"),
     (set_engine(path="golden"), r"engine 'openvino-cpu': no file golden/engine\.json is listed"),
     (set_engine(digest="0"), "engine 'openvino-cpu': the files below .* do not add up"),
@@ -126,6 +130,13 @@ def set_engine(**values: Any) -> Callable[[dict[str, Any]], Any]:
 def test_bad_manifest(change: Callable[[dict[str, Any]], Any], message: str, bundle: Path) -> None:
     edit(bundle, change)
     with pytest.raises(RuntimesError, match=message):
+        read_bundle(bundle)
+
+
+def test_a_key_given_twice(bundle: Path) -> None:
+    path = bundle / MANIFEST
+    path.write_bytes(path.read_bytes().replace(b'"name": "tiny"', b'"name": "tiny", "name": "other"'))
+    with pytest.raises(RuntimesError, match=r"manifest\.json is not JSON \(the key 'name' twice in one object\)"):
         read_bundle(bundle)
 
 

@@ -73,6 +73,7 @@ def test_a_field_an_engine_cannot_have(key: str, value: Any, message: str, engin
     ({"inputs": [{**SPEC.to_json(), "dtype": "i4,i4"}]}, "'i4,i4' is not a dtype name"),
     ({"inputs": [{**SPEC.to_json(), "shape": [-1]}]}, "size -1 is negative"),
     ({"inputs": {}}, "'inputs' must be a list, got {}"),
+    ({"plugin": "x.so"}, r"engine\.json has the unknown key 'plugin'"),
 ])
 def test_damaged_record(change: dict[str, Any], message: str, engine: Engine) -> None:
     path = engine.path / "engine.json"
