@@ -43,6 +43,8 @@ BLOCK = 4 << 20         # bytes; with the prefix, twice, and zstd's own it keeps
 SMALLEST_PREFIX = 8     # zstd takes no shorter one
 LARGEST_STORED = BLOCK + (BLOCK >> 8) + 64     # zstd's bound for a block
 LARGEST_HEADER = 8 << 20
+HEADER_KEYS = frozenset({"format", "version", "old", "new", "files"})
+PATCH_KEYS = frozenset({"path", "size", "sha256", "from", "blocks", "spans"})
 DIGEST_SIZE = 32
 
 Span = tuple[int, int, int]
@@ -287,18 +289,23 @@ def _exactly(file: IO[bytes], size: int, where: str) -> bytes:
 
 def _parse(record: Mapping[str, Any], path: Path, payload: int, size: int) -> Delta:
     where = str(path)
+    _known(record, HEADER_KEYS, where)
     files = [_patch(typed(item, dict, f"{where}: a file"), where) for item in get(record, "files", list, where)]
     return Delta(
         path=path, old=get(record, "old", str, where), new=get(record, "new", str, where), files=tuple(files),
         payload=payload, size=size)
 
 
+def _known(record: Mapping[str, Any], keys: frozenset[str], where: str) -> None:
+    unknown = sorted(record.keys() - keys)
+    if unknown:
+        raise RuntimesError(f"{where} has the unknown key {unknown[0]!r:.80}: write the delta again")
+
+
 def _patch(record: Mapping[str, Any], where: str) -> Patch:
     path = inside(get(record, "path", str, where), where)
     where = f"{where}: file {path!r}"
-    unknown = sorted(record.keys() - {"path", "size", "sha256", "from", "blocks", "spans"})
-    if unknown:
-        raise RuntimesError(f"{where} has the unknown key {unknown[0]!r}: write the delta again")
+    _known(record, PATCH_KEYS, where)
     size = get(record, "size", int, where)
     source = inside(get(record, "from", str, where), where) if "from" in record else None
     blocks = _numbers(record["blocks"], where) if "blocks" in record else None
@@ -315,7 +322,7 @@ def _spans(items: Any, size: int, where: str) -> tuple[Span, ...]:
     for item in typed(items, list, f"{where}: 'spans'"):
         numbers = _numbers(item, where)
         if len(numbers) != 3 or numbers[0] < end or numbers[0] + numbers[2] > size or numbers[2] == 0:
-            raise RuntimesError(f"{where}: the span {item!r:.80} is empty, or overlaps another or the end: write it again")
+            raise RuntimesError(f"{where}: the span {item!r:.80} is empty, or overlaps another or the end: write again")
         new_at, old_at, length = numbers
         spans.append((new_at, old_at, length))
         end = new_at + length

@@ -192,6 +192,7 @@ RECORD = "engines/main/openvino-cpu/engine.json"
     (lambda h: h.update(version=2), "has format version 2"),
     (lambda h: h.update(format="compress.bundle"), "is not a 'compress.delta' record"),
     (lambda h: h.pop("old"), "lacks 'old'"),
+    (lambda h: h.update(script="x"), "has the unknown key 'script'"),
     (lambda h: h.update(new="0" * 64), "does not hold the manifest it says"),
     (lambda h: h.update(files=[]), r"its blocks do not add up|not the manifest and each file once"),
     (lambda h: h["files"].append(h["files"][-1]), "its blocks do not add up|not the manifest and each file once"),
