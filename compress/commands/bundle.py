@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, show, written
+from compress.commands.shared import EXISTING, common, model_options, read_model, show, written
 from compress.progress import Progress
-from runtimes.spec import largest_batch
 
 KEY = click.option("--key", type=EXISTING, help="The public key (PEM) it must be signed with.")
 
@@ -28,26 +27,34 @@ def bundle_() -> None:
 @click.option("--data", type=EXISTING, required=True, help="Real samples, for the golden feed.")
 @click.option("--output", "-o", type=EXISTING, help="The bundle's folder; default: MODEL.bundle.")
 @click.option("--processing", type=EXISTING, help="A record of raw inputs and answers (JSON), in place of MODEL's own.")
+@click.option("--chain", type=EXISTING, help="How MODEL's graphs chain (JSON, docs/embedding.md).")
 @model_options
 @common
 def create(
-    model: Path, targets: tuple[str, ...], data: Path, output: Path | None, processing: Path | None,
+    model: Path, targets: tuple[str, ...], data: Path, output: Path | None, processing: Path | None, chain: Path | None,
     factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build MODEL's engines and write the bundle that a device app opens."""
     import tempfile
 
     import compress
+    from compress.golden import golden_feeds, read_chain
     from compress.targets import get_target
 
     loaded = read_model(model, factory, trust_pickle, example)
     path = output or model.with_suffix(".bundle")
     with Progress(quiet=quiet).stage("bundle"), tempfile.TemporaryDirectory(prefix="compress-") as folder:
         rows = [get_target(target) for target in targets]
-        engines = {row.name: compress.export(loaded, row, Path(folder) / row.name) for row in rows}
-        golden = read_data(data, loaded).first(largest_batch(loaded.inputs, 4))
-        made = compress.bundle(loaded, engines, golden, path, processing=processing)
-    written(path, {"digest": made.digest, "targets": list(engines)}, as_json, f"bundle for {', '.join(engines)}")
+        golden = golden_feeds(loaded, data)
+        engines = {
+            name: {row.name: compress.export(loaded, row, Path(folder) / name / row.name, graph=name) for row in rows}
+            for name in loaded.graphs
+        }
+        made = compress.bundle(
+            loaded, engines, golden, path, processing=processing, chain=None if chain is None else read_chain(chain)
+        )
+    names = [row.name for row in rows]
+    written(path, {"digest": made.digest, "targets": names}, as_json, f"bundle for {', '.join(names)}")
 
 
 @bundle_.command("verify")

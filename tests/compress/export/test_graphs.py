@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import runtimes
 from compress import bundle
+from compress.cli import cli
 from compress.errors import CompressError
 from compress.export import export
+from compress.golden import read_chain
 from compress.loading import load
 from compress.model import Graph, Input, Model
+from compress.modelfile import write_model
 from compress.saving import save
 from compress.targets import targets
+from runtimes.errors import RuntimesError
 from runtimes.spec import Dim
 
 WORDS, WIDTH = 20, 16
@@ -115,6 +121,34 @@ def test_a_dual_encoder(target: str, towers: Model, tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs["text.output"], read.numpy(), atol=1e-5)
 
 
+def create(folder: Path, *arguments: str) -> Path:
+    """What a user types, for ONNX Runtime."""
+    command = ["bundle", "create", str(folder / "model.pt"), "--target", "onnxruntime-cpu", "--quiet", *arguments]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return folder / "model.bundle"
+
+
+def test_the_command_with_data_for_every_graph(towers: Model, tmp_path: Path) -> None:
+    write_model(towers, tmp_path / "model.pt")
+    rng = np.random.default_rng(0)
+    image, tokens = rng.normal(size=(6, 12)).astype(np.float32), rng.integers(0, WORDS, (6, 5))
+    np.savez(tmp_path / "data.npz", image=image, tokens=tokens)
+    made = runtimes.read_bundle(create(tmp_path, "--data", str(tmp_path / "data.npz")))
+    np.testing.assert_array_equal(made.read_arrays(made.graphs["image"].golden.feed)["image"], image[:4])
+    np.testing.assert_array_equal(made.read_arrays(made.graphs["text"].golden.feed)["tokens"], tokens[:4])
+    with runtimes.load(made, threads=1, self_test=True) as chain:
+        assert set(chain.run({"image": image[:3], "tokens": tokens[:1]})) == {"image.output", "text.output"}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("{", r"chain\.json is not a chain"), ("[]", r"chain\.json must be an object")])
+def test_a_file_that_is_no_chain(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "chain.json").write_text(text)
+    with pytest.raises((CompressError, RuntimesError), match=message):
+        read_chain(tmp_path / "chain.json")
+
+
 def test_an_encoder_and_a_decoder_with_its_cache(tmp_path: Path) -> None:
     torch.manual_seed(21)     # rows that stop after eight, three and two tokens
     module = Captioner().eval()
@@ -140,12 +174,18 @@ def test_an_encoder_and_a_decoder_with_its_cache(tmp_path: Path) -> None:
                        {"graph": "decoder", "inputs": {"memory": "encoder.memory"}, "loop": loop}],
              "outputs": {"caption": "decoder.tokens"}}
     names = ["openvino-cpu", "onnxruntime-cpu"]
-    made = build(load(tmp_path / "model.pt"), names, tmp_path, chain)
+    made = build(load(tmp_path / "model.pt"), names, tmp_path / "by hand", chain)
     longest = max(map(len, expected))
     for name in names:
         with runtimes.load(made, target=name, threads=1, self_test=True) as opened:
             tokens = opened.run({"image": image.numpy()})["caption"]
         np.testing.assert_array_equal(tokens, [row + [STOP] * (longest - len(row)) for row in expected])
+
+    np.savez(tmp_path / "data.npz", image=image.numpy())    # none for the decoder, whose golden feed is the example
+    (tmp_path / "chain.json").write_text(json.dumps(chain))
+    path = create(tmp_path, "--data", str(tmp_path / "data.npz"), "--chain", str(tmp_path / "chain.json"))
+    with runtimes.load(path, threads=1, self_test=True) as opened:
+        np.testing.assert_array_equal(opened.run({"image": image.numpy()})["caption"], tokens)
 
 
 @pytest.mark.parametrize(("graph", "message"), [
