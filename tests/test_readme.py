@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+
 import compress
 from compress.cli import cli
 from compress.recipe import read_recipe
@@ -23,10 +25,16 @@ def test_figures_are_those_of_the_committed_record() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_verb_exists() -> None:
-    verbs = set(re.findall(r"^ {4}compress (\w+)", README, re.MULTILINE))
-    assert verbs == {"inspect", "quantize", "run", "bench"}
-    assert verbs <= set(cli.commands)
+def test_every_command_exists_with_its_options() -> None:
+    lines = [line.split("#")[0].split() for line in re.findall(r"^ {4}compress (.*)", README, re.MULTILINE)]
+    assert {words[0] for words in lines} == {"inspect", "quantize", "run", "bench", "targets", "bundle"}
+    for words in lines:
+        command = cli.commands[words[0]]
+        while isinstance(command, click.Group):
+            words = words[1:]
+            command = command.commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, words
 
 
 def test_every_python_name_exists() -> None:
