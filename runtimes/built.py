@@ -28,6 +28,7 @@ from runtimes.backends import find_backend, import_backend, read_files
 from runtimes.engine import Engine, read_engine, write_engine
 from runtimes.errors import RuntimesError
 from runtimes.hashing import json_digest
+from runtimes.onnxfile import refuse_external_data
 from runtimes.records import get, parse_record, string_list, typed, write_json
 
 RECIPE_FORMAT, RECIPE_VERSION = "compress.build", 2
@@ -58,6 +59,7 @@ def built_engine(
     if engine.state != "build on the device":
         return engine
     files = read_files(engine, expected)
+    refuse_external_data(files[engine.entry], str(engine.path / engine.entry))
     recipe = _read_recipe(files, f"{engine.path / 'build.json'}")
     found = fingerprint(engine.backend)
     cache = cache_folder() if cache is None else cache

@@ -226,8 +226,9 @@ class Mutator:
         return kind
 
     def mutate_files(self, rng: random.Random) -> None:
-        path = self.folder / rng.choice(list(self.files))
-        action = rng.randrange(6)
+        path, action = self.folder / rng.choice(list(self.files)), rng.randrange(6)
+        if action == 0 and path.name == SIGNATURE:      # without it the bundle is a good one, unsigned
+            action = 4
         if action == 0:
             path.unlink()
         elif action == 1:

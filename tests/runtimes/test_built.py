@@ -97,7 +97,7 @@ FAKE = textwrap.dedent(
         def desc(self): return "no such operator\\n[checkMacros.cpp]"
     class OnnxParser:
         def __init__(self, network, logger): pass
-        def parse(self, data): return data != b"refuse"
+        def parse(self, data): return not data.endswith(b"refuse")
         def get_error(self, index): return Error()
     class Runtime:
         def __init__(self, logger): pass
@@ -143,7 +143,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Callable[..., Engine]:
-    def make(onnx: bytes = b"onnx", **changes: Any) -> Engine:
+    def make(onnx: bytes = b"\x12\x04onnx", **changes: Any) -> Engine:
         folder = tmp_path / "recipe"
         folder.mkdir(exist_ok=True)
         (folder / "model.onnx").write_bytes(onnx)
@@ -186,7 +186,7 @@ def test_it_is_built_once_and_kept_by_what_it_depends_on(device: Device, recipe:
 def test_timings_of_earlier_builds_on_this_gpu_are_used(device: Device, recipe: Callable[..., Engine]) -> None:
     device.install("10.3.0")
     built_engine(recipe(), device.cache)
-    assert device.asked(built_engine(recipe(b"another"), device.cache))["timings"] == "timings+"
+    assert device.asked(built_engine(recipe(b"\x12\x07another"), device.cache))["timings"] == "timings+"
     device.install("10.4.0")
     assert device.asked(built_engine(recipe(), device.cache))["timings"] is None
 
@@ -221,7 +221,7 @@ def test_a_file_for_the_other_typing_is_refused(
 def test_what_tensorrt_refuses_is_said_in_its_words(device: Device, recipe: Callable[..., Engine]) -> None:
     device.install("10.3.0")
     with pytest.raises(RuntimesError, match=r"TensorRT refuses .*recipe: no such operator$"):
-        built_engine(recipe(b"refuse"), device.cache)
+        built_engine(recipe(b"\x12\x06refuse"), device.cache)
     with pytest.raises(RuntimesError, match="has no builder flag SPARSE"):
         built_engine(recipe(flags=["SPARSE"]), device.cache)
 
