@@ -70,6 +70,7 @@ def read_finding(target: Target, *, emulated: bool = False, home: Path | None = 
     Raises:
         CompressError: if the file is damaged.
     """
+    from compress.device.facts import checked_facts
     from runtimes.errors import RuntimesError
     from runtimes.records import get, parse_record, typed
 
@@ -89,10 +90,10 @@ def read_finding(target: Target, *, emulated: bool = False, home: Path | None = 
             address=None if address is None else typed(address, str, f"{where}: 'address'"),
             emulated=get(record, "emulated", bool, where),
             when=get(record, "when", str, where),
-            facts=get(record, "facts", dict, where),
+            facts=checked_facts(get(record, "facts", dict, where)),
         )
-    except RuntimesError as error:
-        raise CompressError(f"{error}; `compress targets probe {target.name}` writes it again") from error
+    except (RuntimesError, ValueError) as error:
+        raise CompressError(f"{path}: {error}; `compress targets probe {target.name}` writes it again") from error
     return finding if finding.address == target.address else None
 
 

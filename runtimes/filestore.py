@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from runtimes.errors import RuntimesError
 from runtimes.hashing import json_digest
@@ -19,13 +20,22 @@ from runtimes.records import inside
 KEEP_BYTES = 8 << 30    # what earlier sessions brought is kept up to this, the most recently used first
 KEEP_PACKAGES = 4       # versions of this package, as hosts of different versions sent them
 
-_SYNC_BYTES = 16 << 20
+SPARE_BYTES = 16 << 20  # stays free on the disk
+
+_SYNC_BYTES = 4 << 20
+_Look: TypeAlias = tuple[int, int, int]
 
 
 def cache_folder() -> Path:
-    """``$COMPRESS_CACHE``, else ``compress`` in ``$XDG_CACHE_HOME``, else ``~/.cache/compress``."""
-    own, shared = os.environ.get("COMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(shared or Path.home() / ".cache") / "compress"
+    """``$COMPRESS_CACHE``, else ``compress`` in ``$XDG_CACHE_HOME``, else ``~/.cache/compress``; an absolute path.
+
+    A relative ``$XDG_CACHE_HOME`` is not valid and does not count, as the XDG Base Directory Specification says.
+    """
+    own, shared = os.environ.get("COMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME") or ""
+    if own:
+        return Path(os.path.abspath(os.path.expanduser(own)))
+    home = os.path.abspath(os.path.expanduser("~"))
+    return Path(shared if os.path.isabs(shared) else os.path.join(home, ".cache")) / "compress"
 
 
 def checked_digest(text: str, where: str) -> str:
@@ -38,14 +48,16 @@ class FileStore:
     """The files, and a folder for one session's own things, which is removed when it is closed.
 
     ``tick`` is called between blocks of long work. A session that was killed leaves its folder behind; the next one
-    sees that nobody holds its lock, and removes it.
+    sees that nobody holds its lock, and removes it. A file that was read whole is trusted as long as its inode, size
+    and time stay what they were.
     """
 
     def __init__(self, cache: Path, *, keep_bytes: int = KEEP_BYTES, tick: Callable[[], None] = lambda: None) -> None:
         self._files, self._sessions, self._packages = cache / "files", cache / "sessions", cache / "runtimes"
         self._gate = cache / "sessions.lock"    # held while sessions are begun and ended
         self._keep_bytes, self._tick = keep_bytes, tick
-        self._used: set[str] = set()    # seen whole by this session
+        self._used: dict[str, _Look] = {}               # seen whole by this session
+        self._trees: dict[Path, dict[str, _Look]] = {}  # made by this session
         self._files.mkdir(parents=True, exist_ok=True)
         self._sessions.mkdir(parents=True, exist_ok=True)
         with _locked(self._gate):
@@ -58,16 +70,24 @@ class FileStore:
 
     def has(self, digest: str) -> bool:
         """Whether the file is here: a session's first use reads and hashes it, and a damaged one is removed."""
-        if digest in self._used:
-            return True
         path = self._files / checked_digest(digest, "a file")
         if path.is_symlink() or not path.is_file():
             return False
+        if self._used.get(digest) == _look(path):
+            return True
         if self._hash(path) != digest:
             path.unlink()
             return False
         self._note(digest)
         return True
+
+    def room_bytes(self) -> int:
+        """What may still be brought here: the free space, and what only earlier sessions used."""
+        room = shutil.disk_usage(self._files).free - SPARE_BYTES
+        with _locked(self._gate):
+            if self._is_alone():
+                room += sum(stat.st_size for stat, path in self._kept() if path.name not in self._used)
+        return max(0, room)
 
     @contextmanager
     def incoming(self, digest: str, size: int) -> Iterator[Callable[[bytes], None]]:
@@ -78,6 +98,7 @@ class FileStore:
             OSError: if the disk is full or cannot be written.
         """
         checked_digest(digest, "a file")
+        self._make_room(size)
         temporary = self.session / f"{digest}.tmp"
         found, count = hashlib.sha256(), 0
         try:
@@ -114,8 +135,9 @@ class FileStore:
             if not self.has(checked_digest(digest, f"a tree: {path!r}")):
                 raise RuntimesError(f"a tree names file {digest[:12]}…, which is not here: send it first")
         folder = self.session / "trees" / json_digest(sorted(files.items()))
-        if folder.is_dir():
+        if folder in self._trees and self._trees[folder] == _looks(folder):
             return folder
+        shutil.rmtree(folder, ignore_errors=True)   # a job, or the disk, has changed it
         making = Path(tempfile.mkdtemp(dir=self.session))
         for path, digest in files.items():
             target = making / path
@@ -126,6 +148,7 @@ class FileStore:
                 raise RuntimesError(f"a tree names {path!r:.80}, and another file where it needs a folder") from error
         folder.parent.mkdir(exist_ok=True)
         making.rename(folder)
+        self._trees[folder] = _looks(folder)
         return folder
 
     def close(self) -> None:
@@ -136,23 +159,41 @@ class FileStore:
         with _locked(self._gate):
             shutil.rmtree(self.session, ignore_errors=True)
             self._lock.close()
-            if not any(_is_held(folder / "lock") for folder in self._sessions.iterdir()):
-                self._prune()
+            if self._is_alone():
+                self._prune(self._keep_bytes)
+                self._prune_packages()
 
-    def _prune(self) -> None:
-        files = [(path.stat(), path) for path in self._files.iterdir()]
+    def _is_alone(self) -> bool:
+        """Whether no other session runs; the gate is held."""
+        return not any(_is_held(folder / "lock") for folder in self._sessions.iterdir() if folder != self.session)
+
+    def _make_room(self, size: int) -> None:
+        """Where the disk is short, remove what only earlier sessions used."""
+        short = size + SPARE_BYTES - shutil.disk_usage(self._files).free
+        if short > 0:
+            with _locked(self._gate):
+                if self._is_alone():
+                    self._prune(sum(stat.st_size for stat, _ in self._kept()) - short)
+
+    def _kept(self) -> list[tuple[os.stat_result, Path]]:
+        return [(path.lstat(), path) for path in self._files.iterdir() if not path.is_dir()]
+
+    def _prune(self, keep_bytes: int) -> None:
+        files = self._kept()
         total = sum(stat.st_size for stat, _ in files)
         for stat, path in sorted(files, key=lambda one: one[0].st_mtime_ns):
-            if total > self._keep_bytes and path.name not in self._used:
+            if total > keep_bytes and path.name not in self._used:
                 path.unlink()
                 total -= stat.st_size
+
+    def _prune_packages(self) -> None:
         packages = self._packages.iterdir() if self._packages.is_dir() else ()
         for path in sorted(packages, key=lambda one: one.stat().st_mtime_ns, reverse=True)[KEEP_PACKAGES:]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _note(self, digest: str) -> None:
         os.utime(self._files / digest)
-        self._used.add(digest)
+        self._used[digest] = _look(self._files / digest)
 
     def _hash(self, path: Path) -> str:
         digest = hashlib.sha256()
@@ -174,6 +215,16 @@ class FileStore:
             while block := file.read(1 << 20):
                 copy.write(block)
                 self._tick()
+
+
+def _look(path: Path) -> _Look:
+    """What changes with a file's content: inode, size, time of the last change."""
+    stat = path.lstat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _looks(folder: Path) -> dict[str, _Look]:
+    return {str(path): _look(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ stdin closes, or nothing comes for ``silence_s``, whatever was started here is k
 request    fields, payload                     answer
 =========  ==================================  ======================================================================
 facts                                          ``done``, JSON: :func:`runtimes.machine.machine_facts`
-missing    JSON ``{"files": [SHA-256]}``       ``done``, JSON ``{"missing": [SHA-256]}``
+missing    JSON ``{"files": [SHA-256]}``       ``done``, JSON ``{"missing": [SHA-256], "room_bytes": int}``
 put        ``sha256``, ``size``; then ``data`` ``done``, once the file has its name
 tree       JSON ``{"files": {path: SHA-256}}`` ``done``, ``path`` of a folder of this session
 run        ``timeout_s``, JSON job             ``done``, ``code``, ``timed_out``; payload: the end of its stderr
@@ -89,7 +89,8 @@ class Server:
             self._done(json.dumps(machine_facts()).encode())
         elif frame.kind == "missing":
             asked = string_list(parse(frame.payload, where), "files", where)
-            self._done(json.dumps({"missing": [digest for digest in asked if not self._store.has(digest)]}).encode())
+            missing = [digest for digest in asked if not self._store.has(digest)]
+            self._done(json.dumps({"missing": missing, "room_bytes": self._store.room_bytes()}).encode())
         elif frame.kind == "put":
             self._put(get(frame.header, "sha256", str, where), get(frame.header, "size", int, where))
         elif frame.kind == "tree":
@@ -263,7 +264,12 @@ def serve(beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> None:
     os.dup2(2, 1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _leave)
-    Server(source, sink, cache_folder(), beat_s=beat_s, silence_s=silence_s).serve()
+    try:
+        server = Server(source, sink, cache_folder(), beat_s=beat_s, silence_s=silence_s)
+    except OSError as error:
+        sys.exit(f"its cache folder cannot be used ({error}): make it writable, with some space left, or set "
+                 "COMPRESS_CACHE there to a folder that is")
+    server.serve()
 
 
 def main(arguments: list[str]) -> int:

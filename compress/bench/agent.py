@@ -84,5 +84,15 @@ def why_it_ended(code: int, stderr: str) -> str:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = ": it may have run out of memory" if -code == signal.SIGKILL else ""
         return f"the process was killed by {name}{hint}"
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else f"the process ended with exit code {code} and no message"
+    return last_line(stderr) or f"the process ended with exit code {code} and no message"
+
+
+def last_line(text: str) -> str:
+    """The last line of ``text`` that is not empty, fit for a message; empty if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(lines[-1])[:500] if lines else ""
+
+
+def printable(text: str) -> str:
+    """``text`` with "?" for what would steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -71,7 +71,7 @@ def bench_everywhere(
         elif target.address is None and not emulate:
             record = _nothing(group, metric, config, data, None)
         else:
-            record = _on_device(target, group, measure, metric, config, data, emulate=emulate)
+            record = _on_device(target, group, measure, metric, config, data, emulate=emulate, sent=progress)
         keep_all(record)
         records.append(record)
     return merged(records)
@@ -99,13 +99,13 @@ def baseline_of(candidates: Sequence[Candidate]) -> str:
 
 def _on_device(
     target: Target, group: Sequence[Candidate], measure: Callable[..., BenchRecord], metric: Metric,
-    config: BenchConfig, data: CalibrationSet | None, *, emulate: bool,
+    config: BenchConfig, data: CalibrationSet | None, *, emulate: bool, sent: Callable[[int, int, str], None] | None,
 ) -> BenchRecord:
     from compress.device import DeviceLost, open_device
 
     with ExitStack() as stack:
         try:
-            device = stack.enter_context(open_device(target, emulate=emulate))
+            device = stack.enter_context(open_device(target, emulate=emulate, sent=sent))
             facts = device.facts()
         except CompressError as error:
             return _nothing(group, metric, config, data, str(error))

@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from compress.bench.agent import AgentError, why_it_ended
+from compress.bench.agent import AgentError, printable, why_it_ended
 from compress.device.bootstrap import ONE_LINE
+from compress.device.facts import checked_facts
 from compress.device.link import DeviceLost, Link
 from compress.device.ssh import explain, ssh_command
 from compress.errors import CompressError
@@ -34,13 +35,20 @@ _RESULT_BYTES = 1 << 28
 _EMULATED_START_S = 180.0
 
 
-def open_device(target: Target, *, emulate: bool = False, progress: Progress | None = None) -> Device:
+Sent: TypeAlias = Callable[[int, int, str], None]
+"""``sent(done, total, text)``: bytes of the files that the device lacked, and a few words for people."""
+
+
+def open_device(
+    target: Target, *, emulate: bool = False, progress: Progress | None = None, sent: Sent | None = None
+) -> Device:
     """Connect to the device of ``target``; use it as a context manager.
 
     Args:
         target: a row with an address, unless it is emulated.
         emulate: run the same things in an emulated user-space on this machine (:mod:`compress.device.emulator`).
         progress: shows the emulator being set up at its first use.
+        sent: called while files are copied to the device; see :data:`Sent`.
 
     Raises:
         CompressError: if there is no address, the device cannot be reached, or it lacks Python or numpy.
@@ -50,7 +58,7 @@ def open_device(target: Target, *, emulate: bool = False, progress: Progress | N
 
         command = [*emulator_command(target, progress=progress), "-c", ONE_LINE, "compress"]
         name = f"{target.name} (emulated)"
-        return Device(Link(command, name, start_s=_EMULATED_START_S), target.name, emulated=True)
+        return Device(Link(command, name, start_s=_EMULATED_START_S), target.name, emulated=True, sent=sent)
     if target.reach != "ssh":
         raise CompressError(f"target {target.name!r} is this machine: there is nothing to connect to")
     address = target.address
@@ -60,18 +68,16 @@ def open_device(target: Target, *, emulate: bool = False, progress: Progress | N
             "would give to ssh) into targets.toml")
     link = Link(ssh_command(address, target.python), f"{target.name} ({address})",
                 explain=lambda stderr: explain(address, stderr))
-    return Device(link, target.name)
+    return Device(link, target.name, sent=sent)
 
 
 class Device:
     """A connected device. What is there already, of this session or an earlier one, is not copied again."""
 
-    def __init__(self, link: Link, name: str, *, emulated: bool = False) -> None:
+    def __init__(self, link: Link, name: str, *, emulated: bool = False, sent: Sent | None = None) -> None:
         self.name, self.emulated = name, emulated
-        self._link = link
+        self._link, self._sent = link, sent
         self._digests: dict[tuple[str, int, int, int], str] = {}    # a file as stat() shows it -> SHA-256
-        self._there: set[str] = set()
-        self._trees: dict[str, str] = {}                            # digest of the listing -> path there
         self._built: dict[Path, tuple[str, str]] = {}               # folder here -> path there, digest
 
     def __enter__(self) -> Device:
@@ -91,8 +97,13 @@ class Device:
         return self._link.sent_bytes
 
     def facts(self) -> dict[str, Any]:
-        """:func:`runtimes.machine.machine_facts` there."""
-        return self._parse(self._link.request("facts", within_s=_ANSWER_S).payload, "its facts")
+        """:func:`runtimes.machine.machine_facts` there; raises AgentError if they are of another form."""
+        facts = self._parse(self._link.request("facts", within_s=_ANSWER_S).payload, "its facts")
+        try:
+            return checked_facts(facts)
+        except ValueError as error:
+            said = printable(str(error))[:300]
+            raise AgentError(f"{self._link.name}: its facts are not what this version knows ({said})") from error
 
     def agent(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
         """Run a job of :mod:`runtimes.measure` there; paths in ``job`` are this machine's.
@@ -195,30 +206,46 @@ class Device:
         return [f"{folder}/{name}" for name in named]
 
     def _tree(self, digests: Mapping[str, str], paths: Mapping[str, Path]) -> str:
-        """A folder there with these files, sending those which are not there."""
-        listing = json_digest(sorted(digests.items()))
-        if listing not in self._trees:
-            unknown = sorted(set(digests.values()) - self._there)
-            asked = json.dumps({"files": unknown}).encode()
-            missing = self._parse(self._link.request("missing", asked).payload, "its files").get("missing")
-            for name, digest in digests.items():
-                if digest not in self._there and isinstance(missing, list) and digest in missing:
-                    self._put(paths[name], digest)
-                self._there.add(digest)
-            done = self._link.request("tree", json.dumps({"files": dict(digests)}).encode())
-            self._trees[listing] = str(done.header.get("path"))
-        return self._trees[listing]
+        """A folder there with these files, sending those which are not there, or not any more as they were sent."""
+        asked = json.dumps({"files": sorted(set(digests.values()))}).encode()
+        answer, where = self._parse(self._link.request("missing", asked).payload, "its files"), self._link.name
+        try:
+            missing, room = set(string_list(answer, "missing", where)), get(answer, "room_bytes", int, where)
+        except RuntimesError as error:
+            raise AgentError(str(error)) from error
+        lacking = {digest: paths[name] for name, digest in digests.items() if digest in missing}
+        total = sum(_size(path) for path in lacking.values())
+        if total > room:
+            raise AgentError(
+                f"{where} has room for {room / 1e6:.0f} MB more in its cache folder, and {total / 1e6:.0f} MB are to "
+                "be copied: free some there, or set COMPRESS_CACHE there to a folder on another disk")
+        before = self._link.sent_bytes
+        for digest, path in lacking.items():
+            self._put(path, digest, before, total)
+        done = self._link.request("tree", json.dumps({"files": dict(digests)}).encode())
+        return str(done.header.get("path"))
 
-    def _put(self, path: Path, digest: str) -> None:
-        size = path.stat().st_size
-        self._link.send("put", sha256=digest, size=size)
-        left = size
-        with path.open("rb") as file:
+    def _put(self, path: Path, digest: str, before: int, total: int) -> None:
+        """Send one file; ``before`` and ``total`` are the bytes sent before the ones that are shown, and how many."""
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise AgentError(f"{path} cannot be read ({error.strerror})") from error
+        with file:
+            size = left = os.fstat(file.fileno()).st_size
+            self._link.send("put", sha256=digest, size=size)
             while left > 0:
                 wanted = min(BLOCK_BYTES, left)
-                block = file.read(wanted) or bytes(wanted)      # a file that shrank meanwhile has another hash
+                try:
+                    block = file.read(wanted) or bytes(wanted)      # a file that shrank meanwhile has another hash
+                except OSError as error:                            # the device waits for bytes that do not come
+                    self._link.close()
+                    raise AgentError(f"{path} cannot be read ({error.strerror})") from error
                 self._link.send("data", block)
                 left -= len(block)
+                if self._sent is not None:
+                    done = self._link.sent_bytes - before + size - left
+                    self._sent(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB to {self.name}")
         self._link.answer()
         self._link.sent_bytes += size
 
@@ -226,15 +253,19 @@ class Device:
         """Bring a file of the job's folder to ``into``, which appears complete or not at all."""
         temporary = into.with_name(f".{into.name}.{os.getpid()}.tmp")
         found, size = hashlib.sha256(), 0
-        self._link.send("get", path=name)
         try:
             with temporary.open("wb") as file:
+                self._link.send("get", path=name)
                 while (frame := self._link.answer()).kind == "data":
                     size += len(frame.payload)
                     if limit is not None and size > limit:
                         self._link.close()
                         raise DeviceLost(f"{self._link.name} sent more than {limit} bytes of {name}")
-                    file.write(frame.payload)
+                    try:
+                        file.write(frame.payload)
+                    except OSError:     # what is still to come would be taken for the next answer
+                        self._link.close()
+                        raise
                     found.update(frame.payload)
                 file.flush()
                 os.fsync(file.fileno())
@@ -253,6 +284,13 @@ class Device:
             return self._digests[key]
         except OSError as error:
             raise AgentError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise AgentError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _is_plain(name: str) -> bool:

@@ -10,24 +10,24 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import zipfile
 
 ONE_LINE = (
-    "import sys;sys.path=[p for p in sys.path if p];import json;"   # the folder it starts in holds no module of ours
+    "import sys;sys.path=[p for p in sys.path if p];"   # the folder it starts in holds no module of ours
+    "import signal;signal.alarm(60);import json;"       # a host that is gone before it said anything is not waited for
     'exec(json.loads(open(0,"rb",0,closefd=False).readline().decode()))'    # no quote that a shell could see
 )
 GREETING = b"\n=compress= "     # what comes before it was printed by the device's shell
 OLDEST = (3, 10)
+WAIT_S = 60     # for the next bytes of the package; from then on the two sides exchange beats
 
 
 def start(digest: str, size: int, beat_s: float, silence_s: float) -> None:
     """Say hello on stdout, take the package as a zip of ``size`` bytes if its files' digest is not here, and serve."""
-    own, shared = os.environ.get("COMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    home = os.path.expanduser("~")
-    cache = own or os.path.join(shared or os.path.join(home, ".cache"), "compress")
-    folder = os.path.join(cache, "runtimes", digest)
+    folder = os.path.join(cache_folder(), "runtimes", digest)
     numpy = sys.version_info >= OLDEST and importlib.util.find_spec("numpy") is not None
     have = tree_digest(folder) == digest
     hello = {"python": list(sys.version_info[:3]), "executable": sys.executable, "numpy": numpy, "have": have}
@@ -38,16 +38,41 @@ def start(digest: str, size: int, beat_s: float, silence_s: float) -> None:
     if not have:
         data = b""
         while len(data) < size:
+            signal.alarm(WAIT_S)
             block = os.read(0, size - len(data))
             if not block:
                 return
             data += block
-        unpack(data, folder, digest)
-    os.utime(folder)    # those used longest ago are removed first
+    signal.alarm(0)
+    try:
+        if not have:
+            unpack(data, folder, digest)
+        os.utime(folder)    # those used longest ago are removed first
+        forget_compiled(folder)
+    except OSError as error:
+        raise SystemExit("its cache folder cannot be used (" + str(error) + "): make it writable, with some space "
+                         "left, or set COMPRESS_CACHE there to a folder that is") from error
     sys.path.insert(0, folder)
     from runtimes.serve import serve
 
     serve(beat_s, silence_s)
+
+
+def cache_folder() -> str:
+    """The same as runtimes.filestore.cache_folder, which is not here yet; an absolute path."""
+    own, shared = os.environ.get("COMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME") or ""
+    if own:
+        return os.path.abspath(os.path.expanduser(own))
+    home = os.path.abspath(os.path.expanduser("~"))
+    return os.path.join(shared if os.path.isabs(shared) else os.path.join(home, ".cache"), "compress")
+
+
+def forget_compiled(folder: str) -> None:
+    """Python compiles again: what it keeps is checked by its time alone, and the digest does not cover it."""
+    for place, folders, _ in os.walk(folder):
+        if "__pycache__" in folders:
+            folders.remove("__pycache__")
+            shutil.rmtree(os.path.join(place, "__pycache__"), ignore_errors=True)
 
 
 def unpack(data: bytes, folder: str, digest: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.bench.agent import AgentError
+from compress.bench.agent import AgentError, last_line, printable
 from compress.device.bootstrap import GREETING, OLDEST
 from compress.device.package import package
 from compress.errors import CompressError
@@ -32,6 +32,7 @@ _NOISE_LIMIT = 1 << 16      # bytes a device's shell may print before the greeti
 _WAITING_FRAMES = 64        # read ahead of whoever takes them; beyond it the device has to wait
 _END_S = 5.0                # for the command to end by itself once its stdin is closed
 
+_SSH_FAILED = 255           # ssh's own exit code; any other is that of what it ran
 _STRANGE = "what this version does not understand"
 
 
@@ -113,7 +114,7 @@ class Link:
             self._frames.put(None)
             raise self._gone()
         if frame.kind == "error":
-            text = str(frame.header.get("text"))[:2000]
+            text = printable(str(frame.header.get("text")))[:2000]
             if frame.header.get("fatal"):
                 self._lose(f"ended the session: {text}")
                 raise self._gone()
@@ -147,9 +148,11 @@ class Link:
         call = f"start({digest!r}, {len(data)}, {self._beat_s!r}, {silence_s!r})"
         self._write(json.dumps(f"{source}\n{call}\n").encode() + b"\n", until)
         hello = self._hello(until)
-        python = ".".join(str(part) for part in hello.get("python", ()))
-        executable = str(hello.get("executable"))[:200]
-        if list(hello.get("python", ())) < list(OLDEST):
+        version, executable = hello.get("python"), printable(str(hello.get("executable")))[:200]
+        if not isinstance(version, list) or not all(type(part) is int for part in version):
+            raise CompressError(f"{self.name} sent {_STRANGE} (no version of Python in its greeting)")
+        if tuple(version) < OLDEST:
+            python = ".".join(str(part) for part in version[:3])[:20]
             raise CompressError(
                 f"{self.name} has Python {python} ({executable}): install Python {OLDEST[0]}.{OLDEST[1]} or newer "
                 'there, or name a newer interpreter with python = "..." in its row of targets.toml')
@@ -196,10 +199,10 @@ class Link:
 
     def _why_not_started(self) -> str:
         code, said = self._ending()
-        explained = self._explain(said)
+        explained = self._explain(said) if code == _SSH_FAILED else None    # else a banner might be taken for a reason
         if explained is not None:
             return f"{self.name}: {explained}"
-        last = said.strip().splitlines()[-1][:300] if said.strip() else f"exit code {code} and no message"
+        last = last_line(said)[:300] or f"exit code {code} and no message"
         if code in (126, 127):
             return (f"{self.name} has no such Python ({last}): install Python {OLDEST[0]}.{OLDEST[1]} or newer and "
                     'numpy there, or name the interpreter with python = "..." in its row of targets.toml')
@@ -241,8 +244,7 @@ class Link:
         if not piece:
             if not self._closed:
                 code, said = self._ending()
-                last = said.strip().splitlines()[-1][:300] if said.strip() else f"exit code {code}"
-                self._lose(f"ended the connection ({last})")
+                self._lose(f"ended the connection ({last_line(said)[:500] or f'exit code {code}'})")
             self._closed = True
             return
         self._heard = time.monotonic()

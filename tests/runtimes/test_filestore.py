@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import runtimes
 from runtimes.errors import RuntimesError
-from runtimes.filestore import FileStore, cache_folder
+from runtimes.filestore import SPARE_BYTES, FileStore, cache_folder
 
 
 def sha(data: bytes) -> str:
@@ -64,6 +65,62 @@ def test_a_damaged_file_is_asked_for_again(store: FileStore, tmp_path: Path) -> 
     assert ticks == [1]
     assert not path.exists()
     other.close()
+
+
+def test_a_file_that_is_damaged_while_the_session_runs(store: FileStore, tmp_path: Path) -> None:
+    digest = put(store, b"weights")
+    tree = store.tree({"a": digest})
+    for damaged in (b"weig", b"weightz"):
+        path = tmp_path / "files" / digest
+        path.chmod(0o644)
+        path.write_bytes(damaged)
+        assert not store.has(digest)
+        with pytest.raises(RuntimesError, match="which is not here: send it first"):
+            store.tree({"a": digest})
+        put(store, b"weights")
+        assert store.tree({"a": digest}) == tree
+        assert (tree / "a").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "replace", "link"])
+def test_a_tree_that_a_job_changed_is_made_again(store: FileStore, change: str) -> None:
+    digest = put(store, b"weights")
+    tree = store.tree({"a": digest, "sub/b": digest})
+    if change == "add":
+        (tree / "sub/new").write_bytes(b"")
+    else:
+        (tree / "sub/b").unlink()
+    if change == "replace":
+        (tree / "sub/b").write_bytes(b"weightz")
+    if change == "link":
+        (tree / "sub/b").symlink_to("/etc/passwd")
+    assert store.tree({"a": digest, "sub/b": digest}) == tree
+    found = {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*") if not path.is_dir()}
+    assert found == {"a": b"weights", "sub/b": b"weights"}
+
+
+def test_where_the_disk_is_short_what_earlier_sessions_used_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(path: Path) -> shutil._ntuple_diskusage:
+        used = sum(file.stat().st_size for file in (tmp_path / "files").iterdir())
+        return shutil._ntuple_diskusage(SPARE_BYTES + 350, used, SPARE_BYTES + 350 - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    earlier = FileStore(tmp_path)
+    old = [put(earlier, bytes([number]) * 100) for number in range(3)]
+    earlier.close()
+    for number, digest in enumerate(old):
+        os.utime(tmp_path / "files" / digest, (number, number))
+    store = FileStore(tmp_path)
+    assert store.has(old[0])
+    assert store.room_bytes() == 250        # 50 free, and two files of an earlier session
+    new = put(store, b"x" * 100)
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {old[0], old[2], new}
+    other = FileStore(tmp_path)
+    assert store.room_bytes() == 50         # another session may be about to use the others
+    other.close()
+    store.close()
 
 
 @pytest.mark.parametrize("digest", ["", "../" + "0" * 61, "0" * 63, "G" * 64, "0" * 64 + "\n"])
@@ -175,4 +232,6 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == Path("/shared/compress")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache/compress"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_folder() == tmp_path / ".cache/compress"

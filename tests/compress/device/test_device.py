@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 
 from compress.bench.agent import AgentError, run_here
 from compress.device import Device, DeviceLost, open_device
+from compress.device.facts import Facts, checked_facts
+from compress.device.link import Link
 from compress.targets import get_target
 from runtimes.arrays import read_arrays, write_arrays
 from runtimes.engine import read_engine, write_engine
-from tests.compress.device.jobs import local_command, make_job, quick
+from runtimes.hashing import file_digest
+from runtimes.machine import machine_facts
+from tests.compress.device.jobs import QUICK, local_command, make_job, quick
 from tests.contracts.models import BY_NAME
 
 
@@ -130,6 +135,100 @@ def test_a_damaged_file_there_is_sent_again(tmp_path: Path) -> None:
     assert copied[1] == size
 
 
+def test_a_file_damaged_between_two_jobs_is_sent_again(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    device.agent(job, tmp_path / "run", 60)
+    feed = tmp_path / "feed.npz"
+    stored = tmp_path / "cache" / "files" / file_digest(feed)
+    stored.chmod(0o644)
+    os.truncate(stored, 100)
+    before = device.copied_bytes
+    assert device.agent(job, tmp_path / "run", 60)["samples"] == 7
+    assert device.copied_bytes - before == feed.stat().st_size
+
+
+def test_copying_is_shown(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    job = make_job(tmp_path)
+    (tmp_path / "engine" / "weights.bin").write_bytes(os.urandom(3_000_000))
+    size = size_of(tmp_path / "engine")
+    with Device(Link(local_command(tmp_path / "cache"), "board", **QUICK), "board",
+                sent=lambda *said: seen.append(said)) as device:
+        device.agent({**job, "outputs": None}, tmp_path / "run", 60)
+        engine = [entry for entry in seen if entry[1] == size]
+        assert [done for done, _, _ in engine] == sorted({done for done, _, _ in engine})
+        assert len(engine) >= 12
+        assert engine[-1] == (size, size, "3 of 3 MB to board")
+        seen.clear()
+        device.agent({**job, "outputs": None}, tmp_path / "run", 60)
+        assert seen == []
+
+
+def test_a_device_without_room_is_sent_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(
+        "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 20 << 20)")
+    job = make_job(tmp_path)
+    (tmp_path / "engine" / "weights.bin").write_bytes(bytes(9_000_000))
+    with quick(["env", f"PYTHONPATH={hooks}", *local_command(tmp_path / "cache")]) as device:
+        before = device.copied_bytes
+        with pytest.raises(AgentError, match=r"^board has room for 4 MB more in its cache folder, and 9 MB are "):
+            device.agent(job, tmp_path / "run", 60)
+        assert device.copied_bytes == before
+        (tmp_path / "engine" / "weights.bin").unlink()
+        assert device.agent(job, tmp_path / "run", 60)["samples"] == 7
+
+
+def test_a_full_disk_here_ends_the_session(device: Device, tmp_path: Path) -> None:
+    """What is still on its way must not be taken for the answer to the next request."""
+    device.agent(make_job(tmp_path), tmp_path / "run", 60)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            device._fetch("result.json", tmp_path / "fetched")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.glob("*fetched*"))
+    with pytest.raises(DeviceLost, match="board is not connected any more"):
+        device.facts()
+
+
+def test_an_outputs_folder_that_is_gone_leaves_the_session_in_step(device: Device, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    device.agent(job, tmp_path / "run", 60)
+    with pytest.raises(FileNotFoundError):
+        device._fetch("result.json", tmp_path / "nowhere" / "x")
+    assert device.facts()["cores"] == os.cpu_count()
+
+
+@pytest.mark.parametrize(("facts", "message"), [
+    ({"gpus": 3}, r"Expected `array \| null`, got `int` - at `\$.gpus`"),
+    ({"gpus": ["RTX"]}, "Expected `object`, got `str`"),
+    ({"gpus": [{"vendor": ["deep"]}]}, "got `array`"),
+    ({"backends": ["numpy"]}, r"Expected `object \| null`, got `array` - at `\$.backends`"),
+    ({"jetpack": "6.2\x1b[2J"}, "matching regex"),
+    ({"cpu": "x" * 501}, "length <= 500"),
+    ({"memory_bytes": 10**400}, "."),
+    ({"memory_bytes": -1}, ">= 0"),
+    ({"cores_usable": "many"}, "got `str`"),
+    ({"clock_max_mhz": float("nan")}, "."),
+])
+def test_facts_of_another_form(
+    device: Device, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(Device, "_parse", lambda self, data, what: facts)
+    with pytest.raises(AgentError, match=rf"^board: its facts are not what this version knows \(.*{message}"):
+        device.facts()
+
+
+def test_every_fact_is_known() -> None:
+    assert set(machine_facts()) <= set(Facts.__struct_fields__)
+    assert checked_facts(machine_facts()).keys() == machine_facts().keys()
+    assert checked_facts({"cpu": None, "of a later version": {}}) == {"cpu": None}
+
+
 def test_a_device_that_measured_something_else(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "_result", lambda self, folder: {"digest": "f" * 64})
     with pytest.raises(AgentError, match=r"board measured engine ffffffffffff…, not .* which must have changed"):
@@ -204,7 +303,7 @@ def test_an_engine_built_there(tmp_path: Path) -> None:
 
 def test_an_engine_that_cannot_be_built_there(device: Device, tmp_path: Path) -> None:
     engine = read_engine(later(tmp_path / "later"))
-    with pytest.raises(AgentError, match=r"^board: .*(build.json is missing|tensorrt)"):
+    with pytest.raises(AgentError, match=r"^board: .*(is not an ONNX model|build.json is missing|tensorrt)"):
         device.build(engine, tmp_path / "built")
     assert device.facts()["cores"] == os.cpu_count()
 
