@@ -19,7 +19,7 @@ TARGET = "target"
 """The array of labels a shard may hold beside its inputs."""
 
 _ANY_COUNT = Dim("samples", 1, 1, 1 << 48)
-_UNREADABLE = (  # what numpy, zipfile and zlib raise on a damaged, encrypted or pickled file
+UNREADABLE = (  # what numpy, zipfile and zlib raise on a damaged, encrypted or pickled file
     ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
     zipfile.BadZipFile, zlib.error,
 )
@@ -70,7 +70,7 @@ def read_shard(path: Path, specs: Sequence[TensorSpec]) -> Shard:
         with path.open("rb") as file, _as_npz(file) as npz:
             for name in npz.files:
                 arrays[name] = npz[name]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, name, error) from error
     return check_shard(arrays, specs, source=str(path))
 
@@ -80,7 +80,7 @@ def read_target(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file, _as_npz(file) as npz:
             return np.asarray(npz[TARGET])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, TARGET, error) from error
 
 

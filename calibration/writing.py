@@ -48,7 +48,6 @@ def write(
         CalibrationError: naming the input, if arrays disagree in length, are empty, not numbers or not finite;
             or naming the folder, if it holds something else or its disk is full.
     """
-    folder = Path(os.path.abspath(folder))
     if shard_size < 1:
         raise CalibrationError(f"shard_size is {shard_size}: give the number of samples a file, at least 1")
     chunks: Iterable[Mapping[str, np.ndarray]] = [samples] if isinstance(samples, Mapping) else samples
@@ -59,23 +58,33 @@ def write(
         if TARGET in samples:
             raise CalibrationError(f"the labels were given twice: as target=, and as {TARGET!r} among the samples")
         chunks = [{**samples, TARGET: target}]
+    with writing_to(folder, shard_size) as writer:
+        for chunk in chunks:
+            writer.add(chunk)
+        writer.close()
+    return writer.folder
+
+
+@contextmanager
+def writing_to(folder: Path | str, shard_size: int = 512) -> Iterator[ShardWriter]:
+    """A writer of a data set that is at ``folder`` once the block has ended, after a call of its ``close``; see
+    :func:`write`."""
+    folder = Path(os.path.abspath(folder))
     _check_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     with _cleared_on_error(partial, folder):
         partial.mkdir(parents=True)
         writer = ShardWriter(partial, shard_size)
-        for chunk in chunks:
-            writer.add(chunk)
-        writer.close()
+        yield writer
         _move_into_place(partial, folder)
-    return folder
+        writer.folder = folder
 
 
 class ShardWriter:
     """Gathers samples into shards below ``folder``, which is a data set once :meth:`close` has returned."""
 
     def __init__(self, folder: Path, shard_size: int = 512) -> None:
-        self._folder = folder
+        self.folder = folder
         self._shard_size = shard_size
         self._layout: dict[str, tuple[str, tuple[int, ...]]] = {}  # name -> dtype, shape of one sample
         self._pending: list[dict[str, np.ndarray]] = []
@@ -105,21 +114,22 @@ class ShardWriter:
     @property
     def shards(self) -> list[Path]:
         """The files written so far, in order."""
-        return [self._folder / shard["file"] for shard in self._shards]
+        return [self.folder / shard["file"] for shard in self._shards]
 
-    def close(self) -> None:
-        """Write what is left, and the record that makes the folder a data set."""
+    def close(self, source: Mapping[str, Any] | None = None) -> None:
+        """Write what is left, and the record that makes the folder a data set; ``source`` says what it was made of."""
         self._flush()
         if not self._shards:
             raise CalibrationError("there are no samples to write: a data set needs at least one")
         inputs = {name: entry for name, entry in self._inputs.items() if name != TARGET}
         count = sum(shard["count"] for shard in self._shards)
         manifest = {"format": FORMAT, "version": VERSION, "inputs": inputs, "count": count,
-                    "target": TARGET in self._inputs, "shards": self._shards}
-        with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
+                    "target": TARGET in self._inputs, "shards": self._shards,
+                    **({} if source is None else {"source": dict(source)})}
+        with (self.folder / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             _sync(file)
-        _sync_folder(self._folder)
+        _sync_folder(self.folder)
 
     def _record_layout(self, layout: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         if not self._inputs:
@@ -138,7 +148,7 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        path = self._folder / f"{len(self._shards):04d}.npz"
+        path = self.folder / f"{len(self._shards):04d}.npz"
         _write_npz(path, {name: np.concatenate([piece[name] for piece in self._pending]) for name in self._pending[0]})
         self._shards.append({"file": path.name, "count": self._held, "sha256": file_digest(path)})
         self._pending, self._held = [], 0

@@ -11,6 +11,7 @@ from calibration.errors import CalibrationError
 from compress.commands.bench import bench
 from compress.commands.bundle import bundle_
 from compress.commands.chain import demo, report, run
+from compress.commands.data import data
 from compress.commands.stages import distill, eval_, export, inspect, parity, prune, quantize
 from compress.commands.targets import targets
 from compress.errors import CompressError
@@ -51,5 +52,7 @@ def cli() -> None:
     """Make a multimodal PyTorch model small and fast for a device, and prove what the shipped file does there."""
 
 
-for command in (demo, run, inspect, prune, distill, quantize, export, parity, eval_, bench, bundle_, report, targets):
+for command in (
+    demo, data, run, inspect, prune, distill, quantize, export, parity, eval_, bench, bundle_, report, targets
+):  # fmt: skip
     cli.add_command(command)

@@ -46,9 +46,9 @@ def read_model(model: Path, factory: str | None, trust_pickle: bool, example: Pa
 
 
 def read_data(path: Path, model: Model) -> CalibrationSet:
-    from calibration import open_set
+    from compress.data import open_data
 
-    return open_set(path, model.inputs)
+    return open_data(path, model)
 
 
 def show(value: Any, as_json: bool, text: Callable[[], Any]) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration import CalibrationSet, open_set
+from calibration import CalibrationSet, convert, open_set
+from calibration.converting import source_digest
+from compress.data import is_raw, wanted_of
 from compress.errors import CompressError
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -41,8 +43,21 @@ class Filing:
             path = getattr(self.recipe, kind)
             if path is None:
                 raise CompressError(f"{self.recipe.path}: data lacks {kind!r}, which a stage needs")
-            self.sets[kind] = open_set(path, model.inputs, name=kind)
+            self.sets[kind] = self._processed(kind, path, model) if is_raw(path) else open_set(
+                path, model.inputs, name=kind)
         return self.sets[kind]
+
+    def _processed(self, kind: str, path: Path, model: Model) -> CalibrationSet:
+        """Raw samples, processed once and kept in the store."""
+        wanted = wanted_of(model)
+        inputs = {"source": source_digest(path), "processing": wanted.digest}
+        specs = {"inputs": [spec.to_json() for spec in model.inputs], "labels": wanted.labels}
+
+        def build(into: Path, scratch: Path) -> dict[str, Any]:
+            return convert(path, into / "data", wanted).to_json()
+
+        artifact = self.artifact("data", specs, inputs, build, detail=kind)
+        return open_set(artifact.path / "data", model.inputs, name=kind)
 
     def artifact(
         self,

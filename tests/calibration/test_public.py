@@ -8,11 +8,12 @@ import calibration
 
 def test_the_public_names() -> None:
     assert sorted(calibration.__all__) == [
-        "CalibrationError", "CalibrationSet", "Histogram", "MinMax", "choose_range", "open_set", "write"]
+        "CalibrationError", "CalibrationSet", "ConvertConfig", "Converted", "Histogram", "MinMax", "RawInput", "Wanted",
+        "choose_range", "convert", "open_raw", "open_set", "write"]
     assert all(hasattr(calibration, name) for name in calibration.__all__)
 
 
 def test_it_needs_numpy_alone() -> None:
-    code = ("import sys, calibration; heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'scipy', 'compress'}; "
-            "print(sorted(heavy & set(sys.modules)))")
+    code = ("import sys, calibration; heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'scipy', 'compress', 'PIL', "
+            "'pyarrow'}; print(sorted(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -25,7 +25,7 @@ from compress.cli import cli
 from compress.modelfile import read_model, write_model
 
 Copy = Callable[[Path], Path]
-VERBS = ("bench", "bundle", "demo", "distill", "eval", "export", "inspect", "parity", "prune", "quantize", "report",
+VERBS = ("bench", "bundle", "data", "demo", "distill", "eval", "export", "inspect", "parity", "prune", "quantize", "report",
          "run", "targets")  # fmt: skip
 
 

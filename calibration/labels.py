@@ -1,0 +1,73 @@
+"""The labels of raw samples, and which samples a smaller set keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from calibration.errors import CalibrationError
+
+
+def label_of(value: Any, names: Sequence[str] | None) -> np.ndarray:
+    """The label ``value`` as an array of shape ``()``, or of its own for numbers in a list.
+
+    Args:
+        value: a class by name or index, a number, or numbers.
+        names: of the classes, where the model knows them; classes become their index, in int64.
+
+    Raises:
+        CalibrationError: if it is none of the names, out of range, or no number; the caller says in which row.
+    """
+    if isinstance(value, Mapping) or value is None or (isinstance(value, str) and not value.strip()):
+        raise CalibrationError("has an empty label" if not isinstance(value, Mapping) else "has an object as its label")
+    if names is not None and isinstance(value, str) and value.strip() in names:
+        return np.array(names.index(value.strip()), np.int64)
+    try:
+        array = np.asarray(_number(value) if isinstance(value, str) else value)
+    except ValueError:
+        array = np.asarray(value, object)
+    known = "the model's labels" if names is None else str(list(names)[:20])
+    if array.dtype.kind not in "biuf":
+        why = "the model does not know its labels' names" if names is None else f"the model's are {known}"
+        raise CalibrationError(f"has the label {value!r:.80}, but {why}: give numbers, or take no labels with target=")
+    if names is not None:
+        if array.dtype.kind == "f" or array.ndim:
+            raise CalibrationError(f"has the label {value!r:.80}, expected one of {known} or its index")
+        if not 0 <= array < len(names):
+            raise CalibrationError(f"has the label {value!r:.80}, which is out of range: the model has {len(names)} "
+                                   f"classes, 0 to {len(names) - 1}")
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def choose(strata: Sequence[Hashable], count: int) -> list[int]:
+    """Which of ``len(strata)`` samples a set of ``count`` keeps: each stratum by its share, evenly spaced, in order.
+
+    Shares are rounded by the largest remainder (Hamilton's method), ties going to what comes first.
+    """
+    if count >= len(strata):
+        return list(range(len(strata)))
+    members: dict[Hashable, list[int]] = {}
+    for index, stratum in enumerate(strata):
+        members.setdefault(stratum, []).append(index)
+    quotas = {stratum: divmod(count * len(rows), len(strata)) for stratum, rows in members.items()}
+    left = count - sum(whole for whole, _ in quotas.values())
+    more = sorted(quotas, key=lambda stratum: -quotas[stratum][1])[:left]
+    kept = []
+    for stratum, rows in members.items():
+        share = quotas[stratum][0] + (stratum in more)
+        kept += [rows[(2 * i + 1) * len(rows) // (2 * share)] for i in range(share)]
+    return sorted(kept)
+
+
+def stratum_of(value: Any) -> Hashable:
+    """What a label is grouped by; real numbers and arrays are one group."""
+    return (type(value).__name__, value) if isinstance(value, str | bool | int) else None

@@ -1,0 +1,18 @@
+"""One sample as a source holds it, before the model's processing: named columns, and where they were read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """``values`` are strings, numbers, lists, bytes, arrays, or what a Python iterable gave, by column."""
+
+    where: str                          # what messages call it: "captions.csv, line 3"
+    values: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None          # that the names of files among the values are relative to
+    problem: str | None = None          # why it cannot be used; its values are not looked at then
