@@ -138,7 +138,7 @@ def read_header(file: IO[bytes], path: Path) -> Delta:
     if file.read() != digest.digest():
         raise RuntimesError(f"{path} is cut short or was changed (its SHA-256 differs): copy it again")
     stored, length = struct.unpack("<II", start[len(MAGIC):])
-    if stored > size - len(start) - DIGEST_SIZE or length > LARGEST_HEADER:
+    if stored > min(size - len(start) - DIGEST_SIZE, LARGEST_HEADER) or length > LARGEST_HEADER:
         raise RuntimesError(f"{path}: its header is larger than it can be: it is damaged, write it again")
     file.seek(len(start))
     record = parse_record(inflate(file.read(stored), length, b"", str(path)), str(path), format=FORMAT, version=VERSION)
