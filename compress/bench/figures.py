@@ -8,6 +8,7 @@ import numpy as np
 
 from compress.bench.early_stopping import estimate, smallest_count
 from compress.bench.record import Accuracy, Drop, EmulatedParity, Latency, Speedup
+from compress.errors import CompressError
 from compress.intervals import is_different, mean_interval, median_interval, paired_drop, verdict
 from compress.metrics import Outputs
 
@@ -54,14 +55,28 @@ def accuracy(
 
 
 def emulated_parity(here: Outputs, emulated: Outputs) -> EmulatedParity:
-    """The outputs of one engine file on one set of samples: this machine's, and those under emulation."""
-    names = [name for name, value in here.items() if value.dtype.kind == "f"]
-    pairs = [(here[name].astype(np.float64), emulated[name].astype(np.float64)) for name in names]
-    answers = [(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs if a.ndim > 1 and a.shape[-1] > 1]
+    """The outputs of one engine file on one set of samples: this machine's, and those under emulation.
+
+    Raises:
+        CompressError: if an output has another shape there, or is infinite in one place alone.
+    """
+    largest, output, answers = 0.0, 0.0, []
+    for name, value in here.items():
+        if emulated[name].shape != value.shape:
+            raise CompressError(f"output {name!r} has shape {emulated[name].shape} under emulation and {value.shape} "
+                                "here: these must agree")
+        a, b = value.astype(np.float64), emulated[name].astype(np.float64)
+        if not np.array_equal(np.where(np.isfinite(a), 0, a), np.where(np.isfinite(b), 0, b)):
+            raise CompressError(f"output {name!r} is infinite under emulation or here, and not in both")
+        finite = np.isfinite(a)
+        largest = max(largest, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
+        output = max(output, float(np.abs(a[finite]).max(initial=0.0)))
+        if value.dtype.kind != "f":
+            answers.append((a == b).reshape(len(a), -1).all(1).mean())
+        elif a.ndim > 1 and a.shape[-1] > 1:
+            answers.append((a.argmax(-1) == b.argmax(-1)).mean())
     return EmulatedParity(
-        largest_difference=max((float(np.abs(a - b).max(initial=0.0)) for a, b in pairs), default=0.0),
-        largest_output=max((float(np.abs(a).max(initial=0.0)) for a, _ in pairs), default=0.0),
-        same_answers=float(min(answers)) if answers else None,
+        largest_difference=largest, largest_output=output, same_answers=float(min(answers)) if answers else None,
         samples=len(next(iter(here.values()))))
 
 

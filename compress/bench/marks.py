@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from compress.bench.record import Latency, Mark, RowTelemetry
+from compress.intervals import CONFIDENCE
 
 WIDEST = 0.02     # how far from p50 its interval may reach, as a share
 DRIFT = 0.05      # how much a clock may change between two readings, as a share
@@ -25,7 +26,7 @@ def conditions(rounds: Sequence[Mapping[str, Any]], *, gpu: bool = False) -> Row
         return None
     readings = [moment for one in seen for moment in (one["before"], one["after"])]
     spins = _known(moment["spin_ns"] for moment in readings)
-    samples = sum(len(result["latencies_ns"]) * result["samples_per_query"] for result in rounds)
+    samples = sum(len(one["latencies_ns"]) * one["samples_per_query"] for one in rounds if one.get("telemetry"))
     joules = [one["energy_j"] for one in seen]
     energy = None if None in joules else 1000 * sum(joules) / samples
     throttled = [one["throttled"] for one in seen]
@@ -92,6 +93,9 @@ def _mode(found: RowTelemetry) -> str | None:
 
 
 def _interval(time: Latency) -> str | None:
+    if time.coverage < CONFIDENCE:
+        many = "one process is" if time.restarts == 1 else f"{time.restarts} processes are"
+        return f"{many} too few for an interval of {CONFIDENCE:.0%}, which takes 6"
     low, high = ((bound - time.p50) / time.p50 for bound in time.interval)
     if low >= -WIDEST and high <= WIDEST:
         return None

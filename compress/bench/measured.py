@@ -44,6 +44,7 @@ class Measured:
         if self.emulated:
             self.outputs = outputs
             self._add_layers(result)
+        _refuse_nan(outputs)
         if metric is not None and target is not None:
             self.scores = metric.per_sample(outputs, target)
 
@@ -51,9 +52,11 @@ class Measured:
         """Compare with this machine's outputs of the same engine file."""
         self._check_digest(result)
         assert self.outputs is not None
-        self.parity = figures.emulated_parity(read_arrays(file), self.outputs)
-        self.outputs = None
+        outputs = read_arrays(file)
         file.unlink()
+        _refuse_nan(outputs)
+        self.parity = figures.emulated_parity(outputs, self.outputs)
+        self.outputs = None
 
     def add_round(self, result: dict[str, Any]) -> None:
         self._check_digest(result)
@@ -75,3 +78,11 @@ class Measured:
         if result["digest"] != expected:
             raise AgentError(f"the process ran engine {result['digest'][:12]}, not {expected[:12]}: "
                              "the files changed while they were measured")
+
+
+def _refuse_nan(outputs: Outputs) -> None:
+    """Infinity may be meant, as the score of what is masked; NaN never is, and ``argmax`` would call it an answer."""
+    for name, value in outputs.items():
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            first = int(np.flatnonzero(np.isnan(value).reshape(len(value), -1).any(1))[0])
+            raise AgentError(f"output {name!r} is NaN for sample {first}: what this engine computes is of no use")

@@ -142,7 +142,8 @@ class Roofline:
 class Mark:
     """What a reader must know before using a row's times.
 
-    UNSTABLE: the interval of p50 is wider than ±2 %. INVALID: the machine was not the same throughout, or not alone.
+    UNSTABLE: the interval of p50 reaches further than 2 % from it, or there are too few processes for one of 95 %.
+    INVALID: the machine was not the same throughout, or not alone.
     """
 
     kind: Literal["UNSTABLE", "INVALID"]
@@ -178,8 +179,8 @@ class RowTelemetry:
 class EmulatedParity:
     """Outputs under emulation against this machine's of the same engine file: the largest difference, and the answers.
 
-    ``same_answers`` is the share of samples on which the largest value along the last axis is at the same index, None
-    where the outputs are not scores.
+    ``same_answers`` is the share of samples on which the largest value along the last axis is at the same index, and
+    integers are the same; of several such outputs the lowest, None where there is none.
     """
 
     largest_difference: float

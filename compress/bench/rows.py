@@ -33,7 +33,7 @@ def rows_of(
         has_data: whether a row needs scores to be whole.
     """
     good = {name: one for name, one in measured.items() if one.failure is None}
-    reference = good[baseline].scores if baseline in good else None
+    reference = good[baseline].scores if baseline in good and _compares(good[baseline]) else None
     made = []
     for candidate in candidates:
         one = measured.get(candidate.name)
@@ -61,12 +61,20 @@ def without_figures(candidate: Candidate, machine: str | None, failure: str | No
 
 
 def originals(candidate: Candidate, good: Mapping[str, Measured], baseline: str) -> dict[str, Measured]:
-    """The original model's engines this one is compared with: those of its own target, and the baseline without one."""
-    found = {"vs_original_fp32": good[baseline]} if baseline in good else {}
+    """The original model's engines this one is compared with: those of its own target, and the baseline without one.
+
+    Where nothing of the original was measured the baseline is an engine that ships, with which nothing is compared.
+    """
+    first = good.get(baseline)
+    found = {f"vs_original_{first.candidate.engine.precision}": first} if first and _compares(first) else {}
     for one in good.values():
         if one.candidate.role == "original" and one.candidate.target.name == candidate.target.name:
             found[f"vs_original_{one.candidate.engine.precision}"] = one
     return {key: one for key, one in found.items() if one.candidate is not candidate}
+
+
+def _compares(baseline: Measured) -> bool:
+    return baseline.candidate.role not in ("shipped", "control")
 
 
 def _is_whole(one: Measured, restarts: int, has_data: bool) -> bool:

@@ -43,7 +43,7 @@ def _title(record: BenchRecord) -> str:
 def _remarks(record: BenchRecord) -> list[str]:
     against = ", ".join(record.baselines.values())
     lines = [f"drop against {against}; speed-up against the original's fp32 engine, of the same target if it has one",
-             "intervals 95 %; p90 at most: LoadGen's early-stopping estimate"]
+             "intervals 95 %, and 99 % to see a difference in speed; p90 at most: LoadGen's early-stopping estimate"]
     for row in record.rows:
         lines += [f"{row.name}: {mark.kind}, {mark.reason}" for mark in row.marks]
         if row.reason:

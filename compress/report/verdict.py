@@ -67,8 +67,10 @@ def _sentence(bench: BenchRecord, row: BenchRow) -> str:
     gain, ratio = row.speedup.get(AGAINST), size_ratio(row, reference(bench.rows, row.target))
     if gain is None:
         return f"{row.name} was measured without the original's fp32 engine on {row.target}: no speed-up can be given."
-    text = f"{factor(gain.ratio)} faster" if gain.ratio >= 1 else f"{factor(1 / gain.ratio)} slower"
-    text += " than the original's fp32 engine"
+    text = f"{factor(gain.ratio)} faster than" if gain.ratio >= 1 else f"{factor(1 / gain.ratio)} slower than"
+    if gain.different is False:
+        text = f"No difference in speed seen ({factor(gain.ratio)}) from"
+    text += " the original's fp32 engine"
     if row.accuracy is not None and row.accuracy.drop is not None:
         text += (
             f" at {change_with_interval(row.accuracy.drop.points, row.accuracy.drop.interval, is_share(bench.metric))}"
@@ -76,7 +78,12 @@ def _sentence(bench: BenchRecord, row: BenchRow) -> str:
     if ratio is not None:
         text += f", {factor(ratio)} smaller" if ratio >= 1 else f", {factor(1 / ratio)} larger"
     text += f" ({row.precision} on {row.target})."
-    return f"{text} Its times are INVALID: {'; '.join(_invalid(row))}." if _invalid(row) else text
+    if _invalid(row):
+        return f"{text} Its times are INVALID: {'; '.join(_invalid(row))}."
+    against = next((other for other in bench.rows if other.name == gain.against), None)
+    if against is not None and _invalid(against):
+        text += f" The original's times are INVALID: {'; '.join(_invalid(against))}."
+    return text
 
 
 def _invalid(row: BenchRow) -> list[str]:

@@ -68,6 +68,7 @@ class FakeAgent:
         self.ms, self.wrong = ms, wrong
         self.calls: list[tuple[str, str]] = []
         self.answers = 4            # classes in the outputs
+        self.values: dict[str, float] = {}   # the score of the answer, where it is not 1
         self.fail: dict[tuple[str, str], AgentError | dict[str, Any]] = {}
 
     def __call__(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
@@ -81,7 +82,9 @@ class FakeAgent:
             target = np.concatenate([np.load(shard)["target"] for shard in job["outputs"]["shards"]])
             target[:self.wrong.get(name, 0)] += 1
             folder.mkdir(parents=True)
-            write_arrays(Path(job["outputs"]["into"]), {"output": np.eye(self.answers, dtype=np.float32)[target]})
+            scores = np.eye(self.answers, dtype=np.float32)[target]
+            scores[scores == 1] = self.values.get(name, 1)
+            write_arrays(Path(job["outputs"]["into"]), {"output": scores})
         if job["latency"]:
             result["latencies_ns"] = [int(self.ms[name] * MS)] * 120
             result["samples_per_query"] = job["latency"]["samples_per_query"]
@@ -228,6 +231,34 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match="'photos' has no targets"):
         run([original], without, tmp_path, agent)
     assert agent.calls == []
+
+
+def test_without_an_original_nothing_is_compared(tmp_path: Path, data: CalibrationSet) -> None:
+    """Two targets' engines without controls: the one is no original of the other, in speed as in score."""
+    candidates = [candidate(tmp_path, "fast", "shipped", "int8", target="openvino-cpu"),
+                  candidate(tmp_path, "original", "shipped", "int8")]
+    agent = FakeAgent(candidates, {"original": 9, "fast": 3}, {"fast": 5})
+    for row in run(candidates, data, tmp_path, agent).rows:
+        assert row.speedup == {}
+        assert row.accuracy is not None
+        assert row.accuracy.drop is None
+
+
+def test_a_half_precision_baseline_is_not_called_fp32(tmp_path: Path) -> None:
+    candidates = [candidate(tmp_path, "original", "original", "bf16"),
+                  candidate(tmp_path, "int8", "shipped", "int8", target="openvino-cpu")]
+    rows = by_name(run(candidates, None, tmp_path, FakeAgent(candidates, {"original": 9, "int8": 3}, {})))
+    assert set(rows["int8"].speedup) == {"vs_original_bf16"}
+
+
+def test_an_engine_that_answers_nan_has_failed(tmp_path: Path, data: CalibrationSet) -> None:
+    """``argmax`` takes the first NaN for the answer: an engine that collapsed would find every sample of class 0."""
+    candidates = [candidate(tmp_path, "original"), candidate(tmp_path, "fp16", precision="fp16")]
+    agent = FakeAgent(candidates, {"original": 9, "fp16": 3}, {})
+    agent.values["fp16"] = np.nan
+    row = by_name(run(candidates, data, tmp_path, agent))["fp16"]
+    assert (row.status, row.accuracy) == ("failed", None)
+    assert row.reason == "output 'output' is NaN for sample 0: what this engine computes is of no use"
 
 
 class Gone(AgentError):  # noqa: N818 - as compress.device.DeviceLost

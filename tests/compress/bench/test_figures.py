@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.bench.figures import accuracy, latency, speedup
+from compress.bench.figures import accuracy, emulated_parity, latency, speedup
+from compress.errors import CompressError
 from compress.intervals import tango_interval
 
 MS = 1_000_000
@@ -85,3 +86,16 @@ def test_a_comparison_says_whether_it_is_one() -> None:
     assert speedup("a", slow, latency(restarts(*[10] * 8))).different is True
     assert speedup("a", slow, latency(restarts(*[10] * 7, 21))).different is False
     assert speedup("a", slow, latency(restarts(*[10] * 5))).different is None
+
+
+def test_under_emulation_integers_are_compared_and_infinities_must_agree() -> None:
+    """Token ids of three samples, of which one differs; scores whose masked column is minus infinity on both sides."""
+    tokens, masked = np.array([[1, 2], [3, 4], [5, 6]]), np.array([[0.5, -np.inf], [0.25, -np.inf], [2.0, -np.inf]])
+    found = emulated_parity({"ids": tokens, "scores": masked}, {"ids": tokens + np.array([[0, 0], [0, 3], [0, 0]]),
+                                                                "scores": masked + 0.125})
+    assert (found.largest_difference, found.largest_output, found.samples) == (3.0, 6.0, 3)
+    assert found.same_answers == pytest.approx(2 / 3)
+    with pytest.raises(CompressError, match="output 'scores' is infinite under emulation or here, and not in both"):
+        emulated_parity({"scores": masked}, {"scores": np.abs(masked)})
+    with pytest.raises(CompressError, match=r"output 'ids' has shape \(3, 1\) under emulation and \(3, 2\) here"):
+        emulated_parity({"ids": tokens}, {"ids": tokens[:, :1]})

@@ -130,6 +130,19 @@ def test_a_wide_interval_is_unstable(medians: tuple[int, ...], reason: str | Non
     assert found_in(results) == (() if reason is None else (Mark(kind="UNSTABLE", reason=reason),))
 
 
+@pytest.mark.parametrize(("count", "many"), [(1, "one process is"), (5, "5 processes are")])
+def test_too_few_processes_for_an_interval_are_unstable(count: int, many: str) -> None:
+    """Their range is no interval of 95 %, and of one process it has no width at all."""
+    assert found_in(rounds()[:count]) == (
+        Mark(kind="UNSTABLE", reason=f"{many} too few for an interval of 95%, which takes 6"),)
+
+
+def test_energy_is_of_the_processes_that_were_watched() -> None:
+    found = conditions(rounds(lambda results: results[0].update(telemetry=None)))
+    assert found is not None
+    assert found.energy_per_inference_mj == 75.0
+
+
 def test_a_process_that_did_not_settle_is_unstable() -> None:
     results = rounds()
     results[1]["warmup"] = {"seconds": 3.04, "steady": False}

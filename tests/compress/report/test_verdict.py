@@ -88,3 +88,17 @@ def test_invalid_times_are_not_the_headline_unless_there_are_no_others(example: 
     assert "(int8 on onnxruntime-cpu)" in judge(bench)["sentence"]
     onnxruntime["status"] = "partial"
     assert judge(bench)["sentence"].endswith("(int8 on openvino-cpu). Its times are INVALID: throttled.")
+
+
+def test_a_gain_over_invalid_times_is_told_as_such(example: dict[str, Any]) -> None:
+    bench = copy.deepcopy(example["bench"])
+    original = next(row for row in bench["rows"] if row["name"] == "original fp32, openvino-cpu")
+    original["marks"] = [{"kind": "INVALID", "reason": "throttled"}]
+    assert judge(bench)["sentence"].endswith("(int8 on openvino-cpu). The original's times are INVALID: throttled.")
+
+
+def test_a_gain_that_is_no_difference_is_not_called_one(example: dict[str, Any]) -> None:
+    bench = copy.deepcopy(example["bench"])
+    row = next(row for row in bench["rows"] if row["name"] == "shipped int8, openvino-cpu")
+    row["speedup"]["vs_original_fp32"].update(ratio=1.02, interval=[0.97, 1.06], different=False)
+    assert judge(bench)["sentence"].startswith("No difference in speed seen (1.0×) from the original's fp32 engine at")
