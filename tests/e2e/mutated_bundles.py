@@ -142,8 +142,8 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         return data[:at] + rng.randbytes(size) + data[at + size :]
     changed = bytearray(data)
     for _ in range(rng.randrange(1, 5)):
-        changed[rng.randrange(len(data))] = rng.randrange(256)
-    return bytes(changed)
+        changed[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+    return bytes(changed) if changed != data else data[:-1]     # two changes may undo each other
 
 
 def mutate_npz(data: bytes, rng: random.Random) -> bytes:
