@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from compress.bounds import bounded
 from compress.errors import CompressError
 from compress.factory import check_factory, factory_reference
 from compress.model import Factory, Graph, Input, Model, ModelProcessing, ProgramGraph
@@ -143,6 +144,7 @@ def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str
         program = trace(module, example, inputs, graph.method)
     finally:
         module.train(training)
+    inputs = bounded(program, inputs)
     return ProgramGraph(program=program, inputs=inputs, outputs=_output_specs(program, inputs, list(outputs)))
 
 

@@ -41,15 +41,24 @@ class Dim:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One input or output: ``shape`` mixes fixed sizes and :class:`Dim`; ``dtype`` is numpy's name for it."""
+    """One input or output: ``shape`` mixes fixed sizes and :class:`Dim`; ``dtype`` is numpy's name for it.
+
+    ``values`` are the smallest and the largest value of an integer input that indexes a table. A backend does not check
+    them in every kernel: OpenVINO's int8 Gather leaves the answer as an earlier feed had it.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | Dim, ...]
     batch_axis: int | None = 0
     modality: Modality = "sensor"
+    values: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.values is not None and (np.dtype(self.dtype).kind not in "iu" or self.values[0] > self.values[1]):
+            raise RuntimesError(
+                f"tensor {self.name!r}: values {self.values} are not the bounds of a {self.dtype} tensor"
+            )
         if self.modality not in MODALITIES:
             raise RuntimesError(
                 f"tensor {self.name!r}: unknown modality {self.modality!r}, expected one of {MODALITIES}"
@@ -65,7 +74,8 @@ class TensorSpec:
 
     def describe(self) -> str:
         sizes = ", ".join(f"{s.name}={s.min}..{s.max}" if isinstance(s, Dim) else str(s) for s in self.shape)
-        return f"{self.dtype}[{sizes}]"
+        within = f" within {self.values[0]}..{self.values[1]}" if self.values else ""
+        return f"{self.dtype}[{sizes}]{within}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +87,7 @@ class TensorSpec:
             ],
             "batch_axis": self.batch_axis,
             "modality": self.modality,
+            **({"values": list(self.values)} if self.values else {}),
         }
 
     @classmethod
@@ -88,6 +99,7 @@ class TensorSpec:
                 shape=tuple(_size_from_json(size) for size in data["shape"]),
                 batch_axis=None if data["batch_axis"] is None else int(data["batch_axis"]),
                 modality=data["modality"],
+                values=_values_from_json(data.get("values")),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RuntimesError(f"not a tensor spec: {data!r} ({error})") from error
@@ -99,6 +111,14 @@ def _size_from_json(size: Any) -> int | Dim:
     if int(size) < 0:
         raise ValueError(f"size {size!r} is negative")
     return int(size)
+
+
+def _values_from_json(values: Any) -> tuple[int, int] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != 2 or any(type(value) is not int for value in values):
+        raise ValueError(f"values {values!r} are not a smallest and a largest integer")
+    return values[0], values[1]
 
 
 def _dtype_from_json(name: Any) -> str:
@@ -125,7 +145,8 @@ def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed")
         source: what the message calls the feed (a file name, for a feed read from disk).
 
     Raises:
-        FeedError: on a missing or unknown input, a wrong dtype, rank or size, or a value that is NaN or infinite.
+        FeedError: on a missing or unknown input, a wrong dtype, rank or size, a value that is NaN or infinite,
+            or one outside the table it indexes.
     """
     # Every run of a session comes through here: messages are put together only once something is wrong.
     specs = tuple(specs)
@@ -166,4 +187,10 @@ def _check_tensor(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]
     if dtype.kind == "f" and not np.isfinite(array).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise FeedError(f"has a value that is not finite ({array[bad]}) at index {bad}")
+    if spec.values is not None and array.size:
+        least, most = spec.values
+        smallest, largest = int(array.min()), int(array.max())
+        if smallest < least or largest > most:
+            beyond = smallest if smallest < least else largest
+            raise FeedError(f"has the value {beyond}, outside {least}..{most}: the table it indexes ends there")
     return np.ascontiguousarray(array)

@@ -90,3 +90,14 @@ def test_json_round_trip(name: str, dtype: str, shape: list[int | Dim], axis: in
 def test_bad_json(change: dict[str, Any]) -> None:
     with pytest.raises(RuntimesError, match="not a tensor spec"):
         TensorSpec.from_json({**IMAGE.to_json(), **change})
+
+
+@pytest.mark.parametrize("values", [[1], [0, 1.5], "01", [True, 2], {"0": 1}])
+def test_bounds_that_are_none_are_refused(values: object) -> None:
+    record = {**TensorSpec(name="x", dtype="int64", shape=(2,)).to_json(), "values": values}
+    with pytest.raises(RuntimesError, match="not a tensor spec"):
+        TensorSpec.from_json(record)
+    with pytest.raises(RuntimesError, match=r"tensor 'x': values \(0, 3\) are not the bounds of a float32 tensor"):
+        TensorSpec(name="x", dtype="float32", shape=(2,), values=(0, 3))
+    with pytest.raises(RuntimesError, match=r"values \(3, 0\) are not the bounds"):
+        TensorSpec(name="x", dtype="int64", shape=(2,), values=(3, 0))
