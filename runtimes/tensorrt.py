@@ -164,7 +164,7 @@ class Cuda:
         try:
             self._api = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise RuntimesError(
+            raise DeviceGone(
                 f"backend {backend!r} needs NVIDIA's cuda-python ({error}): {install_command(backend)}"
             ) from error
         status, *count = self._api.cudaGetDeviceCount()

@@ -209,7 +209,7 @@ def test_no_gpu(cuda: FakeCuda, tmp_path: Path) -> None:
 
 def test_no_cuda_python(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(RuntimesError, match=r"needs NVIDIA's cuda-python.*compress-edge\[tensorrt-rtx\]"):
+    with pytest.raises(DeviceGone, match=r"needs NVIDIA's cuda-python.*compress-edge\[tensorrt-rtx\]"):
         open_engine(make(tmp_path))
 
 
