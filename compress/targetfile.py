@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,14 @@ def add_target(
         raise CompressError(f"{name!r} means one of the other targets ({ALIASES[name]}): take another name")
     own, folder = user_files()
     file = folder if here else own
+    with _alone(file):
+        return _added(name, address=address, like=like, python=python, here=here, file=file)
+
+
+def _added(
+    name: str, *, address: str, like: str | None, python: str | None, here: bool, file: Path
+) -> tuple[Path, Target]:
+    own, folder = user_files()
     known = read_targets(own, folder) if here else read_targets(own)
     values: dict[str, Any] = {"address": address} if python is None else {"address": address, "python": python}
     if not here:
@@ -137,6 +147,27 @@ def _text(file: Path) -> str:
         return "version = 1\n"
     except (OSError, UnicodeDecodeError) as error:
         raise CompressError(f"{file} cannot be read as TOML: {error}") from error
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Of several that add a row, one after the other reads and writes; what is locked is the folder."""
+    if sys.platform == "win32":     # no fcntl, and a folder cannot be opened
+        yield
+        return
+    import fcntl
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(file.parent, os.O_RDONLY)
+    except OSError as error:
+        raise CompressError(f"{file} cannot be written ({error.strerror}): nothing was changed") from error
+    try:
+        with contextlib.suppress(OSError):      # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(file: Path, text: str) -> None:

@@ -23,6 +23,9 @@ from typing import Protocol
 from runtimes.sysfs import ROOT, glob, integer, text
 from runtimes.tegrastats import parse_tegrastats
 
+MOST_W = 600
+"""More than a processor package takes for seconds."""
+
 SAMPLES_PER_SECOND = 10
 """A reading over I2C takes about a millisecond, so that ten a second disturb nothing."""
 
@@ -52,7 +55,8 @@ class Meter(Protocol):
 class RaplMeter:
     """The energy counters of the processor packages, in microjoules; a counter that ran over its end is put right.
 
-    One wrap is corrected: at the usual range of 262 kJ that is 20 minutes at 200 W.
+    Its range is 65 or 262 kJ: where it may have run over its end once more than the two readings show, at up to
+    :data:`MOST_W`, there is no figure; nor where it stood still, or was set back as by a machine that slept.
     """
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -67,22 +71,25 @@ class RaplMeter:
     def start(self) -> bool:
         """Whether there is a counter and every one of them may be read."""
         self._before = self._read()
+        self._start_ns = time.perf_counter_ns()
         return self._before is not None
 
     def stop(self) -> float | None:
         """Joules since :meth:`start`."""
         after = self._read()
+        most_uj = MOST_W * (time.perf_counter_ns() - self._start_ns) / 1e3
         if self._before is None or after is None:
             return None
-        used = 0
+        total_uj = 0
         for zone, first, last in zip(self._zones, self._before, after, strict=True):
-            if last < first:
-                around = integer(zone / "max_energy_range_uj")
-                if around is None:
-                    return None
-                last += around
-            used += last - first
-        return used / 1e6
+            around = integer(zone / "max_energy_range_uj")
+            if last < first and around is None:
+                return None
+            used = last - first + (around or 0 if last < first else 0)
+            if not 0 < used <= most_uj + 1e6 or (around is not None and used + around <= most_uj):
+                return None
+            total_uj += used
+        return total_uj / 1e6
 
     def _read(self) -> list[int] | None:
         values = [integer(zone / "energy_uj") for zone in self._zones]
@@ -118,14 +125,15 @@ class RailMeter:
         return True
 
     def stop(self) -> float | None:
-        """Joules since :meth:`start`; ``None`` if any reading failed."""
+        """Joules since :meth:`start`; ``None`` if any reading failed, or the rails say that nothing was used."""
         if self._thread is None:
             return None
         self._end.set()
         self._thread.join()
         self._thread = None
         self._sample()
-        return None if self._failed else integrate(self._samples)
+        joules = integrate(self._samples)
+        return None if self._failed or joules <= 0 else joules
 
     def _run(self) -> None:
         while not self._end.wait(1 / SAMPLES_PER_SECOND):

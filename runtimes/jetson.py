@@ -13,11 +13,14 @@ from runtimes.sysfs import ROOT, text
 
 _JETPACK = {
     (34, 1, 1): "5.0.1", (35, 1, 0): "5.0.2", (35, 2, 1): "5.1", (35, 3, 1): "5.1.1", (35, 4, 1): "5.1.2",
-    (35, 5, 0): "5.1.3", (35, 6, 0): "5.1.4", (36, 3, 0): "6.0", (36, 4, 0): "6.1", (36, 4, 3): "6.2",
-    (36, 4, 4): "6.2.1", (36, 5, 0): "6.2.2", (36, 5, 2): "6.2.3", (38, 2, 0): "7.0", (38, 2, 1): "7.0",
+    (35, 5, 0): "5.1.3", (35, 6, 0): "5.1.4", (35, 6, 1): "5.1.5", (35, 6, 2): "5.1.5",
+    (36, 3, 0): "6.0", (36, 4, 0): "6.1", (36, 4, 3): "6.2", (36, 4, 4): "6.2.1",
+    (36, 5, 0): "6.2.2", (36, 5, 2): "6.2.3", (38, 2, 0): "7.0", (38, 2, 1): "7.0",
     (38, 4, 0): "7.1", (39, 2, 0): "7.2", (39, 2, 1): "7.2.1",
 }  # fmt: skip
-"""L4T release -> JetPack. Source: developer.nvidia.com/embedded/jetpack-archive."""
+"""L4T release -> JetPack. Source: developer.nvidia.com/embedded/jetpack-archive. The 34 and 35 rows were not read
+there: they are what the tables of several projects agree in, OE4T/meta-tegra (35.5.0, 35.6.0) and anduril/jetpack-nixos
+(35.6.2) among them."""
 
 _GPU = {"tegra194": ("Volta", "7.2"), "tegra234": ("Ampere", "8.7"), "tegra264": ("Blackwell", "11.0")}
 """Chip -> GPU architecture and compute capability (Thor's is 11.0 since CUDA 13, which JetPack 7 has)."""

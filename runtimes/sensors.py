@@ -40,8 +40,8 @@ def clocks_mhz(root: Path = ROOT) -> list[float] | None:
     readings = [value for path in paths if (value := integer(path)) is not None]
     if readings:
         return [value / 1000 for value in readings]
-    lines = (text(root / "proc/cpuinfo") or "").splitlines()
-    return [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")] or None
+    found = re.findall(r"^cpu MHz\s*:\s*(\d+(?:\.\d+)?)\s*$", text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return [float(value) for value in found if float(value) > 0] or None
 
 
 def gpu_clock_mhz(root: Path = ROOT) -> float | None:

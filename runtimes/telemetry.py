@@ -69,6 +69,8 @@ class Telemetry:
         throttling, after = _moment(self._root, None)
         after["spin_ns"] = spin()           # last, so that the clocks are read while they are still those of the span
         quota = None if quota_us is None or self._quota_us is None else (quota_us - self._quota_us) / 1e6
+        if quota is not None and quota < 0:     # moved to another control group meanwhile
+            quota = None
         foreign, steal = _shares(self._times, times, own_s) if duration_s >= SHORTEST_S else (None, None)
         return {
             "before": self._before,
@@ -130,8 +132,8 @@ def _moment(root: Path, spin_ns: float | None) -> tuple[sensors.Throttling, dict
     }
 
 
-def _cpu_times(root: Path) -> tuple[float, float, float] | None:
-    """Seconds that the cores of this process's affinity have spent: busy (steal included), stolen, in all.
+def _cpu_times(root: Path) -> tuple[float, float, float, float] | None:
+    """How many cores of this process's affinity are on, and the seconds they spent: busy (with steal), stolen, in all.
 
     In a container these are the host's own figures for those cores, and rightly: whoever else computes there takes
     clock, cache and memory bandwidth away, whichever container it is in. A control group's ``cpu.stat`` knows nothing
@@ -145,16 +147,18 @@ def _cpu_times(root: Path) -> tuple[float, float, float] | None:
     user, nice, system, idle, iowait, irq, softirq, steal = (sum(column) for column in zip(*counts, strict=True))
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     busy = user + nice + system + irq + softirq + steal
-    return busy * tick_s, steal * tick_s, (busy + idle + iowait) * tick_s
+    return len(counts), busy * tick_s, steal * tick_s, (busy + idle + iowait) * tick_s
 
 
 def _shares(
-    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None, own_s: float
+    before: tuple[float, ...] | None, after: tuple[float, ...] | None, own_s: float
 ) -> tuple[float | None, float | None]:
-    """Foreign and stolen share of all CPU time, each in 0 to 1."""
-    if before is None or after is None or after[2] <= before[2]:
+    """Foreign and stolen share of all CPU time, each in 0 to 1; ``None`` if a counter ran backwards or a core went."""
+    if before is None or after is None:
         return None, None
-    busy, stolen, total = (last - first for first, last in zip(before, after, strict=True))
+    cores, busy, stolen, total = (last - first for first, last in zip(before, after, strict=True))
+    if cores or busy < 0 or stolen < 0 or total <= 0:
+        return None, None
     return min(1.0, max(0.0, (busy - own_s) / total)), min(1.0, max(0.0, stolen / total))
 
 
@@ -170,8 +174,8 @@ def _quota_us(root: Path) -> int | None:
 def _was_throttled(before: sensors.Throttling, after: sensors.Throttling, quota_s: float | None) -> bool | None:
     """Whether the span was slowed down; ``None`` where nothing that was read could tell."""
     said: list[bool] = []
-    if before.events is not None and after.events is not None:
-        said.append(after.events > before.events)
+    if before.events is not None and after.events is not None and after.events >= before.events:
+        said.append(after.events > before.events)       # fewer than before: counted anew, as after a sleep
     if before.past is not None and after.past is not None:
         if after.past - before.past:
             said.append(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_a_new_row_is_like_another_one() -> None:
     assert [getattr(row, field) for field in same] == [getattr(like, field) for field in same]
     assert (row.name, row.address, row.python) == ("gate", "edge@gate", "python3.10")
     assert targets()["gate"] == row
+
+
+def test_several_that_add_at_once_lose_nothing(home: Path) -> None:
+    before = 'version = 1\n[target.rpi5]  # upstairs\nmemory_gib = 4\n'
+    own(home, before)
+    names = [f"box{number}" for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda name: add_target(name, address=name, like="rpi5"), names))
+    assert set(names) <= set(targets())
+    assert own(home).read_text().startswith(before)
+    assert list(own(home).parent.iterdir()) == [own(home)]
 
 
 def test_a_row_like_this_machine_s_is_reached_over_ssh(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,12 @@ def test_own_rows_change_and_extend_and_the_current_folder_wins() -> None:
         ("[target.rpi5]\npython = 'python3 -c'", "target 'rpi5': python 'python3 -c' is not the name or the path of"),
         ("[target.rtx]\naddress = 'pc'", "target 'rtx': an address is for a row with reach"),
         ("[target.rtx]\ntensorrt = 'newest'", "target 'rtx': tensorrt = 'newest' is not a version"),
+        ("[target.rpi5]\nbandwidth_gbs = nan", "target 'rpi5': bandwidth_gbs = nan is not a figure above 0"),
+        ("[target.rpi5]\nint8_tops = 0", "target 'rpi5': int8_tops = 0.0 is not a figure above 0"),
+        ("[target.rpi5]\nmemory_gib = -8", "target 'rpi5': memory_gib = -8 is not a figure above 0"),
+        ("[target.rpi5]\naddress = 'pi@-oProxyCommand=id'", "address 'pi@-oProxyCommand=id' is not a host"),
+        ("[target.rpi5]\naddress = 'pi@h\u00f6st'", "is not a host, user@host or a name of your ssh configuration"),
+        ('[target.rpi5]\naddress = "pi\\n"', "is not a host, user@host or a name of your ssh configuration"),
         ("[target.'a b']\nbackend = 'openvino'\ndescription = ''\ndevice = 'CPU'\nscheme = 'x86'\n"
          "float = 'fp32'\ninstall = ''\nverified = ''", "target 'a b': a target's name is"),
         ("[rpi5]\nmemory_gib = 4", "unknown key 'rpi5': a row begins with [target.NAME]"),

@@ -38,21 +38,56 @@ def rails(root: Path, **watts: float) -> None:
     write_files(root, files)
 
 
-def test_rapl_adds_up_the_packages_alone(tmp_path: Path) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The time that the meters see, in seconds; a span is from 0 to ``clock["s"]``."""
+    now = {"s": 0.0}
+    monkeypatch.setattr(module.time, "perf_counter_ns", lambda: int(now["s"] * 1e9))
+    return now
+
+
+def test_rapl_adds_up_the_packages_alone(tmp_path: Path, clock: dict[str, float]) -> None:
     rapl(tmp_path, 5_000_000, 1_000_000)
     meter = RaplMeter(tmp_path)
     assert meter.start()
+    clock["s"] = 0.1
     rapl(tmp_path, 8_000_000, 1_500_000)
     assert meter.stop() == pytest.approx(3.5)
     assert meter.source == "RAPL package-0 + package-1"
 
 
-def test_rapl_counter_that_ran_over_its_end(tmp_path: Path) -> None:
+def test_rapl_counter_that_ran_over_its_end(tmp_path: Path, clock: dict[str, float]) -> None:
     rapl(tmp_path, 262143328850 - 2_000_000)
     meter = RaplMeter(tmp_path)
     assert meter.start()
+    clock["s"] = 1
     rapl(tmp_path, 1_000_000)
     assert meter.stop() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("span_s", "first_j", "last_j", "joules"),
+    [
+        (60, 1000, 1600, 600),
+        (436, 1000, 7000, 6000),        # 436 s x 600 W = 261.6 kJ: it cannot have run round
+        (480, 1000, 7000, None),        # 6 kJ, or 268: nobody knows
+        (60, 261_000, 857, 2000),       # round once: 1143 to its end at 262143, and then 857
+        (60, 7000, 1000, None),         # set back: 256 kJ in a minute would be 4 kW
+        (60, 1000, 1000, None),         # it stands still: a machine that runs takes more than nothing
+        (60, 1000, 50_000, None),       # 817 W
+        (0.001, 1000, 1000.5, 0.5),     # the counter moves by steps
+    ],
+)  # fmt: skip
+def test_rapl_says_only_what_it_can_know(
+    tmp_path: Path, clock: dict[str, float], span_s: float, first_j: float, last_j: float, joules: float | None
+) -> None:
+    zone = {f"{RAPL}0/name": "package-0", f"{RAPL}0/max_energy_range_uj": 262_143_000_000}
+    write_files(tmp_path, {**zone, f"{RAPL}0/energy_uj": int(first_j * 1e6)})
+    meter = RaplMeter(tmp_path)
+    assert meter.start()
+    write_files(tmp_path, {f"{RAPL}0/energy_uj": int(last_j * 1e6)})
+    clock["s"] = span_s
+    assert meter.stop() == (None if joules is None else pytest.approx(joules))
 
 
 def test_rapl_that_ran_over_an_unknown_end_is_not_measured(tmp_path: Path) -> None:
@@ -123,6 +158,14 @@ def test_rails_are_sampled_by_a_thread_that_ends(tmp_path: Path, monkeypatch: py
     assert threading.active_count() == threads
     assert len(meter._samples) >= 6
     assert joules == pytest.approx(8 * (meter._samples[-1][0] - meter._samples[0][0]) / 1e9)
+    assert meter.stop() is None
+
+
+@pytest.mark.parametrize("watts", [0, -3])
+def test_rails_that_say_nothing_is_used_are_not_measured(tmp_path: Path, watts: float) -> None:
+    rails(tmp_path, VDD_IN=watts)
+    meter = RailMeter(tmp_path)
+    assert meter.start()
     assert meter.stop() is None
 
 

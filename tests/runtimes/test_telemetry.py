@@ -92,6 +92,26 @@ def test_a_share_is_never_below_zero(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (record["foreign_cpu_share"], record["steal_share"]) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("after", [
+    {"user": 40, "idle": 200}, {"user": 200, "idle": 100, "steal": -1}, {"user": 50, "idle": 50},
+    {"user": 90, "idle": 10},
+])
+def test_counters_that_run_backwards_are_no_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: dict[str, int]
+) -> None:
+    write_files(tmp_path, {"proc/stat": stat(user=50, idle=50)})
+    record = span(tmp_path, monkeypatch, {"proc/stat": stat(**after)}, own_s=0.0)
+    assert (record["foreign_cpu_share"], record["steal_share"]) == (None, None)
+
+
+def test_a_core_that_came_on_meanwhile_is_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = stat(user=1000, idle=1000).splitlines()
+    mine = min(os.sched_getaffinity(0))
+    write_files(tmp_path, {"proc/stat": "\n".join(line for line in lines if not line.startswith(f"cpu{mine} "))})
+    record = span(tmp_path, monkeypatch, {"proc/stat": stat(user=1050, idle=1050)}, own_s=0.0)
+    assert (record["foreign_cpu_share"], record["steal_share"]) == (None, None)
+
+
 def test_a_span_too_short_for_the_kernel_s_clock_has_no_share(tmp_path: Path) -> None:
     write_files(tmp_path, {"proc/stat": stat(user=1, idle=1)})
     telemetry = Telemetry(tmp_path)
@@ -116,6 +136,8 @@ QUOTA = "sys/fs/cgroup/cpu.stat"
         ({X86.format(0, "package"): 3, X86.format(1, "package"): 3}, {X86.format(1, "package"): 9}, True),
         ({OVER_CURRENT: 15}, {OVER_CURRENT: 15}, False),
         ({OVER_CURRENT: 15}, {OVER_CURRENT: 16}, True),
+        ({OVER_CURRENT: 15}, {OVER_CURRENT: 2}, None),      # counted anew
+        ({OVER_CURRENT: 15}, {OVER_CURRENT: "garbage"}, None),
         ({PI: "0"}, {PI: "0"}, False),
         ({PI: "0"}, {PI: "80000"}, True),         # the soft temperature limit was reached in between
         ({PI: "50005"}, {PI: "50000"}, True),     # under-voltage and throttled at the start
@@ -140,6 +162,7 @@ def test_throttled_is_true_false_or_unknown(
 def test_the_quota_is_told_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, {QUOTA: "throttled_usec 1000"})
     assert span(tmp_path, monkeypatch, {QUOTA: "throttled_usec 51000"})["quota_throttled_s"] == pytest.approx(0.05)
+    assert span(tmp_path, monkeypatch, {QUOTA: "throttled_usec 7"})["quota_throttled_s"] is None
 
 
 def test_energy_and_its_mean_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
