@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import CalibrationError
+from calibration.rows import NamedClass
 
 
 def label_of(value: Any, names: Sequence[str] | None) -> np.ndarray:
@@ -20,6 +21,8 @@ def label_of(value: Any, names: Sequence[str] | None) -> np.ndarray:
     Raises:
         CalibrationError: if it is none of the names, out of range, or no number; the caller says in which row.
     """
+    if isinstance(value, NamedClass) and names is not None:
+        value = value.name
     if isinstance(value, Mapping) or value is None or (isinstance(value, str) and not value.strip()):
         raise CalibrationError("has an empty label" if not isinstance(value, Mapping) else "has an object as its label")
     if names is not None and isinstance(value, str) and value.strip() in names:

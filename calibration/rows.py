@@ -8,6 +8,18 @@ from pathlib import Path
 from typing import Any
 
 
+class NamedClass(int):
+    """The index of a class in a data set that says what its classes are called; the model's order may be another."""
+
+    name: str
+
+    @classmethod
+    def of(cls, index: int, name: str) -> NamedClass:
+        made = cls(index)
+        made.name = name
+        return made
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """``values`` are strings, numbers, lists, bytes, arrays, or what a Python iterable gave, by column."""

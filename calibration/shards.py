@@ -18,7 +18,7 @@ from runtimes.spec import Dim, TensorSpec, check_feed
 TARGET = "target"
 """The array of labels a shard may hold beside its inputs."""
 
-_ANY_COUNT = Dim("samples", 1, 1, 1 << 48)
+_COUNT = "samples"
 UNREADABLE = (  # what numpy, zipfile and zlib raise on a damaged, encrypted or pickled file
     ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
     zipfile.BadZipFile, zlib.error,
@@ -43,6 +43,8 @@ class Shard:
 
 def shard_specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """The specs of a shard's arrays: the batch axis first, and of any size."""
+    taken = {dim.name for spec in inputs for dim in spec.dims}
+    count = Dim(_COUNT if _COUNT not in taken else f"{_COUNT}_in_file", 1, 1, 1 << 48)
     specs = []
     for spec in inputs:
         if spec.batch_axis is None:
@@ -52,7 +54,7 @@ def shard_specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         if spec.name == TARGET:
             raise CalibrationError(f"an input is called {TARGET!r}, the name of the labels in a data set: rename it")
         rest = spec.shape[:spec.batch_axis] + spec.shape[spec.batch_axis + 1:]
-        specs.append(replace(spec, shape=(_ANY_COUNT, *rest), batch_axis=0))
+        specs.append(replace(spec, shape=(count, *rest), batch_axis=0))
     if not specs:
         raise CalibrationError("the model has no inputs: there is nothing a calibration set could hold")
     return tuple(specs)

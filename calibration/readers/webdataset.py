@@ -20,6 +20,7 @@ from calibration.rows import Row
 
 FORM = "webdataset"
 MOST_BYTES = 2**29      # of a member
+_LOST = "the sample before that and all after it are lost, copy the shard again"
 
 
 def takes(path: Path) -> bool:
@@ -54,7 +55,7 @@ def _shard_rows(shard: Path) -> Iterator[tuple[Row, str | None]]:
     key, members, problem = None, dict[str, bytes](), None
     for name, data in _members(shard):
         if name is None:
-            yield Row(where=str(shard), problem=f"{data.decode()}: what follows is lost, copy the shard again"), None
+            yield Row(where=str(shard), problem=f"{data.decode()}: {_LOST}"), None
             return      # the sample that was being read may lack members
         folder, _, base = name.rpartition("/")
         stem, _, extension = base.partition(".")

@@ -356,3 +356,10 @@ def test_no_room_to_spool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CalibrationError, match=r"cannot spool the samples to .*No space left"):
         open_set([samples()], SPECS)
+
+
+def test_a_dimension_of_the_model_called_samples() -> None:
+    wave = TensorSpec(name="wave", dtype="float32", shape=(BATCH, Dim("samples", 1, 8, 64)), modality="audio")
+    assert open_set([{"wave": np.zeros((2, 8), np.float32)}], [wave]).first(2)["wave"].shape == (2, 8)
+    with pytest.raises(CalibrationError, match="input 'wave'.*65"):
+        open_set([{"wave": np.zeros((2, 65), np.float32)}], [wave])
