@@ -103,6 +103,8 @@ def _check_operator(text: str, source: str) -> None:
 def _import_operators(namespace: str) -> None:
     if namespace in ("quantized_decomposed", "torchao"):  # registered when this module is imported
         import torchao.quantization.pt2e  # noqa: F401
+    elif namespace == "compress":
+        import compress.recurrent  # noqa: F401
 
 
 def _check_tree(text: str, source: str) -> None:

@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 from compress.errors import CompressError
 from compress.grammar import check_program
 from compress.model import Model, ProgramGraph
+from compress.recurrent import PADDED, opaque, packs
 from runtimes.spec import Feed, TensorSpec
 
 # --- tracing ----------------------------------------------------------------------------------------------------------
@@ -34,7 +35,8 @@ from runtimes.spec import Feed, TensorSpec
 def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method: str = "forward") -> ExportedProgram:
     """Export ``module.method(**example)`` with the dynamic dimensions of ``inputs``; outputs become a flat tuple.
 
-    The module is traced in the mode it is in.
+    The module is traced in the mode it is in. Its recurrent layers become operators of any length
+    (:mod:`compress.recurrent`).
 
     Raises:
         CompressError: when the module cannot be traced, with torch's own first line.
@@ -48,11 +50,15 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
     }
     feed = {spec.name: torch.from_numpy(_widened(spec, example[spec.name])) for spec in inputs}
     try:
-        with _flat_outputs(module, method, list(feed)), torch.no_grad(), warnings.catch_warnings():
+        with opaque(module), _flat_outputs(module, method, list(feed)), torch.no_grad(), warnings.catch_warnings():
             # A recurrent layer lists its weights anew on each call, which torch notes and undoes.
             warnings.filterwarnings("ignore", message="The tensor attributes? ")
             return torch.export.export(module, (), feed, dynamic_shapes=shapes)
+    except CompressError:
+        raise
     except Exception as error:  # tracing runs the user's code: anything may come out of it
+        if packs(error):
+            raise CompressError(f"{type(module).__name__}.{method} cannot be exported: {PADDED}") from error
         raise CompressError(
             f"{type(module).__name__}.{method} cannot be exported: {type(error).__name__}: {_first_line(error)} "
             "(data-dependent control flow and untraceable code must be rewritten; a size torch calls constant must not "

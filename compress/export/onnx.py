@@ -17,6 +17,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.export.components import component_of_nodes, component_prefix
+from compress.export.recurrent import TRANSLATIONS, fold_recurrent_weights
 from compress.model import ProgramGraph
 
 LARGEST = 1_800_000_000  # bytes: protobuf's own limit is 2 GiB
@@ -42,6 +43,7 @@ def write_onnx(
             exported = torch.onnx.export(
                 graph.program, dynamo=True, opset_version=opset, input_names=names,
                 output_names=[spec.name for spec in graph.outputs], optimize=True, verbose=False,
+                custom_translation_table=TRANSLATIONS,
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever went wrong in its own hierarchy
         cause: BaseException = error
@@ -52,6 +54,7 @@ def write_onnx(
     assert exported is not None
     model = exported.model
     _name_dimensions(model, graph)
+    fold_recurrent_weights(model)
     fold_weight_transposes(model)
     subtract_biases(model)
     passes.CommonSubexpressionEliminationPass()(model)

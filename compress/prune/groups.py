@@ -69,7 +69,8 @@ def find_channel_groups(
     roots = [(name, layer) for name, layer in module.named_modules()
              if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and claimed.get(name) != "out"
              and not any(isinstance(module.get_submodule(p), OPAQUE) for p in _parents(name))]
-    skipped: dict[str, str] = {}
+    skipped = {name: f"an nn.{type(layer).__name__} is left whole: its state ties its gates, steps and layers together"
+               for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)}
     graph = tp.DependencyGraph()
     opaque = {kind: _Opaque() for kind in OPAQUE}
     try:
@@ -79,7 +80,7 @@ def find_channel_groups(
                                    customized_pruners=opaque, verbose=False)
     except Exception as error:  # Torch-Pruning raises whatever its walk ran into; heads can still be pruned
         reason = f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error})"
-        return [], {name: reason for name, _ in roots}
+        return [], {**skipped, **{name: reason for name, _ in roots}}
     shared = _shared_layers(module)
     groups: list[Group] = []
     taken: set[tuple[str, int]] = set()          # producing channels that an earlier group owns

@@ -85,7 +85,8 @@ def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[
 
 
 def _name(node: Node) -> str:
-    return node.target._schema.name.removeprefix("aten::") if isinstance(node.target, torch._ops.OpOverload) else ""
+    """The operator's name without its namespace: ``lstm`` for torch's own, and for the one of compress.recurrent."""
+    return node.target._schema.name.rpartition("::")[2] if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]

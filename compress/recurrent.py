@@ -1,0 +1,176 @@
+"""Recurrent layers that stay whole in a program: one operator for an LSTM, a GRU or an RNN, of any length and batch.
+
+``torch.export`` writes the sequence length it saw into the program of an ``nn.LSTM``, one cell after the other. While
+a module is traced under :func:`opaque` its recurrent layers call these operators instead, whose shapes are known
+without running them; the module itself stays as it was. The operators compute, differentiate and count as the layers
+do, and :mod:`compress.export.recurrent` writes them as ONNX ``LSTM``, ``GRU`` and ``RNN``.
+
+All take ``(input, state, weights, biases, layers, bidirectional, batch_first)``: ``input`` of shape ``(length, batch,
+features)``, or ``(batch, length, features)`` where ``batch_first``; ``state`` the initial state, each tensor of shape
+``(layers * directions, batch, hidden)``, or nothing for zeros; ``weights`` as ``nn.RNNBase`` orders them, by layer and
+direction ``weight_ih, weight_hh`` and, where there are ``biases``, ``bias_ih, bias_hh``. They return the outputs of
+every step and the final state. There is no dropout: a program is one of the evaluation mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError
+
+PADDED = (
+    "a packed sequence has shapes that depend on the lengths' values, which no engine takes: run the recurrent layer "
+    "on the padded batch, and read its outputs at each sequence's own last step (torch.gather at length - 1) or mask "
+    "them; sequences of one length need no packing"
+)
+
+
+_ARGUMENTS = (
+    "(Tensor input, Tensor[] state, Tensor[] weights, bool biases, int layers, bool bidirectional, bool batch_first)"
+)
+_TORCHS: dict[str, tuple[Callable[..., Any], int]] = {  # name -> torch's own function, tensors in its state
+    "lstm": (torch.lstm, 2),
+    "gru": (torch.gru, 1),
+    "rnn_tanh": (torch.rnn_tanh, 1),
+    "rnn_relu": (torch.rnn_relu, 1),
+}
+
+
+@contextlib.contextmanager
+def opaque(module: nn.Module) -> Iterator[None]:
+    """Let the recurrent layers inside ``module`` call the operators of this file; after, they are as they were.
+
+    A layer stays as it is whose class has a forward() of its own, that projects its outputs (``proj_size``, which ONNX
+    lacks), or that drops values out, being in training mode: its length is then fixed by the export, as ever.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase) and _is_plain(layer)]
+    for layer in layers:
+        layer.forward = _Forward(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _is_plain(layer: nn.RNNBase) -> bool:
+    own = "forward" in vars(layer) or type(layer).forward not in (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+    return not (own or layer.proj_size or (layer.training and layer.dropout))
+
+
+class _Forward:
+    """``forward`` of a recurrent layer through its operator: the inputs and results that ``nn.LSTM`` has."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        self.layer = layer
+
+    def __call__(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        layer = self.layer
+        if not isinstance(input, Tensor):
+            raise CompressError(f"an nn.{type(layer).__name__} cannot be exported as it is called: {PADDED}")
+        operator, states = OPERATORS[layer.mode.lower()], _TORCHS[layer.mode.lower()][1]
+        state = [] if hx is None else [hx] if states == 1 else list(hx)
+        single = input.dim() == 2  # one sequence, without a batch axis
+        if single:
+            input = input.unsqueeze(0 if layer.batch_first else 1)
+            state = [value.unsqueeze(1) for value in state]
+        weights = [getattr(layer, name) for name in layer._flat_weights_names]
+        y, *final = operator(
+            input, state, weights, layer.bias, layer.num_layers, layer.bidirectional, layer.batch_first
+        )
+        if single:
+            y, final = y.squeeze(0 if layer.batch_first else 1), [value.squeeze(1) for value in final]
+        return y, tuple(final) if states == 2 else final[0]
+
+
+def packs(error: BaseException) -> bool:
+    """Whether ``error`` came out of packing a padded batch."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name in ("pack_padded_sequence", "pad_packed_sequence"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _compute(
+    torchs: Callable[..., Any], states: int, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
+    biases: bool, layers: int, bidirectional: bool, batch_first: bool, *, train: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """What torch's own function of the layer returns, each result contiguous in memory of its own."""
+    _check(input, state, states, weights, biases, layers, bidirectional)
+    if not state:
+        state = [torch.zeros(_state_shape(input, weights, layers, bidirectional, batch_first), dtype=input.dtype)
+                 for _ in range(states)]  # fmt: skip
+    first = list(state) if states == 2 else state[0]
+    found = torchs(input, first, list(weights), biases, layers, 0.0, train, bidirectional, batch_first)
+    return tuple(value.contiguous() for value in found)
+
+
+def _check(
+    input: Tensor, state: Sequence[Tensor], states: int, weights: Sequence[Tensor],
+    biases: bool, layers: int, bidirectional: bool,
+) -> None:  # fmt: skip
+    wanted = layers * (2 if bidirectional else 1) * (4 if biases else 2)
+    for held, problem in (
+        (layers > 0 and len(weights) == wanted, f"{wanted} weights expected, {len(weights)} given"),
+        (len(state) in (0, states), f"{states} initial states expected, {len(state)} given"),
+        (input.dim() == 3, f"an input of 3 axes expected, one of {input.dim()} given"),
+        (all(weight.dim() == 2 for weight in weights[:2]), "a weight is no matrix"),
+    ):
+        if not held:
+            raise RuntimeError(f"recurrent operator: {problem}")
+
+
+def _state_shape(
+    input: Tensor, weights: Sequence[Tensor], layers: int, bidirectional: bool, batch_first: bool
+) -> tuple[int, int, int]:
+    batch = input.shape[0 if batch_first else 1]
+    return layers * (2 if bidirectional else 1), batch, weights[1].shape[1]
+
+
+def _register(name: str, torchs: Callable[..., Any], states: int) -> Any:
+    def eager(
+        input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
+        biases: bool, layers: int, bidirectional: bool, batch_first: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        settings = (biases, layers, bidirectional, batch_first)
+        return _compute(torchs, states, input, state, weights, *settings, train=False)
+
+    def fake(
+        input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
+        biases: bool, layers: int, bidirectional: bool, batch_first: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        _check(input, state, states, weights, biases, layers, bidirectional)
+        shape = _state_shape(input, weights, layers, bidirectional, batch_first)
+        y = input.new_empty(*input.shape[:2], shape[2] * (2 if bidirectional else 1))
+        return y, *(input.new_empty(shape) for _ in range(states))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, state, weights, *ctx.settings = inputs
+        ctx.states = len(state)
+        ctx.save_for_backward(input, *state, *weights)
+
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        """Computed once more with torch's own function, whose results remember how they came to be."""
+        with torch.enable_grad():
+            values = [value.detach().requires_grad_() for value in ctx.saved_tensors]
+            input, state, weights = values[0], values[1 : 1 + ctx.states], values[1 + ctx.states :]
+            results = _compute(torchs, states, input, state, weights, *ctx.settings, train=True)
+        found = torch.autograd.grad(results, values, gradients)
+        return found[0], list(found[1 : 1 + ctx.states]), list(found[1 + ctx.states :]), None, None, None, None
+
+    schema = f"{_ARGUMENTS} -> ({', '.join(['Tensor'] * (1 + states))})"
+    operator = torch.library.custom_op(f"compress::{name}", eager, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    operator.register_autograd(backward, setup_context=setup_context)
+    return operator
+
+
+OPERATORS: dict[str, Any] = {name: _register(name, *own) for name, own in _TORCHS.items()}
+"""``nn.RNNBase.mode`` in lower case -> its operator, which is ``torch.ops.compress.<the same name>`` as well."""
