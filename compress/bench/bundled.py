@@ -17,7 +17,7 @@ from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.targets import Target
 from runtimes.bundle import Bundle, read_bundle
-from runtimes.engine import read_engine
+from runtimes.engine import Engine, read_engine
 from runtimes.records import write_json
 
 
@@ -50,7 +50,8 @@ def bench_bundle(
         progress: as :func:`compress.bench.bench` calls it.
 
     Raises:
-        CompressError: if the bundle has no engine for a target, a target is named twice, or has no address.
+        CompressError: if the bundle has no engine for a target, a target is named twice, or has no address; if the
+            controls are of another model; if ``output`` cannot be written.
     """
     bundle = read_bundle(path)
     _check(bundle, targets, emulate=emulate)
@@ -58,7 +59,7 @@ def bench_bundle(
     samples = None if data is None else open_set(data, bundle.inputs)
     wanted = query_samples(config.scenario, bundle.inputs)
     feed: dict[str, Any] = dict(samples.first(wanted) if samples else bundle.read_arrays(bundle.golden.feed))
-    output = output or path.resolve().parent / "bench.json"
+    output = _writable(output or path.resolve().parent / "bench.json")
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as work:
         return bench_everywhere(
             candidates, feed=query_feed(feed, bundle.inputs, wanted), data=samples, metric=get_metric(metric),
@@ -84,6 +85,18 @@ def _check(bundle: Bundle, targets: Sequence[Target], *, emulate: bool) -> None:
                 "would give to ssh) into targets.toml, or give --emulate where accuracy is all you want")
 
 
+def _writable(output: Path) -> Path:
+    """``output``, where a file of that name can be written: told before anything is measured."""
+    if output.is_dir():
+        raise CompressError(f"{output} is a folder: name the record's file, such as {output / 'bench.json'}")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            return output
+    except OSError as error:
+        raise CompressError(f"the record cannot be written to {output} ({error.strerror or error}): "
+                            "name a file in a folder that is there and may be written to with --output") from error
+
+
 def _candidates(
     bundle: Bundle, targets: Sequence[Target], controls: Path | None, default: Path
 ) -> list[Candidate]:
@@ -93,10 +106,21 @@ def _candidates(
     beside = read_controls(controls or default) if controls or (default / "controls.json").is_file() else []
     found = []
     for target in targets:
-        found += [Candidate(name=name, role=role, engine=engine, target=target)  # type: ignore[arg-type]
-                  for name, role, where, engine in beside if where == target.name]  # fmt: skip
+        for name, role, where, engine in beside:
+            if where != target.name:
+                continue
+            if _signature(engine) != _signature(bundle):
+                raise CompressError(f"the control {name!r} in {controls or default} has other inputs or outputs than "
+                                    f"{bundle.path}: it is of another model; name this one's controls")
+            found.append(Candidate(name=name, role=role, engine=engine, target=target))  # type: ignore[arg-type]
         entry = bundle.graph.engines[target.name]
         engine = read_engine(bundle.path / entry.path, expected=bundle.engine_files(entry))
         name = f"shipped {engine.precision}, {target.name}"
         found.append(Candidate(name=name, role="shipped", engine=engine, target=target, asked=asked_of(engine)))
     return found
+
+
+def _signature(one: Bundle | Engine) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    """Names and ranks of inputs and outputs; types and bounds may differ between engines of one model."""
+    inputs, outputs = ({(spec.name, len(spec.shape)) for spec in specs} for specs in (one.inputs, one.outputs))
+    return inputs, outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
@@ -56,10 +57,13 @@ class BenchConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise CompressError(f"{name} must be at least 1, got {value}")
         for name in ("warmup_s", "duration_s", "max_drop"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise CompressError(f"{name} must not be negative, got {value}")
-        if not self.timeout_s > 0:
-            raise CompressError(f"timeout_s must be positive, got {self.timeout_s}")
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise CompressError(f"{name} must be finite and not negative, got {value}")
+        if not 0 < self.timeout_s < math.inf:
+            raise CompressError(f"timeout_s must be finite and positive, got {self.timeout_s}")
+        if (needed := self.plan().warmup_s + self.plan().duration_s) >= self.timeout_s:
+            raise CompressError(f"timeout_s must be more than the {needed:g} s of warm-up and timing, "
+                                f"got {self.timeout_s:g}: no process could end in time")
 
     def plan(self) -> Plan:
         """The preset with what is given instead."""

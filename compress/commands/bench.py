@@ -30,8 +30,8 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure latency and accuracy of BUNDLE's engines, each on its target, beside their float controls.
 
-    The record is written after every process. Exit code 1: a device could not be reached or went away, and its rows say
-    so.
+    The record is written after every process. Exit code 1: a device could not be reached or went away, or an engine
+    that ships failed; the rows say why.
     """
     from compress.bench import table
     from compress.bench.bundled import bench_bundle
@@ -53,4 +53,8 @@ def bench(
     show(record.to_json(), as_json, lambda: table(record))
     if not record.complete:
         click.echo(f"compress: {'; '.join(record.losses)}; the rest was measured", err=True)
+        sys.exit(1)
+    failed = [f"{row.name}: {row.reason}" for row in record.rows if row.role == "shipped" and row.status == "failed"]
+    if failed:
+        click.echo(f"compress: {'; '.join(failed)}", err=True)
         sys.exit(1)

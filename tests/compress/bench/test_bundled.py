@@ -19,6 +19,7 @@ from compress.errors import CompressError
 from compress.export import export
 from compress.program import run_program
 from compress.targets import targets
+from runtimes.engine import read_engine, write_engine
 from runtimes.errors import RuntimesError
 from tests.compress.quantize import networks
 
@@ -111,3 +112,44 @@ def test_progress_names_what_comes(made: Path) -> None:
     assert told == [
         (0, 2, "original fp32: round 1"), (1, 2, "shipped int8, onnxruntime-cpu: round 1"), (2, 2, "done"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("", r"is a folder: name the record's file, such as .*/bench\.json"),
+    ("missing/bench.json", r"cannot be written to .*missing/bench\.json \(No such file or directory\)"),
+    ("file/bench.json", r"cannot be written to .*file/bench\.json \(Not a directory\)"),
+])  # fmt: skip
+def test_where_no_record_can_be_written_nothing_is_measured(
+    made: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    told: list[tuple[int, int, str]] = []
+    with pytest.raises(CompressError, match=reason):
+        bench_bundle(made / "bundle", [ORT], config=QUICK, output=tmp_path / name,
+                     progress=lambda *step: told.append(step))
+    assert (told, [path.name for path in tmp_path.iterdir()]) == ([], ["file"])
+
+
+def test_controls_of_another_model_are_refused(made: Path, tmp_path: Path) -> None:
+    control = made / "controls/0"
+    shutil.copytree(control, tmp_path / "other")
+    engine = read_engine(tmp_path / "other")
+    renamed = [dataclasses.replace(spec, name=f"{spec.name}2") for spec in engine.inputs]
+    (tmp_path / "other/engine.json").unlink()
+    other = write_engine(
+        tmp_path / "other", backend=engine.backend, device=engine.device, precision=engine.precision,
+        entry=engine.entry, inputs=renamed, outputs=engine.outputs, options={}, source=engine.source, built_with={},
+        state=engine.state)
+    write_controls([("original fp32", "original", ORT.name, other)], tmp_path / "controls")
+    with pytest.raises(CompressError, match=r"control 'original fp32' in .*controls has other inputs or outputs than"):
+        bench_bundle(made / "bundle", [ORT], controls=tmp_path / "controls", config=QUICK)
+
+
+def test_an_engine_that_ships_and_fails_is_exit_code_1(made: Path, tmp_path: Path) -> None:
+    words = ["bench", str(made / "bundle"), "--target", ORT.name, "--restarts", "1", "--warmup-s", "0",
+             "--duration-s", "0", "--timeout-s", "0.001", "--no-peaks", "--output", str(tmp_path / "bench.json")]
+    done = CliRunner().invoke(cli, [*words, "--quiet"])
+    assert done.exit_code == 1
+    assert "compress: shipped int8, onnxruntime-cpu: no result after 0.001 s: the process was ended\n" in done.output
+    rows = BenchRecord.from_json(json.loads((tmp_path / "bench.json").read_text())).rows
+    assert [row.status for row in rows] == ["failed", "failed"]

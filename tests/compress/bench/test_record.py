@@ -136,9 +136,13 @@ def test_settings_replace_the_presets() -> None:
     ({"preset": "slow"}, "unknown preset 'slow'"), ({"scenario": "server"}, "unknown scenario 'server'"),
     ({"restarts": 0}, "restarts must be at least 1, got 0"),
     ({"threads": 0}, "threads must be at least 1"), ({"min_runs": -1}, "min_runs must be at least 1"),
-    ({"duration_s": -0.1}, "duration_s must not be negative"),
-    ({"warmup_s": float("nan")}, "warmup_s must not be negative"),
-    ({"max_drop": -1}, "max_drop must not be negative"), ({"timeout_s": 0}, "timeout_s must be positive")])
+    ({"duration_s": -0.1}, "duration_s must be finite and not negative"),
+    ({"duration_s": float("inf")}, "duration_s must be finite and not negative, got inf"),
+    ({"warmup_s": float("nan")}, "warmup_s must be finite and not negative"),
+    ({"max_drop": -1}, "max_drop must be finite and not negative"),
+    ({"timeout_s": 0}, "timeout_s must be finite and positive"),
+    ({"timeout_s": 1.3}, "timeout_s must be more than the 1.3 s of warm-up and timing, got 1.3"),
+    ({"timeout_s": 60.0, "duration_s": 90.0}, "timeout_s must be more than the 90.3 s of warm-up and timing, got 60")])
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(CompressError, match=message):
         BenchConfig(**settings)  # type: ignore[arg-type]
