@@ -1,4 +1,4 @@
-"""Everything ``compress.load`` accepts: a model file, a ``.pt2``, a Python script, and a pickle only when trusted."""
+"""Everything ``compress.load`` accepts: a model file, a ``.pt2``, a script, a Hugging Face folder, a trusted pickle."""
 
 from __future__ import annotations
 
@@ -36,18 +36,21 @@ def load(
 
     Args:
         path: a file of :func:`compress.save`, a ``.pt2`` of ``torch.export.save``, a ``.py`` with ``get_model()`` and
-            ``get_args()``, a state dict (with ``factory``), or a pickled module (with ``trust_pickle``).
+            ``get_args()``, a Hugging Face folder (``docs/huggingface.md``), a state dict (with ``factory``), or a
+            pickled module (with ``trust_pickle``).
         example: one feed, for the last two, which carry none.
         inputs: modalities and dynamic dimensions, for the forms that carry none.
         factory: ``package.module:function`` that builds the module of a state dict.
-        trust_pickle: unpickle a module. A pickle runs whatever its author wrote into it.
+        trust_pickle: unpickle a module, or the weights of a folder. A pickle runs whatever its author wrote into it.
 
     Raises:
         CompressError: if the file is missing, damaged, refused, or of no accepted form; says what to do.
     """
     path = Path(path)
     if path.is_dir():
-        raise CompressError(f"{path} is a folder: name the model file; model folders are not read by this release")
+        from compress.huggingface import load_folder
+
+        return load_folder(path, trust_pickle=trust_pickle)
     if not path.is_file():
         raise CompressError(f"model file {path} does not exist")
     if path.suffix == ".py":

@@ -1,0 +1,122 @@
+"""Hugging Face folders of small networks with random weights, written by the library itself, and the library's results.
+
+Nothing is fetched: the tokenizers are made of a few words here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import compress
+import runtimes
+from compress.model import Model
+from compress.targets import get_target
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+TARGETS = ("onnxruntime-cpu", "openvino-cpu")
+TEXTS = ["a photo of a cat", "Two dogs, playing!", "the quick brown fox", "café?"]
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz,!?",
+              *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), "photo", "dog", "##s", "the"]
+
+
+def save(model: Any, folder: Path, *processors: Any) -> Path:
+    """With weights as of a trained network, not near zero, so that its answers depend on what it is given."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1:
+                value.copy_(torch.randn(value.shape, generator=generator) * 1.5 / value[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    model.eval().save_pretrained(folder)
+    for processor in processors:
+        processor.save_pretrained(folder)
+    return folder
+
+
+def bert(folder: Path, architecture: str = "BertForSequenceClassification", **settings: Any) -> Path:
+    words = list(dict.fromkeys(BERT_WORDS))
+    config = transformers.BertConfig(**{
+        "vocab_size": len(words) + 3, "max_position_embeddings": 24, "id2label": {0: "no", 1: "yes", 2: "so so"},
+        **TINY, **settings})
+    tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return save(getattr(transformers, architecture)(config), folder, tokenizer)
+
+
+def vit(folder: Path, architecture: str = "ViTForImageClassification", **settings: Any) -> Path:
+    config = transformers.ViTConfig(**{
+        "image_size": 32, "patch_size": 8, "id2label": {0: "cat", 1: "dog", 2: "fish"}, **TINY, **settings})
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    return save(getattr(transformers, architecture)(config), folder, processor)
+
+
+def wav2vec2(folder: Path, architecture: str = "Wav2Vec2ForCTC", *, masked: bool = False, **settings: Any) -> Path:
+    """``masked`` is the large models' way, with layer norms and an attention mask; else the base model's."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEHLORW"]
+    config = transformers.Wav2Vec2Config(**{
+        "vocab_size": len(words), "conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 4),
+        "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+        "feat_extract_norm": "layer" if masked else "group", "do_stable_layer_norm": masked, "conv_bias": masked,
+        "classifier_proj_size": 24, "id2label": {0: "stop", 1: "go"}, **TINY, "num_hidden_layers": 1, **settings})
+    processors = [transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masked)]
+    if architecture == "Wav2Vec2ForCTC":
+        folder.mkdir(parents=True)
+        (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+        processors.append(transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")))
+    return save(getattr(transformers, architecture)(config), folder, *processors)
+
+
+def speech(seconds: float, seed: int = 0) -> np.ndarray:
+    """Tones with noise at 16 kHz, rising and falling, in -1..1."""
+    rng, time = np.random.default_rng(seed), np.arange(int(seconds * 16000)) / 16000
+    pitches = 2 * np.pi * np.array([[220 + 90 * seed], [700], [2500]])
+    tones = (np.sin(pitches * time) * np.sin(np.pi * time * [[1], [2], [3]]) ** 2).sum(axis=0)
+    return np.asarray(0.2 * tones + 0.02 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+def change(folder: Path, file: str, **values: Any) -> None:
+    """Set keys of a JSON file in the folder; ``None`` removes one."""
+    record = {**json.loads((folder / file).read_text()), **values}
+    (folder / file).write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+def picture(height: int = 41, width: int = 57, seed: int = 0) -> Image.Image:
+    """Smooth, as photographs are."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def engines(model: Model, folder: Path) -> dict[str, dict[str, Any]]:
+    """Engines of every graph for every target of :data:`TARGETS`."""
+    return {graph: {target: compress.export(model, get_target(target), folder / graph / target, graph=graph)
+                    for target in TARGETS} for graph in model.graphs}  # fmt: skip
+
+
+def bundle(model: Model, folder: Path) -> Path:
+    """A bundle of the model for every target, whose golden feeds are its example."""
+    golden = {name: {spec.name: model.example[spec.name] for spec in graph.inputs}
+              for name, graph in model.graphs.items()}  # fmt: skip
+    compress.bundle(model, engines(model, folder / "engines"), golden, folder / "it.bundle")
+    return folder / "it.bundle"
+
+
+def opened(path: Path, target: str) -> Any:
+    return runtimes.load(path, target=target, threads=1, self_test=True)
+
+
+def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, Any], within: float = 1e-4) -> None:
+    """Outputs of an engine and of the library, by name."""
+    for name, value in theirs.items():
+        expected = value.detach().numpy()
+        assert expected.std() > 1e-3, f"{name} does not depend on anything"
+        np.testing.assert_allclose(ours[name], expected, atol=within, rtol=within, err_msg=name)
