@@ -33,7 +33,7 @@ from runtimes.delta import (
 )
 from runtimes.hashing import bytes_digest
 
-LEVEL = 9               # of zstd
+LEVEL = 12              # of zstd: the first whose tables hold all of a prefix
 QUICK_LEVEL = 1         # to estimate with
 SAMPLED = 4             # blocks of a file that decide how it is stored; all of one of up to 16 MiB
 
