@@ -148,7 +148,8 @@ def open_set(
         return _opened(path, list(counts), inputs, name=name or path.resolve().name, counts=counts)
     if not files:
         raise CalibrationError(f"calibration set {path} is empty: put .npz files with an array for each of the inputs "
-                               f"{[spec.name for spec in inputs]} in it")
+                               f"{[spec.name for spec in inputs]} in it; "
+                               "`compress data` makes them from pictures, sounds and texts")
     return _opened(path, files, inputs, name=name or path.resolve().name)
 
 

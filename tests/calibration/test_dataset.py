@@ -361,5 +361,5 @@ def test_no_room_to_spool(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dimension_of_the_model_called_samples() -> None:
     wave = TensorSpec(name="wave", dtype="float32", shape=(BATCH, Dim("samples", 1, 8, 64)), modality="audio")
     assert open_set([{"wave": np.zeros((2, 8), np.float32)}], [wave]).first(2)["wave"].shape == (2, 8)
-    with pytest.raises(CalibrationError, match="input 'wave'.*65"):
+    with pytest.raises(CalibrationError, match=r"input 'wave'.*65"):
         open_set([{"wave": np.zeros((2, 65), np.float32)}], [wave])
