@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress.bench import BenchConfig, bench
 from compress.bundle import bundle
 from compress.distill import DistillConfig, distill
+from compress.doctor import doctor
 from compress.errors import CompressError
 from compress.evaluate import evaluate
 from compress.export import export
@@ -31,7 +32,7 @@ __all__ = [
     "Dim", "Graph", "Input", "Model", "load", "save",
     # the stages
     "BenchConfig", "DistillConfig", "PruneConfig", "QuantizeConfig",
-    "bench", "bundle", "distill", "evaluate", "export", "parity", "prune", "quantize", "report",
+    "bench", "bundle", "distill", "doctor", "evaluate", "export", "parity", "prune", "quantize", "report",
     # all of them
     "run",
     "CompressError",

@@ -12,6 +12,7 @@ from compress.commands.bench import bench
 from compress.commands.bundle import bundle_
 from compress.commands.chain import demo, report, run
 from compress.commands.data import data
+from compress.commands.doctor import doctor
 from compress.commands.stages import distill, eval_, export, inspect, parity, prune, quantize
 from compress.commands.targets import targets
 from compress.errors import CompressError
@@ -53,6 +54,6 @@ def cli() -> None:
 
 
 for command in (
-    demo, data, run, inspect, prune, distill, quantize, export, parity, eval_, bench, bundle_, report, targets
+    demo, data, doctor, run, inspect, prune, distill, quantize, export, parity, eval_, bench, bundle_, report, targets
 ):  # fmt: skip
     cli.add_command(command)

@@ -15,7 +15,7 @@ HEAVY = ("torch", "onnx", "openvino", "onnxruntime", "rich.console", "sklearn", 
 def test_the_public_names() -> None:
     assert sorted(compress.__all__) == sorted(
         "Dim Graph Input Model load save BenchConfig DistillConfig PruneConfig QuantizeConfig bench bundle distill "
-        "evaluate export parity prune quantize report run CompressError".split()
+        "doctor evaluate export parity prune quantize report run CompressError".split()
     )
     for name in compress.__all__:
         assert getattr(compress, name).__module__.split(".")[0] in ("compress", "runtimes"), name
