@@ -88,8 +88,8 @@ def why_it_ended(code: int, stderr: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line of ``text`` that is not empty, fit for a message; empty if there is none."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The last line of ``text`` with a word in it, fit for a message; empty if there is none."""
+    lines = [line.strip() for line in text.splitlines() if any(character.isalnum() for character in line)]
     return printable(lines[-1])[:500] if lines else ""
 
 

@@ -17,12 +17,12 @@ import zipfile
 
 ONE_LINE = (
     "import sys;sys.path=[p for p in sys.path if p];"   # the folder it starts in holds no module of ours
-    "import signal;signal.alarm(60);import json;"       # a host that is gone before it said anything is not waited for
+    "import signal;signal.alarm(30);import json;"       # a host that is gone before it said anything is not waited for
     'exec(json.loads(open(0,"rb",0,closefd=False).readline().decode()))'    # no quote that a shell could see
 )
 GREETING = b"\n=compress= "     # what comes before it was printed by the device's shell
 OLDEST = (3, 10)
-WAIT_S = 60     # for the next bytes of the package; from then on the two sides exchange beats
+WAIT_S = 30     # for the next bytes of the package; from then on the two sides exchange beats
 
 
 def start(digest: str, size: int, beat_s: float, silence_s: float) -> None:

@@ -203,7 +203,7 @@ class Link:
         if explained is not None:
             return f"{self.name}: {explained}"
         last = last_line(said)[:300] or f"exit code {code} and no message"
-        if code in (126, 127):
+        if code in (126, 127) or last.endswith(": Command not found."):     # csh ends with 1
             return (f"{self.name} has no such Python ({last}): install Python {OLDEST[0]}.{OLDEST[1]} or newer and "
                     'numpy there, or name the interpreter with python = "..." in its row of targets.toml')
         return f"{self.name}: the session did not start ({last})"

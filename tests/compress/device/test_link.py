@@ -140,8 +140,8 @@ def test_both_sides_of_the_bootstrap_mean_the_same_cache(
 def test_a_host_that_is_gone_while_it_starts_is_not_waited_for(tmp_path: Path, said: bytes) -> None:
     """Its connection stays open, as when a network fails without a word."""
     command = [*local_command(tmp_path), str(Path(__file__).parents[3])]
-    at = next(number for number, word in enumerate(command) if "alarm(60)" in word)
-    command[at] = command[at].replace("alarm(60)", f"alarm({60 if said else 1})")
+    at = next(number for number, word in enumerate(command) if "alarm(30)" in word)
+    command[at] = command[at].replace("alarm(30)", f"alarm({30 if said else 1})")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin is not None
         process.stdin.write(said)
@@ -167,6 +167,9 @@ def test_nothing_of_the_folder_it_starts_in_is_imported(tmp_path: Path, monkeypa
     ("print('sh: 1: exec: python3: not found', file=sys.stderr); sys.exit(127)",
      r"^board has no such Python \(sh: 1: exec: python3: not found\): install Python 3.10 or newer and numpy"),
     ("print('known to the client', file=sys.stderr); sys.exit(255)", "^board: explained$"),
+    ("print('fish: Unknown command: /opt/p\\n^~~~^', file=sys.stderr); sys.exit(127)",
+     r"^board has no such Python \(fish: Unknown command: /opt/p\): install Python 3.10"),
+    ("sys.exit('/opt/p: Command not found.')", r"^board has no such Python \(/opt/p: Command not found.\): install"),
     ("print('a banner known to the client', file=sys.stderr); sys.exit('no space left')",
      r"^board: the session did not start \(no space left\)$"),
     ("sys.exit('\x1b[2Jcleared')", r"^board: the session did not start \(\?\[2Jcleared\)$"),

@@ -231,7 +231,8 @@ device.agent(make_job(folder, duration_s=60), folder / "run", 120)
 """
 
 
-def test_host_killed_in_a_run(sshd: Sshd, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_host_ended_in_a_run(sshd: Sshd, tmp_path: Path, number: int) -> None:
     root = Path(__file__).parents[3]
     host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path / "job")], cwd=root,
                             env={**os.environ, "COMPRESS_SSH": sshd.ssh})
@@ -241,10 +242,13 @@ def test_host_killed_in_a_run(sshd: Sshd, tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             assert host.poll() is None
             time.sleep(0.05)
+        host.send_signal(number)
+        host.wait(10)
     finally:
         host.kill()
         host.wait()
     assert sshd.gone_within(5)
+    assert not [*(sshd.cache / "sessions").iterdir()]
 
 
 @pytest.mark.parametrize(("stderr", "text"), [
