@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from compress.processing import Source, section_of, write_files
 from compress.store import atomic_folder
 from runtimes.arrays import write_arrays
 from runtimes.backends import open_engine
-from runtimes.bundle import Bundle, EngineEntry, Golden, GraphEntry, read_bundle, write_manifest
+from runtimes.bundle import MANIFEST, SIGNATURE, Bundle, EngineEntry, Golden, GraphEntry, read_bundle, write_manifest
 from runtimes.engine import Engine, read_engine
 from runtimes.errors import RuntimesError
 from runtimes.records import inside
+from runtimes.signing import check_signature
 from runtimes.spec import Feed
 
 UNSEEN_TOLERANCE = 0.1  # of the largest expected value, for an engine that could not be run here
@@ -38,6 +40,8 @@ def bundle(
 ) -> Bundle:
     """Write the bundle of one model in folder ``into``, replacing a bundle that is there.
 
+    The signature of a bundle that is there stays with it if the new one is the same to the byte.
+
     Args:
         model: the model, for its name, specs and labels.
         engines: target name -> its engine; for a model of several graphs, graph name -> that.
@@ -49,8 +53,10 @@ def bundle(
         chain: this section of the manifest.
 
     Raises:
-        CompressError: if a graph of the model has no engine or no golden feed, or one is for no graph of it.
+        CompressError: if a graph of the model has no engine or no golden feed, or one is for no graph of it; if a
+            file that is not of the bundle is in ``into``.
     """
+    refuse_strangers(into)
     by_graph = _by_graph(model, engines, "engine", Engine)
     feeds = _by_graph(model, golden, "golden feed", np.ndarray)
     own = section_of(model, processing, chain)
@@ -69,7 +75,34 @@ def bundle(
             processing=None if own is None else own.section,
             chain=chain,
         )  # fmt: skip
+        _keep_signature(into, folder)
     return read_bundle(into)
+
+
+def refuse_strangers(folder: Path) -> None:
+    """A bundle is replaced whole: refuse where that would take away a file which its manifest does not list.
+
+    Raises:
+        CompressError: naming the first such file.
+    """
+    try:
+        listed = json.loads((folder / MANIFEST).read_bytes())["files"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no bundle: not for this function to judge
+        return
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    strangers = sorted(found - listed - {MANIFEST, SIGNATURE})
+    if strangers:
+        raise CompressError(f"{folder} is replaced whole, and {strangers[0]!r} in it is not of the bundle: "
+                            "move it elsewhere")
+
+
+def _keep_signature(old: Path, new: Path) -> None:
+    """It is of the manifest's bytes, and of no use for others."""
+    if (old / SIGNATURE).is_file():
+        signature = (old / SIGNATURE).read_bytes()
+        with suppress(RuntimesError):
+            check_signature(signature, (new / MANIFEST).read_bytes(), None, str(old / SIGNATURE))
+            (new / SIGNATURE).write_bytes(signature)
 
 
 def _by_graph(model: Model, given: Mapping[str, Any], what: str, kind: type) -> Mapping[str, Mapping[str, Any]]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.bench.record import BenchRecord
+from compress.bundle import refuse_strangers
 from compress.metrics import get_metric
 from compress.progress import Progress
 from compress.recipe import Recipe, Stage, read_recipe
@@ -30,7 +32,10 @@ from compress.targets import get_target
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """``done`` and ``reused`` count stages; ``record`` is report.json's content."""
+    """``done`` and ``reused`` count stages; ``record`` is report.json's content.
+
+    ``losses`` says what became of each device that was lost or not reached: its rows have no figures, or fewer.
+    """
 
     output: Path
     report: Path
@@ -38,6 +43,7 @@ class RunResult:
     record: Mapping[str, Any]
     done: int
     reused: int
+    losses: tuple[str, ...] = ()
 
 
 def run(
@@ -57,7 +63,8 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     output = output or recipe.path.parent / "out"
     targets = [get_target(name) for name in recipe.targets]
-    get_metric(recipe.metric)  # an unknown name is refused before any work
+    get_metric(recipe.metric)  # an unknown name is refused before any work, as is a file the bundle would replace
+    refuse_strangers(output / "bundle")
     with Store(output / "store") as store:
         filing = Filing(recipe=recipe, store=store, progress=progress or Progress(quiet=True))
         original = load_model(filing)
@@ -83,8 +90,9 @@ def run(
         record = record_of(filing, original, output, bundle, command)
         paths = report(record, output)
     return RunResult(
-        output=output, report=paths.html, bundle=bundle, record=record, done=filing.done, reused=filing.reused
-    )
+        output=output, report=paths.html, bundle=bundle, record=record, done=filing.done, reused=filing.reused,
+        losses=BenchRecord.from_json(record["bench"]).losses if "bench" in record else (),
+    )  # fmt: skip
 
 
 def _around_quantize(stages: Iterable[Stage]) -> tuple[list[Stage], list[Stage]]:

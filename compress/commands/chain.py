@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -31,7 +32,10 @@ def demo(folder: Path, quick: bool, seed: int, quiet: bool, as_json: bool) -> No
 @click.option("--output", "-o", type=EXISTING, help="Folder for the results; default: out beside the recipe.")
 @common
 def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
-    """Run every stage of RECIPE that is not done yet; write the bundle and the report."""
+    """Run every stage of RECIPE that is not done yet; write the bundle and the report.
+
+    Exit code 1: a device could not be reached or went away. The report says so, and the same command measures again.
+    """
     import compress.pipeline
     from compress.report import show as print_report
 
@@ -42,6 +46,10 @@ def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
     else:
         print_report(result.record)
     progress.say(f"{result.done} stages done, {result.reused} reused; report: {result.report}")
+    if result.losses:
+        lost = "; ".join(result.losses)
+        click.echo(f"compress: {lost}; the rest was measured, and the same command measures again", err=True)
+        sys.exit(1)
 
 
 @click.command()

@@ -19,6 +19,7 @@ from compress.errors import CompressError
 from compress.export import export
 from compress.ladder import torch_runner
 from compress.model import Model
+from compress.signing import new_key, sign
 from compress.targets import targets
 from runtimes.engine import Engine
 from runtimes.errors import RuntimesError
@@ -97,9 +98,31 @@ def test_two_bundles_are_equal_and_one_replaces_the_other(
     first = bundle(model, engines, golden, tmp_path / "a")
     digest = tree_digest(first.path)
     assert tree_digest(bundle(model, engines, golden, tmp_path / "b").path) == digest
-    (tmp_path / "a/old").write_text("left over")
     assert tree_digest(bundle(model, engines, golden, tmp_path / "a").path) == digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_file_that_is_not_of_the_bundle_is_not_taken_away(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    bundle(model, engines, golden, tmp_path / "a")
+    (tmp_path / "a/engines/notes.txt").write_text("mine")
+    with pytest.raises(CompressError, match=r"a is replaced whole, and 'engines/notes.txt' in it is not of the bundle"):
+        bundle(model, engines, golden, tmp_path / "a")
+    assert (tmp_path / "a/engines/notes.txt").read_text() == "mine"
+
+
+def test_a_signature_stays_with_the_same_bundle_alone(
+    tmp_path: Path, model: Model, engines: Mapping[str, Engine], golden: Mapping[str, np.ndarray]
+) -> None:
+    made = bundle(model, engines, golden, tmp_path / "a").path
+    new_key(tmp_path / "key")
+    sign(made, tmp_path / "key")
+    signature, signed = made / "manifest.sig", (made / "manifest.sig").read_bytes()
+    bundle(model, engines, golden, tmp_path / "a")
+    assert signature.read_bytes() == signed
+    bundle(model, engines, golden, tmp_path / "a", accuracy={"accuracy": 0.5})
+    assert not signature.exists()
 
 
 def test_a_failure_leaves_the_old_bundle(

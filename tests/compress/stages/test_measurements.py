@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 import compress
+from compress.cli import cli
 from compress.errors import CompressError
 from compress.progress import Progress
 
@@ -102,6 +104,21 @@ def test_a_lost_device_is_measured_again_by_the_next_run(
         assert row(record, "shipped int8, onnxruntime-cpu")["status"] == "measured"
         lost = row(record, "shipped int8, rpi5")
         assert (lost["status"], lost["reason"]) == ("failed", "rpi5 (pi@kitchen) does not answer")
-        assert said.sentences == [
-            "rpi5 (pi@kitchen) does not answer; the rest was measured, and the same command measures again"]
-        assert (folder / "out/report.html").is_file()
+        assert said.sentences == []
+        assert "incomplete" in (folder / "out/report.html").read_text()
+    (folder / "out/report.html").unlink()
+    done = CliRunner().invoke(cli, ["run", str(small_files / "away.yaml"), "--output", str(folder / "out"), "--quiet"])
+    assert (done.exit_code, done.stderr) == (
+        1, "compress: rpi5 (pi@kitchen) does not answer; the rest was measured, and the same command measures again\n")
+    assert not json.loads((folder / "out/report.json").read_text())["bench"]["complete"]
+
+
+def test_a_file_in_the_bundle_is_told_before_the_run(small: ModuleType, small_files: Path, folder: Path) -> None:
+    """The bundle is written last, and a run may be long."""
+    bundle = folder / "out/bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "manifest.json").write_text('{"format": "compress.bundle", "version": 2, "files": {}}')
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(CompressError, match=r"bundle is replaced whole, and 'notes.txt' in it is not of the bundle"):
+        run(small, small_files, folder, ["onnxruntime-cpu"], Said())
+    assert not (folder / "out/store").exists()
