@@ -15,7 +15,7 @@ from compress.errors import CompressError
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.store import Artifact, Store
-from compress.versions import versions
+from compress.versions import READING, versions
 
 if TYPE_CHECKING:
     from compress.model import Model
@@ -51,7 +51,8 @@ class Filing:
         """Raw samples, processed once and kept in the store."""
         wanted = wanted_of(model)
         inputs = {"source": source_digest(path), "processing": wanted.digest}
-        specs = {"inputs": [spec.to_json() for spec in model.inputs], "labels": wanted.labels}
+        specs = {"inputs": [spec.to_json() for spec in model.inputs], "labels": wanted.labels,
+                 "reading": versions(READING)}
 
         def build(into: Path, scratch: Path) -> dict[str, Any]:
             return convert(path, into / "data", wanted).to_json()
