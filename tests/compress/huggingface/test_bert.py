@@ -34,9 +34,9 @@ def model(folder: Path) -> Model:
     return compress.load(folder)
 
 
-@pytest.fixture(scope="module")
-def made(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(model, tmp_path_factory.mktemp("bundle"))
+@pytest.fixture(scope="module", params=TARGETS)
+def made(model: Model, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(model, tmp_path_factory.mktemp("bundle"), request.param)
 
 
 def test_what_is_found(model: Model) -> None:
@@ -49,11 +49,10 @@ def test_what_is_found(model: Model) -> None:
     assert model.component_of("model.bert.encoder.layer.0.attention.self.query") == "text_encoder"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_tokens_outputs_and_answers_are_the_librarys(folder: Path, made: Path, target: str) -> None:
+def test_tokens_outputs_and_answers_are_the_librarys(folder: Path, made: Path) -> None:
     tokenizer = transformers.BertTokenizer.from_pretrained(folder)
     reference = transformers.BertForSequenceClassification.from_pretrained(folder).eval()
-    with opened(made, target) as session:
+    with opened(made) as session:
         for texts in (TEXTS[:1], TEXTS, [LONG]):
             tokens = tokenizer(texts, padding=True, return_tensors="pt")
             feed = session.processor.feed({"text": texts})

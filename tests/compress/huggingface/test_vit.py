@@ -27,9 +27,9 @@ def model(folder: Path) -> Model:
     return compress.load(folder)
 
 
-@pytest.fixture(scope="module")
-def made(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(model, tmp_path_factory.mktemp("bundle"))
+@pytest.fixture(scope="module", params=TARGETS)
+def made(model: Model, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(model, tmp_path_factory.mktemp("bundle"), request.param)
 
 
 def test_what_is_found(model: Model) -> None:
@@ -40,14 +40,13 @@ def test_what_is_found(model: Model) -> None:
     assert model.labels == {"logits": ("cat", "dog", "fish")}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_pixels_outputs_and_answers_are_the_librarys(folder: Path, made: Path, target: str) -> None:
+def test_pixels_outputs_and_answers_are_the_librarys(folder: Path, made: Path) -> None:
     processor = transformers.ViTImageProcessorPil.from_pretrained(folder)
     reference = transformers.ViTForImageClassification.from_pretrained(folder).eval()
     pixels = processor(PICTURES, return_tensors="pt")
     with torch.no_grad():
         logits = reference(**pixels).logits
-    with opened(made, target) as session:
+    with opened(made) as session:
         feed = session.processor.feed({"image": PICTURES})
         np.testing.assert_allclose(feed["pixel_values"], pixels["pixel_values"], atol=1e-5)
         same(session.run(feed), {"logits": logits})
