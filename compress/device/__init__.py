@@ -245,7 +245,7 @@ class Device:
                 left -= len(block)
                 if self._sent is not None:
                     done = self._link.sent_bytes - before + size - left
-                    self._sent(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB to {self.name}")
+                    self._sent(done, total, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB to {self.name}")
         self._link.answer()
         self._link.sent_bytes += size
 

@@ -158,7 +158,7 @@ def test_copying_is_shown(tmp_path: Path) -> None:
         engine = [entry for entry in seen if entry[1] == size]
         assert [done for done, _, _ in engine] == sorted({done for done, _, _ in engine})
         assert len(engine) >= 12
-        assert engine[-1] == (size, size, "3 of 3 MB to board")
+        assert engine[-1] == (size, size, "3.0 of 3.0 MB to board")
         seen.clear()
         device.agent({**job, "outputs": None}, tmp_path / "run", 60)
         assert seen == []
