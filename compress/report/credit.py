@@ -29,12 +29,15 @@ class Step:
 class Credit:
     """The steps from the original's fp32 engine to the last shipped one of a target; their gains multiply to ``total``.
 
-    Gains are quotients of the rows' own speed-ups, so that ``total`` is the speed-up of the table above it.
+    Gains are quotients of the rows' own speed-ups, so that ``total`` is the speed-up of the table above it;
+    ``different`` is what that one says. ``invalid``: the times of an engine among them are marked so.
     """
 
     target: str
     original_ms: float
     steps: tuple[Step, ...]
+    different: bool | None
+    invalid: bool
 
     @property
     def total(self) -> float:
@@ -48,7 +51,7 @@ class Credit:
     def shares(self) -> tuple[str, ...]:
         """Each step's part of the whole on a logarithmic scale, where factors add up; none where little was gained."""
         whole = math.log(self.total)
-        if self.total < LITTLE:
+        if self.total < LITTLE or self.different is False:
             return (NONE,) * len(self.steps)
         return tuple(minus(f"{100 * math.log(step.gain) / whole:.0f} %") for step in self.steps)
 
@@ -65,7 +68,12 @@ def credits(bench: BenchRecord) -> tuple[Credit, ...]:
         original = _first(rows, ("original",), ("fp32",))
         steps = _steps(rows, original.latency_ms.p50) if original and original.latency_ms else ()
         if original and original.latency_ms and steps:
-            found.append(Credit(target=target, original_ms=original.latency_ms.p50, steps=steps))
+            reached = {row.name: row for row in rows if row.name in {step.name for step in steps}}
+            found.append(Credit(
+                target=target, original_ms=original.latency_ms.p50, steps=steps,
+                different=reached[steps[-1].name].speedup[AGAINST].different,
+                invalid=any(mark.kind == "INVALID" for row in (original, *reached.values()) for mark in row.marks),
+            ))  # fmt: skip
     return tuple(found)
 
 

@@ -40,13 +40,15 @@ def render(record: Record, digest: str) -> str:
 def context(record: Record) -> dict[str, Any]:
     """Everything the template shows that is not in the record itself."""
     bench, components = record.bench, component_rows(record)
-    max_drop = record.verdict.max_drop if record.verdict else None
+    max_drop, said = record.verdict.max_drop if record.verdict else None, verdict(record)
+    head = headline(bench, max_drop) if bench else None
     return {
-        "verdict": verdict(record),
+        "verdict": said,
         "share": is_share(metric_of(record)),
         "metric": metric_of(record),
         "against": AGAINST,
-        "head": headline(bench, max_drop) if bench else None,
+        "head": head,
+        "sure": head is not None and not conditions.notes(head) and bool(said) and said.within is True,
         "origin": reference,
         "size_ratio": size_ratio,
         "targets": by_target(bench),

@@ -93,6 +93,8 @@ def scatter(
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     bars = [_span(up, point.y_interval) for point in points]
     taken += [(x - 2, min(bar), x + 2, max(bar)) for (x, _), bar in zip(at, bars, strict=True) if bar]
+    wide = [_span(across, point.x_interval) for point in points]
+    taken += [(min(bar), y - 2, max(bar), y + 2) for (_, y), bar in zip(at, wide, strict=True) if bar]
     markers = []
     for point, (x, y) in zip(points, at, strict=True):
         box, leader = _label_box(point.label, x, y, taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING
 
-from compress.bench.record import BenchRow
+from compress.bench.record import BenchRow, Speedup
 from compress.report import conditions, shares, units
 from compress.report.credit import credits
 from compress.report.page import verdict
@@ -70,11 +70,17 @@ def _figures(row: BenchRow, share: bool) -> tuple[str, ...]:
     drop = score.drop if score else None
     return (
         units.number(time.p50) if time else units.NONE,
-        units.factor(gain.ratio) if gain else units.NONE,
+        _gain(gain) if gain else units.NONE,
         units.score(score.value, share) if score else units.NONE,
         units.change_with_interval(drop.points, drop.interval, share).replace(" points ", "\n") if drop else units.NONE,
         units.size(row.size_bytes),
     )
+
+
+def _gain(gain: Speedup) -> str:
+    low, high = (units.number(bound) for bound in gain.interval)
+    said = {True: "", False: "\nno difference", None: "\nundecided"}[gain.different]
+    return f"{units.factor(gain.ratio)}\n[{low}, {high}]{said}"
 
 
 def _credit(record: Record) -> Table | None:
@@ -84,7 +90,9 @@ def _credit(record: Record) -> Table | None:
     table = _table("what made it faster", "gain by step", "in all")
     for credit in found:
         steps = ", ".join(f"{step.cause} {units.factor(step.gain)}" for step in credit.steps)
-        table.add_row(_text(credit.target), steps, units.factor(credit.total))
+        doubts = ["no difference"] if credit.different is False else []
+        doubts += ["INVALID"] if credit.invalid else []
+        table.add_row(_text(credit.target), steps, "\n".join([units.factor(credit.total), *doubts]))
     return table
 
 
@@ -177,5 +185,5 @@ def _text(value: str) -> str:
 
 def _budget(max_drop: float, record: Record) -> str:
     if is_share(metric_of(record)):
-        return f"{100 * max_drop:g} points"
+        return f"{100 * max_drop:g} point" + ("" if 100 * max_drop == 1 else "s")
     return f"{max_drop:g}"

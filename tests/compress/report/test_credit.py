@@ -49,3 +49,15 @@ def test_without_the_original_there_is_no_credit(example: dict[str, Any]) -> Non
     record = validate(example)
     assert record.bench is not None
     assert credits(record.bench) == ()
+
+
+def test_a_whole_that_is_no_difference_has_no_shares_and_invalid_times_are_told(example: dict[str, Any]) -> None:
+    row = next(row for row in example["bench"]["rows"] if row["name"] == "shipped int8, openvino-cpu")
+    row["speedup"]["vs_original_fp32"]["different"] = False
+    other = next(row for row in example["bench"]["rows"] if row["name"] == "original fp32, onnxruntime-cpu")
+    other["marks"] = [{"kind": "INVALID", "reason": "throttled"}]
+    record = validate(example)
+    assert record.bench is not None
+    first, second = credits(record.bench)
+    assert (first.different, first.invalid, set(first.shares)) == (False, False, {"–"})
+    assert second.invalid

@@ -52,3 +52,12 @@ def test_a_curve_goes_through_its_points_from_left_to_right() -> None:
     assert plot.dots[0][2] == "epoch 1: 1"
     assert plot.rule is not None
     assert plot.rule[0] < ys[0]
+
+
+def test_a_label_is_not_struck_through_by_a_wide_interval() -> None:
+    """The first marker's label would stand right of it, where the bar of its own latency runs."""
+    points = [Point(x=2.0, y=0.5, label="shipped int8", title="", x_interval=(1.0, 5.0)),
+              Point(x=9.0, y=0.7, label="original", title="")]
+    marker = scatter(points, x_label="ms", y_label="accuracy", y_text=str).markers[0]
+    bottom, top = marker.text_y + 4, marker.text_y + 4 - 15
+    assert not top < marker.y < bottom

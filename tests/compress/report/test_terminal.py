@@ -1,5 +1,6 @@
 # ruff: noqa: RUF001 (the minus and times signs are what is tested)
 import io
+import re
 from typing import Any
 
 from compress.report import show
@@ -11,6 +12,11 @@ def _shown(record: dict[str, Any]) -> str:
     return file.getvalue()
 
 
+def _first_column(text: str) -> str:
+    """What stands left of the first gap of each line, without white space."""
+    return "".join("".join(re.split(r"\s{2,}", line)[0].split()) for line in text.splitlines())
+
+
 def test_piped_it_is_plain_and_eighty_wide_and_nothing_is_cut(example: dict[str, Any]) -> None:
     text = _shown(example)
     lines = text.splitlines()
@@ -18,15 +24,14 @@ def test_piped_it_is_plain_and_eighty_wide_and_nothing_is_cut(example: dict[str,
     assert "\x1b" not in text
     assert "…" not in text
     assert max(map(len, lines[:end])) <= 80  # but for the remarks, which are whole lines
-    joined = "".join(line[:30].strip() for line in lines)
     for row in example["bench"]["rows"]:
-        assert "".join(row["name"].split()) in "".join(joined.split())
+        assert "".join(row["name"].split()) in _first_column(text)
 
 
 def test_it_begins_with_the_verdict(example: dict[str, Any]) -> None:
     text = " ".join(_shown(example).split())
     assert text.startswith(
-        f"{example['name']} {example['verdict']['sentence']} Budget: a drop of at most 1 points: within the budget."
+        f"{example['name']} {example['verdict']['sentence']} Budget: a drop of at most 1 point: within the budget."
     )
     assert "pruning 1.9×, bf16 1.5×, int8 1.3×" in text
     assert "2 layers asked in int8 ran in another precision" in text
@@ -50,7 +55,7 @@ def test_all_that_a_record_may_hold_is_shown(everything: dict[str, Any]) -> None
         "48→88",
         "16.9",
     ):
-        assert "".join(fact.split()) in joined, fact
+        assert "".join(fact.split()) in joined + _first_column(text), fact
     assert "original fp32, openvino-cpu: UNSTABLE" not in text
     assert text.count("nothing came for 15 s") == 1
 
@@ -72,3 +77,14 @@ def test_markup_in_a_name_is_text(example: dict[str, Any]) -> None:
 
 def test_a_record_with_nothing_measured() -> None:
     assert _shown({"format": "compress.report", "version": 1, "name": "m"}) == "m\n"
+
+
+def test_a_speed_up_has_its_interval_and_says_what_it_is_worth(example: dict[str, Any]) -> None:
+    row = next(row for row in example["bench"]["rows"] if row["name"] == "shipped int8, openvino-cpu")
+    row["marks"] = [{"kind": "INVALID", "reason": "throttled"}]
+    row["speedup"]["vs_original_fp32"].update(ratio=1.02, interval=[0.97, 1.061], different=False)
+    text = _shown(example)
+    assert "[0.970, 1.06]" in text
+    assert text.count("no difference") == 2                     # in the table of engines, and of what made it faster
+    credit = text[text.index("what made it faster"):]
+    assert "INVALID" in credit[: credit.index("onnxruntime-cpu")]
