@@ -85,14 +85,14 @@ def _onnx_runner(path: Path) -> Callable[[Feed], dict[str, np.ndarray]]:
 
 
 def torch_runner(model: Model) -> Callable[[Feed], dict[str, np.ndarray]]:
-    """Run ``model`` in torch, in int8 where it is quantized."""
-    from compress.program import program_runner
+    """Run ``model`` in torch, all graphs of it, in int8 where it is quantized."""
+    from compress.program import model_runner
 
     if model.quantization is not None:
         from compress.quantize.prepare import convert
 
         model = convert(model)
-    return program_runner(model.graph)
+    return model_runner(model)
 
 
 def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:

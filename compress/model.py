@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,11 +97,17 @@ class Model:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.graph.inputs
+        """The inputs of all graphs, each once."""
+        return tuple({spec.name: spec for graph in self.graphs.values() for spec in graph.inputs}.values())
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.graph.outputs
+        """The outputs; those of several graphs are called ``graph.output``, as a chain calls them."""
+        if len(self.graphs) == 1:
+            return self.graph.outputs
+        return tuple(
+            replace(spec, name=f"{name}.{spec.name}") for name, graph in self.graphs.items() for spec in graph.outputs
+        )
 
     @property
     def graph(self) -> ProgramGraph:

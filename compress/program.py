@@ -154,6 +154,18 @@ def program_runner(graph: ProgramGraph) -> Callable[[Feed], dict[str, np.ndarray
     return run
 
 
+def model_runner(model: Model) -> Callable[[Feed], dict[str, np.ndarray]]:
+    """A function from feed to outputs, named as ``model.outputs`` are; each graph takes from the feed what it names."""
+    if len(model.graphs) == 1:
+        return program_runner(model.graph)
+    runners = {name: program_runner(graph) for name, graph in model.graphs.items()}
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        return {f"{name}.{key}": value for name, runner in runners.items() for key, value in runner(feed).items()}
+
+    return run
+
+
 @contextlib.contextmanager
 def told_as(what: str) -> Iterator[None]:
     """One line for what torch says of values that fit the specs, but not the model: a token outside its table."""
@@ -225,7 +237,8 @@ def program_from_json(text: str, tensors: Mapping[str, torch.Tensor], source: st
                 constants[spec.buffer.buffer_name] = tensors[spec.buffer.buffer_name]
             elif spec.type == "tensor_constant":
                 name = spec.tensor_constant.tensor_constant_name
-                constants[name] = tensors[name]
+                # a tensor of a file is a view of it, which the program may not detach in place when it is traced again
+                constants[name] = tensors[name].clone()
         exported = ExportedProgramDeserializer().deserialize(program, state, constants, None)
         exported.module(check_guards=False)  # generates and compiles the code, which a damaged program does not survive
         return exported

@@ -127,12 +127,13 @@ def quantize(
 @click.command()
 @click.argument("model", type=EXISTING)
 @click.option("--target", default="local", show_default=True, help="The target to build for.")
-@click.option("--output", "-o", type=EXISTING, help="The engine's folder; default: MODEL.TARGET.")
+@click.option("--graph", help="Which graph, where MODEL has several.")
+@click.option("--output", "-o", type=EXISTING, help="The engine's folder; default: MODEL.TARGET or MODEL.GRAPH.TARGET.")
 @model_options
 @common
 def export(
-    model: Path, target: str, output: Path | None, factory: str | None, trust_pickle: bool, example: Path | None,
-    quiet: bool, as_json: bool,
+    model: Path, target: str, graph: str | None, output: Path | None, factory: str | None, trust_pickle: bool,
+    example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build the engine of MODEL for a target."""
     import compress
@@ -140,9 +141,9 @@ def export(
 
     row = get_target(target)
     loaded = read_model(model, factory, trust_pickle, example)
-    path = output or model.with_suffix(f".{row.name}")
+    path = output or model.with_suffix(f".{row.name}" if graph is None else f".{graph}.{row.name}")
     with Progress(quiet=quiet).stage("export", row.name):
-        engine = compress.export(loaded, row, path)
+        engine = compress.export(loaded, row, path, graph=graph)
     record = {"target": row.name, "precision": engine.precision, "digest": engine.digest, "state": engine.state}
     written(
         path,

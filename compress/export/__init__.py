@@ -35,7 +35,7 @@ def export(
         target: a row of :mod:`compress.targets`.
         into: the engine's folder; it appears complete or not at all.
         graph: which graph; may be left out where the model has one.
-        precision: by default int8 for a quantized model and fp32 for a float one; the target's half precision builds
+        precision: by default int8 for a quantized graph and fp32 for a float one; the target's half precision builds
             the half control.
 
     Raises:
@@ -58,7 +58,7 @@ def only(model: Model, graph: str | None) -> Model:
 
 
 def export_onnx(model: Model, target: Target, path: Path) -> Path:
-    """Write the ONNX of ``model``, of one graph, that ``target``'s engines are built from: Q/DQ for a quantized model."""
+    """Write the ONNX of ``model``, of one graph, that ``target``'s engines are built from: Q/DQ for a quantized one."""
     from compress.export.onnx import write_onnx
 
     if model.quantization is not None:
@@ -76,7 +76,9 @@ def export_onnx(model: Model, target: Target, path: Path) -> Path:
 def build_engine(onnx: Path, model: Model, target: Target, into: Path, *, precision: Precision | None = None) -> Engine:
     """Build the engine of an ONNX file that :func:`export_onnx` wrote for ``model``."""
     if precision is None:
-        precision = "int8" if model.quantization is not None else "fp32"
+        # what has no range in any of its graphs stays float: a table look-up beside a quantized tower
+        ranges = {} if model.quantization is None else model.quantization.ranges
+        precision = "int8" if any(ranges.get(name) for name in model.graphs) else "fp32"
     builder = importlib.import_module(BUILDERS[target.backend])
     engine: Engine = builder.build(onnx, target, into, inputs=model.inputs, outputs=model.outputs, precision=precision)
     return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,7 @@ class QuantizeResult:
 
 def quantize(
     model: Model,
-    data: CalibrationSet,
+    data: CalibrationSet | Mapping[str, CalibrationSet],
     *,
     scheme: str,
     config: QuantizeConfig = QuantizeConfig(),
@@ -75,15 +76,18 @@ def quantize(
 
     Args:
         model: a float model.
-        data: calibration samples for its inputs.
+        data: calibration samples for the inputs of all its graphs, of which each takes those it names; or graph name ->
+            a set of its own, where their samples do not belong together, as the steps of a decoder.
         scheme: a name of :data:`compress.quantize.schemes.SCHEMES`; a target's row names its own.
         config: see :class:`QuantizeConfig`.
         progress: called with (samples done, samples in all).
 
     Raises:
-        CompressError: if the model is quantized already, nothing in it can be, or an activation is not finite.
+        CompressError: if the model is quantized already, nothing in it can be, a graph has no samples, or an activation
+            is not finite.
     """
-    from compress.quantize.annotate import find_operators
+    from compress.model import Quantization
+    from compress.quantize.annotate import check_keep_float, find_operators
     from compress.quantize.collect import collect_ranges
     from compress.quantize.prepare import fold_batch_norms, int8_operators
     from compress.quantize.schemes import get_scheme
@@ -91,34 +95,66 @@ def quantize(
     get_scheme(scheme)
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
-    if len(model.graphs) != 1:
-        raise CompressError(
-            f"model {model.name!r} has {len(model.graphs)} graphs: this release quantizes models with one graph"
-        )
+    sets = _by_graph(model, data, config.samples)
     model = fold_batch_norms(model)
-    table: list[dict[str, Any]] = []
+    modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
+    operators = {name: find_operators(module, config.keep_float) for name, module in modules.items()}
+    every = [operator for found in operators.values() for operator in found]
+    check_keep_float(every, config.keep_float)
+    if not int8_operators(every):
+        raise CompressError(
+            f"nothing in model {model.name!r} can run in int8: "
+            + ("; ".join(f"{o.path}: {o.float_reason}" for o in every[:3]) or "it has no operator with weights")
+        )
     ranges: dict[str, dict[str, tuple[float, float]]] = {}
-    used = min(len(data), config.samples)
+    chosen = {name: int8_operators(found) for name, found in operators.items()}
+    total, done = sum(len(sets[name]) for name, found in chosen.items() if found), 0
     for name, graph in model.graphs.items():
-        module = graph.program.module(check_guards=False)
-        operators = find_operators(module, config.keep_float)
-        chosen = int8_operators(operators)
-        if not chosen:
-            raise CompressError(
-                f"nothing in graph {name!r} of {model.name!r} can run in int8: "
-                + ("; ".join(f"{o.path}: {o.float_reason}" for o in operators[:3]) or "it has no operator with weights")
-            )
-        ranges[name] = collect_ranges(module, chosen, graph, data.take(used), config, progress)
-        table += [
-            {
-                "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
-                "precision": "float" if o.float_reason else "int8", "reason": o.float_reason,
-            }
-            for o in operators
-        ]  # fmt: skip
-    from compress.model import Quantization
-
-    settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": data.digest}
+        if not chosen[name]:
+            ranges[name] = {}
+            continue
+        told = None if progress is None else functools.partial(_told, progress, done, total)
+        ranges[name] = collect_ranges(modules[name], chosen[name], graph, sets[name], config, told)
+        done += len(sets[name])
+    table = [
+        {
+            "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
+            "precision": "float" if o.float_reason else "int8", "reason": o.float_reason,
+        }
+        for name, found in operators.items() for o in found
+    ]  # fmt: skip
+    used = max(len(own) for own in sets.values())
+    digest = {name: own.digest for name, own in data.items()} if isinstance(data, Mapping) else data.digest
+    settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": digest}
     quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float)
     quantized = dataclasses.replace(model, quantization=quantization)
     return QuantizeResult(model=quantized, operators=tuple(table), samples=used)
+
+
+def _by_graph(
+    model: Model, data: CalibrationSet | Mapping[str, CalibrationSet], samples: int
+) -> dict[str, CalibrationSet]:
+    """The first ``samples`` of the calibration set of every graph, which holds all of its inputs."""
+    if isinstance(data, Mapping):
+        sets = {name: own.take(samples) for name, own in data.items()}
+    else:
+        sets = dict.fromkeys(model.graphs, data.take(samples))
+    if sets.keys() != model.graphs.keys():
+        raise CompressError(
+            f"model {model.name!r} has the graphs {list(model.graphs)}, calibration sets are given for {list(sets)}: "
+            "give one set with the inputs of all graphs, or one for each"
+        )
+    for name, graph in model.graphs.items():
+        held = [spec.name for spec in sets[name].inputs]
+        missing = [spec.name for spec in graph.inputs if spec.name not in held]
+        if missing:
+            raise CompressError(
+                f"graph {name!r} of {model.name!r} takes {missing[0]!r}, which calibration set {sets[name].name!r} "
+                f"lacks: it holds {held}"
+            )
+    return sets
+
+
+def _told(progress: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
+    """Progress within all graphs."""
+    progress(before + done, total)

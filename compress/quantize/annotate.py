@@ -77,11 +77,15 @@ def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[
                     float_reason="this release has no int8 form of it",
                 )
             )  # fmt: skip
+    return operators
+
+
+def check_keep_float(operators: Sequence[Operator], keep_float: Sequence[str]) -> None:
+    """Refuse a glob that matches none of ``operators``, those of all graphs: it is a mistyped one."""
     for glob in keep_float:
         if not any(fnmatchcase(operator.path, glob) for operator in operators):
             raise CompressError(f"keep_float {glob!r} matches no module with weights: they are "
-                                f"{', '.join(operator.path for operator in operators)}")  # fmt: skip
-    return operators
+                                f"{', '.join(dict.fromkeys(operator.path for operator in operators))}")  # fmt: skip
 
 
 def _name(node: Node) -> str:

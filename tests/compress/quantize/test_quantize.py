@@ -114,13 +114,6 @@ def test_an_unknown_scheme_is_refused_before_any_work() -> None:
         quantize(model, samples(model), scheme="int4")
 
 
-def test_several_graphs_are_refused() -> None:
-    model = make(TwoReaders)
-    two = dataclasses.replace(model, graphs={"a": model.graph, "b": model.graph})
-    with pytest.raises(CompressError, match="model 'TwoReaders' has 2 graphs"):
-        quantize(two, samples(model), scheme="x86-vnni")
-
-
 def test_a_model_with_nothing_to_quantize_is_refused_with_the_reason() -> None:
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -128,8 +121,8 @@ def test_a_model_with_nothing_to_quantize_is_refused_with_the_reason() -> None:
 
     square = export_model(Square(), name="square", example={"x": np.zeros((2, 4), np.float32)})
     data = open_set([{"x": np.ones((2, 4), np.float32)}], square.inputs, name="ones")
-    with pytest.raises(CompressError, match=r"nothing in graph 'forward' of 'square' .*: it has no operator with"):
+    with pytest.raises(CompressError, match=r"nothing in model 'square' .*: it has no operator with"):
         quantize(square, data, scheme="x86-vnni")
     model = make(TwoReaders)
-    with pytest.raises(CompressError, match=r"nothing in graph .*left: kept float by '\*'; right: kept float by '\*'"):
+    with pytest.raises(CompressError, match=r"nothing in model .*left: kept float by '\*'; right: kept float by '\*'"):
         quantize(model, samples(model), scheme="x86-vnni", config=QuantizeConfig(keep_float=("*",)))
