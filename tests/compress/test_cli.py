@@ -25,8 +25,8 @@ from compress.cli import cli
 from compress.modelfile import read_model, write_model
 
 Copy = Callable[[Path], Path]
-VERBS = ("bench", "bundle", "data", "demo", "distill", "eval", "export", "inspect", "parity", "prune", "quantize", "report",
-         "run", "targets")  # fmt: skip
+VERBS = ("bench", "bundle", "data", "demo", "distill", "doctor", "eval", "export", "inspect", "parity", "prune",
+         "quantize", "report", "run", "targets")  # fmt: skip
 
 
 def call(*arguments: object) -> Result:
