@@ -23,6 +23,8 @@ def onnx_of(patient: Patient, graph: str, opset: int) -> Path | str:
             )
         except CompressError as error:
             patient.written[key] = str(error)
+        except Exception as error:  # export would end with it: that is what the user needs to know beforehand
+            patient.written[key] = f"writing ONNX opset {opset} fails: {type(error).__name__}: {error}"
     return patient.written[key]
 
 

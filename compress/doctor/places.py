@@ -14,12 +14,14 @@ from types import FrameType
 import torch
 from torch import nn
 
+import calibration
 import compress
+import runtimes
 from compress.program import module_path
 
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(compress.__file__).parent)
-_ZOO = str(Path(_OURS, "zoo"))                   # reference models are users' code as any other
+_OURS = tuple(str(Path(str(package.__file__)).parent) for package in (compress, calibration, runtimes))
+_ZOO = str(Path(_OURS[0], "zoo"))                # reference models are users' code as any other
 _LIBRARIES = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
 
 
@@ -75,6 +77,6 @@ def _is_users(file: str) -> bool:
         return False
     if file.startswith(_ZOO):
         return True
-    if file.startswith((_TORCH, _OURS)):
+    if file.startswith((_TORCH, *_OURS)):
         return False
     return "site-packages" in file or not any(file.startswith(library) for library in _LIBRARIES)

@@ -16,6 +16,7 @@ from torch import nn
 
 from compress.doctor.patient import Refusal
 from compress.doctor.places import Place, of_error, of_stack
+from compress.errors import CompressError
 from compress.model import Input, Model
 from compress.saving import export_model
 from runtimes.spec import Dim
@@ -59,6 +60,8 @@ def _finite(module: nn.Module) -> nn.Module:
 
 def _refusal(error: Exception, module: nn.Module, inputs: Mapping[str, Input], sizes: _Sizes) -> Refusal:
     """torch's own message, the first lines of it that are about the model, and the line it stopped at."""
+    if isinstance(error, CompressError) and "cannot be exported" not in str(error):
+        return Refusal(what=str(error), place=of_error(error, module), kind="refused")
     cause: BaseException = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     said = lines[0] if lines else type(cause).__name__
@@ -75,7 +78,10 @@ def _refusal(error: Exception, module: nn.Module, inputs: Mapping[str, Input], s
 def _plain(line: str) -> str:
     """Without torch's advice on its own markers."""
     constant = re.search(r"specialized it to be a constant \((\d+)\)", line)
-    return f"its code takes {constant[1]} alone" if constant else line.removeprefix("- ")[:200]
+    guard = re.search(r"generated guard (.+?)\.?$", line)
+    if guard is not None:
+        return "it tells sizes apart: " + re.sub(r"L\['(.+?)'\]\.size\(\)", r"\1.shape", guard[1])
+    return f"it takes {constant[1]} alone" if constant else line.removeprefix("- ")[:200]
 
 
 def _without(given: Input, dims: Mapping[str, str]) -> Input:

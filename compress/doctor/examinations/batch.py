@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ _TOLERANCE = 1e-3                                # of the largest output; a prod
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    specs = [spec for spec in patient.inputs if spec.batch_axis is not None]
+    specs = _batched(patient)
     size = min((batch_of(spec, 2) for spec in specs), default=1)
     if size < 2 or patient.outputs is None or any(batch_of(spec, 2) != size for spec in specs):
         return
@@ -43,6 +44,14 @@ def examine(patient: Patient) -> Iterator[Finding]:
         "look for a reshape, a flatten or a mean that runs over the batch axis; of a dual encoder save the towers, "
         "graphs={'image': Graph('encode_image', ...), ...}, in place of their similarities",
     )  # fmt: skip
+
+
+def _batched(patient: Patient) -> list[TensorSpec]:
+    """The inputs with a batch axis; where the code fixes the batch, those that hold as many samples as the first."""
+    if not any("batch" in refusal.dims for refusal in patient.refusals):
+        return [spec for spec in patient.inputs if spec.batch_axis is not None]
+    specs = [dataclasses.replace(spec, batch_axis=0) for spec in patient.inputs]
+    return [spec for spec in specs if spec.shape[0] == specs[0].shape[0]]
 
 
 def _batch(patient: Patient, specs: list[TensorSpec], size: int, seed: int) -> Mapping[str, np.ndarray]:

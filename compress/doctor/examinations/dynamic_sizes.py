@@ -13,7 +13,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         for name, said in refusal.dims.items():
             yield Finding(
                 examination="dynamic_sizes", severity="blocks", where=refusal.place.path or "forward",
-                what=f"dimension {name!r} was asked to be dynamic, and the code fixes it: {said}",
+                what=f"dimension {name!r} was asked to be dynamic, and its code does not take every size: {said}",
                 source=refusal.place.source, concerns=("save", "every stage"),
                 remedy="take sizes from the input's shape (x.shape[0], -1 in reshape) in place of numbers, and cut "
                        "tables to the length there is; or leave the axis fixed: None in Input(dims=...)",

@@ -31,7 +31,13 @@ _ELSE = "rewrite the line with torch functions of fixed-rank tensors, or move it
 
 def examine(patient: Patient) -> Iterator[Finding]:
     for refusal in patient.refusals:
-        if refusal.kind == "specialised":
+        if refusal.kind == "specialised" or patient.outputs is None:  # told by the examinations of those
+            continue
+        if refusal.kind == "refused":
+            yield Finding(
+                examination="untraceable", severity="blocks", what=refusal.what, where=refusal.place.path,
+                source=refusal.place.source, concerns=("save", "every stage"),
+            )  # fmt: skip
             continue
         branches = refusal.kind == "GuardOnDataDependentSymNode"
         what = f"control flow depends on the values of a tensor: {refusal.what}" if branches else refusal.what

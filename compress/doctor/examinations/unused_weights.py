@@ -23,10 +23,10 @@ def examine(patient: Patient) -> Iterator[Finding]:
         for spec in graph.program.graph_signature.input_specs:
             if spec.kind is InputKind.PARAMETER and spec.target is not None and spec.arg.name in alive:
                 used.add(spec.target)
-    if patient.module is not None:               # the program leaves out what is another's too
-        own = {id(p): name for name, p in patient.module.named_parameters(remove_duplicate=False) if name in used}
-        stored |= {name: p for name, p in patient.module.named_parameters() if id(p) not in own}
-    idle = {name: tensor for name, tensor in stored.items() if name not in used}
+    if patient.module is not None:
+        stored |= dict(patient.module.named_parameters())
+    shared = {tensor.data_ptr() for name, tensor in stored.items() if name in used}  # of tied weights, too
+    idle = {name: tensor for name, tensor in stored.items() if name not in used and tensor.data_ptr() not in shared}
     if idle:
         bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in idle.values())
         yield Finding(
