@@ -25,6 +25,7 @@ class Case:
     outputs: tuple[TensorSpec, ...]
     feed: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
+    affine: bool = False                # activations with a zero point
 
 
 def f32(name: str, *shape: int | Dim) -> TensorSpec:
@@ -65,11 +66,17 @@ def gather() -> onnx.ModelProto:
                  table=np.stack([np.arange(5), 10 * np.arange(5)], axis=1).astype(np.float32))
 
 
+ZERO = np.uint8(100)
 QDQ_WEIGHTS = (np.arange(16 * 8).reshape(16, 8) % 11 - 5).astype(np.int8)
 QDQ_X = (np.arange(2 * 16).reshape(2, 16) % 9 - 4).astype(np.float32) * 0.37
 
 
-def qdq_matmul() -> onnx.ModelProto:
+def qdq_symmetric() -> onnx.ModelProto:
+    """s8 symmetric activations (scale 1/8) and weights (scale 1/4), as TensorRT and ARM64 take them."""
+    return qdq_matmul(np.int8(0))
+
+
+def qdq_matmul(zero: np.uint8 | np.int8 = ZERO) -> onnx.ModelProto:
     """u8 affine activations (scale 1/8, zero point 100), s8 symmetric weights (scale 1/4)."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
@@ -78,7 +85,7 @@ def qdq_matmul() -> onnx.ModelProto:
         helper.make_node("MatMul", ["xd", "wd"], ["y"], name="product"),
     ]
     return model(nodes, [value("x", FLOAT, "batch", 16)], [value("y", FLOAT, "batch", 8)],
-                 xs=np.float32(0.125), xz=np.uint8(100), w=QDQ_WEIGHTS,
+                 xs=np.float32(0.125), xz=zero, w=QDQ_WEIGHTS,
                  ws=np.full(8, 0.25, np.float32), wz=np.zeros(8, np.int8))
 
 
@@ -103,7 +110,13 @@ CASES = (
         expected={"rows": np.array([[[0, 0], [4, 40], [2, 20]]], np.float32)},
     ),
     Case(
-        name="qdq_matmul", build=qdq_matmul, inputs=(f32("x", BATCH, 16),), outputs=(f32("y", BATCH, 8),),
+        name="qdq_symmetric", build=qdq_symmetric, inputs=(f32("x", BATCH, 16),), outputs=(f32("y", BATCH, 8),),
+        feed={"x": QDQ_X},
+        expected={"y": np.clip(np.rint(QDQ_X * 8), -128, 127).astype(np.float32)
+                  * np.float32(0.125) @ (QDQ_WEIGHTS.astype(np.float32) * np.float32(0.25))},
+    ),
+    Case(
+        name="qdq_matmul", affine=True, build=qdq_matmul, inputs=(f32("x", BATCH, 16),), outputs=(f32("y", BATCH, 8),),
         feed={"x": QDQ_X},
         expected={"y": (np.clip(np.rint(QDQ_X * 8) + 100, 0, 255).astype(np.float32) - 100)
                   * np.float32(0.125) @ (QDQ_WEIGHTS.astype(np.float32) * np.float32(0.25))},
