@@ -17,10 +17,11 @@ from runtimes.records import inside
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
-def build(folder: Folder, architecture: str, config: Any) -> nn.Module:
+def build(folder: Folder, architecture: str, config: Any, *, training: tuple[str, ...] = ()) -> nn.Module:
     """The library's class ``architecture`` with the folder's weights, in float32 and evaluation mode.
 
-    Attention is the library's ``sdpa``, which is traced to plain operators.
+    Attention is the library's ``sdpa``, which is traced to plain operators. The weights that ``training`` names by
+    their last part are read in training alone: checkpoints of old releases lack them, and they are zero then.
 
     Raises:
         CompressError: if weights are missing, left over or of another shape; names them.
@@ -35,7 +36,10 @@ def build(folder: Folder, architecture: str, config: Any) -> nn.Module:
         raise CompressError(
             f"{folder.path}: {architecture} cannot be built from its config.json: {first_line(error)}"
         ) from error
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    unused = {name for name in info["missing_keys"] if name.rpartition(".")[2] in training}
+    for name in unused:
+        nn.init.zeros_(model.get_parameter(name))
+    missing, unexpected = sorted(info["missing_keys"] - unused), sorted(info["unexpected_keys"])
     if missing or unexpected:
         told = [f"lacks {_some(missing)}"] if missing else []
         told += [f"has {_some(unexpected)}, which the network does not"] if unexpected else []

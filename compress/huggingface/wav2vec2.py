@@ -33,7 +33,7 @@ def read(folder: Folder, architecture: str) -> Parts:
         answers = {"logits": _transcript(folder, config)}
     elif architecture == "Wav2Vec2ForSequenceClassification":
         answers, labels = classifier(folder, config)
-    model = build(folder, architecture, config)
+    model = build(folder, architecture, config, training=("masked_spec_embed",))
     most = SECONDS * waveform.rate
     least = min(_samples(config, 2), most)
     length = Dim("samples", least, max(least, waveform.rate), most)

@@ -84,7 +84,8 @@ def speech(seconds: float, seed: int = 0) -> np.ndarray:
     return np.asarray(0.2 * tones + 0.02 * rng.standard_normal(len(time))).astype(np.float32)
 
 
-def clip(folder: Path) -> Path:
+def clip(folder: Path, **settings: Any) -> Path:
+    """``settings`` are the text network's."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
@@ -96,7 +97,7 @@ def clip(folder: Path) -> Path:
             "pad_token_id": end}
     vision = {"image_size": 32, "patch_size": 8}
     config = transformers.CLIPConfig(
-        text_config={**TINY, **text}, vision_config={**TINY, **vision}, projection_dim=24, logit_scale_init_value=1.5)
+        text_config={**TINY, **text, **settings}, vision_config={**TINY, **vision}, projection_dim=24, logit_scale_init_value=1.5)
     processor = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return save(transformers.CLIPModel(config), folder, tokenizer, processor)
