@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
-    """The cost of one graph: ``operations`` in the program's order, ``components`` summing to ``total``."""
+    """The cost of a graph or a model: ``operations`` as they run, ``components`` summing to ``total``."""
 
     operations: tuple[Operation, ...]
     components: Mapping[str, Cost]               # component name -> cost; "other" is what belongs to none
@@ -76,14 +76,23 @@ def count(program: ExportedProgram, model: Model, sizes: Mapping[str, int] | Non
         batch = None if spec.batch_axis is None else spec.shape[spec.batch_axis]
         at = {} if batch is None or isinstance(batch, int) else {batch.name: max(1, batch.min)}
         shapes.append(spec.sized(**{**at, **(sizes or {})}))
-    operations = count_operations(program, shapes)
+    return _summed(count_operations(program, shapes), [program], model)
+
+
+def count_model(model: Model) -> Complexity:
+    """All graphs of ``model``, each run once: their operations one after the other, a shared parameter counted once."""
+    operations = [o for graph in model.graphs.values() for o in count(graph.program, model).operations]
+    return _summed(operations, [graph.program for graph in model.graphs.values()], model)
+
+
+def _summed(operations: Sequence[Operation], programs: Sequence[ExportedProgram], model: Model) -> Complexity:
     macs: dict[str, int] = {}
     for operation in operations:
         owner = model.component_of(operation.module)
         macs[owner] = macs.get(owner, 0) + operation.macs
     params: dict[str, int] = {}
     size: dict[str, int] = {}
-    for name, parameter in program.named_parameters():
+    for name, parameter in {name: held for program in programs for name, held in program.named_parameters()}.items():
         owner = model.component_of(name.rpartition(".")[0])
         params[owner] = params.get(owner, 0) + parameter.numel()
         size[owner] = size.get(owner, 0) + parameter.numel() * parameter.element_size()
@@ -91,7 +100,7 @@ def count(program: ExportedProgram, model: Model, sizes: Mapping[str, int] | Non
     names += sorted(name for name in {*macs, *params} - set(names) if macs.get(name) or params.get(name))
     components = {n: Cost(macs=macs.get(n, 0), params=params.get(n, 0), size_bytes=size.get(n, 0)) for n in names}
     total = Cost(macs=sum(macs.values()), params=sum(params.values()), size_bytes=sum(size.values()))
-    return Complexity(operations=operations, components=components, total=total)
+    return Complexity(operations=tuple(operations), components=components, total=total)
 
 
 def count_operations(program: ExportedProgram, shapes: Sequence[tuple[int, ...]]) -> tuple[Operation, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.complexity import count
+from compress.complexity import count_model
 from compress.errors import CompressError
 from compress.model import Model
 from runtimes.spec import TensorSpec
@@ -33,13 +33,11 @@ class Inspection:
 
 
 def model_facts(model: Model) -> dict[str, Any]:
-    """Specs of inputs and outputs, and per component parameters, MACs of one sample, and bytes."""
-    components: dict[str, dict[str, int]] = {}
-    for graph in model.graphs.values():
-        for name, cost in count(graph.program, model).components.items():
-            entry = components.setdefault(name, {"parameters": 0, "macs": 0, "size_bytes": 0})
-            for key, value in (("parameters", cost.params), ("macs", cost.macs), ("size_bytes", cost.size_bytes)):
-                entry[key] += value
+    """Specs of inputs and outputs, and per component parameters, MACs of one sample in every graph, and bytes."""
+    components = {
+        name: {"parameters": cost.params, "macs": cost.macs, "size_bytes": cost.size_bytes}
+        for name, cost in count_model(model).components.items()
+    }
     return {
         "inputs": [spec.to_json() for spec in model.inputs],
         "outputs": [spec.to_json() for spec in model.outputs],

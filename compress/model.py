@@ -75,6 +75,7 @@ class ProgramGraph:
     program: ExportedProgram
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    method: str | None = None  # of the module that it was traced from, which prune runs; None where that is not known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,11 @@ def write_model(model: Model, path: Path) -> None:
         "version": VERSION,
         "name": model.name,
         "graphs": {
-            key: {"inputs": [s.to_json() for s in graph.inputs], "outputs": [s.to_json() for s in graph.outputs]}
+            key: {
+                "inputs": [s.to_json() for s in graph.inputs],
+                "outputs": [s.to_json() for s in graph.outputs],
+                "method": graph.method,
+            }
             for key, graph in model.graphs.items()
         },
         "components": dict(model.components),
@@ -104,6 +108,7 @@ def read_model(path: Path) -> Model:
                 program=program_from_json(members[f"graphs/{key}.json"].decode(), weights, str(path)),
                 inputs=tuple(TensorSpec.from_json(s) for s in entry["inputs"]),
                 outputs=tuple(TensorSpec.from_json(s) for s in entry["outputs"]),
+                method=None if entry.get("method") is None else _method(entry["method"]),
             )
             for key, entry in header["graphs"].items()
         }
@@ -178,6 +183,14 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
     return value
+
+
+def _method(value: Any) -> str:
+    """Prune calls it, on the module of a factory that the user trusts: no method that torch's own modules have."""
+    name = _text(value)
+    if not name.isidentifier() or name.startswith("_") or (name != "forward" and hasattr(nn.Module, name)):
+        raise ValueError(f"{name!r:.80} is no method that a graph is traced from")
+    return name
 
 
 def _read_factory(data: Mapping[str, Any]) -> Factory:

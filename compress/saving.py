@@ -145,7 +145,8 @@ def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str
     finally:
         module.train(training)
     inputs = bounded(program, inputs)
-    return ProgramGraph(program=program, inputs=inputs, outputs=_output_specs(program, inputs, list(outputs)))
+    specified = _output_specs(program, inputs, list(outputs))
+    return ProgramGraph(program=program, inputs=inputs, outputs=specified, method=graph.method)
 
 
 def _rename_constants(graph: str, program: ExportedProgram) -> None:

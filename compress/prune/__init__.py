@@ -108,7 +108,7 @@ def prune(
     """Return a physically smaller copy of ``model`` that keeps at most ``config.macs`` of its MACs.
 
     Args:
-        model: a float model with a factory (or its live module).
+        model: a float model with a factory (or its live module); the layers its graphs share stay shared.
         data: real samples: what importance is measured on and every removal is checked with.
         config: how much, by which measure, and what not.
         factory: ``package.module:function`` that the user trusts to rebuild the module.
@@ -118,13 +118,13 @@ def prune(
         CompressError: if the model is quantized or cannot be rebuilt, nothing in it can be pruned, the share cannot be
             reached (with the smallest that can), or a removal would change the function (naming the group).
     """
-    from compress.complexity import count
+    from compress.complexity import count_model
     from compress.model import Input
     from compress.prune.structured import prune_module
     from compress.saving import export_model
 
     module, calls = _module(model, factory)
-    before = count(model.graph.program, model)
+    before = count_model(model)
     pruned = prune_module(module, calls, data.batches, before.modules, config, progress)
     attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
     for path, changed in pruned.attributes.items():
@@ -136,7 +136,7 @@ def prune(
         ) for spec in model.inputs},
         graphs=calls, labels=model.labels, processing=model.processing,
         channels={**model.channels, "attributes": attributes})
-    after = count(smaller.graph.program, smaller)
+    after = count_model(smaller)
     components = tuple(ComponentChange(
         name=component, macs_before=cost.macs, macs_after=after.components[component].macs,
         params_before=cost.params, params_after=after.components[component].params,
@@ -162,7 +162,7 @@ def prunable(
 
 
 def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Graph]]:
-    """A module of one's own to work on, and the method that its only graph runs."""
+    """A module of one's own to work on, and the method that each of its graphs runs."""
     import copy
 
     from compress.factory import build_module
@@ -170,9 +170,11 @@ def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Gra
 
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized: prune first, then quantize")
-    if len(model.graphs) != 1:
-        raise CompressError(f"model {model.name!r} has {len(model.graphs)} graphs ({', '.join(model.graphs)}): "
-                            "prune takes models with one graph; save it with its forward() as the only one")
+    unknown = [name for name, graph in model.graphs.items() if graph.method is None]
+    if unknown and len(model.graphs) > 1:
+        raise CompressError(f"model {model.name!r} has {len(model.graphs)} graphs ({', '.join(model.graphs)}), and "
+                            f"does not say which method {unknown[0]!r} is: save it again with compress.save")
     live = model.module if factory is None else None
     module = build_module(model, factory) if live is None else copy.deepcopy(live).eval()
-    return module, {next(iter(model.graphs)): Graph("forward", tuple(spec.name for spec in model.inputs))}
+    return module, {name: Graph(graph.method or "forward", tuple(spec.name for spec in graph.inputs))
+                    for name, graph in model.graphs.items()}

@@ -482,6 +482,11 @@ EDITS: dict[str, tuple[Callable[[dict[str, bytes], dict[str, Any]], None], str]]
     "no outputs": (set_in("graphs", "forward", "outputs", to=[]), "its program has 2 outputs, its list 0"),
     "a modality of its own": (
         lambda m, h: h["graphs"]["forward"]["inputs"][0].update(modality="smell"), "unknown modality 'smell'"),
+    "a method that is no text": (set_in("graphs", "forward", "method", to=3), "3 is not text"),
+    "a method of every module": (
+        set_in("graphs", "forward", "method", to="load_state_dict"), "'load_state_dict' is no method that a graph is"),
+    "a method that is an expression": (
+        set_in("graphs", "forward", "method", to="encode()"), r"'encode\(\)' is no method that a graph is"),
     "a size below none": (lambda m, h: h["graphs"]["forward"]["inputs"][0].update(shape=[-1]), "negative"),
 }  # fmt: skip
 
