@@ -97,7 +97,8 @@ def clip(folder: Path, **settings: Any) -> Path:
             "pad_token_id": end}
     vision = {"image_size": 32, "patch_size": 8}
     config = transformers.CLIPConfig(
-        text_config={**TINY, **text, **settings}, vision_config={**TINY, **vision}, projection_dim=24, logit_scale_init_value=1.5)
+        text_config={**TINY, **text, **settings}, vision_config={**TINY, **vision}, projection_dim=24,
+        logit_scale_init_value=1.5)
     processor = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return save(transformers.CLIPModel(config), folder, tokenizer, processor)
