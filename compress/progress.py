@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 
+REFRESHES = 2.0  # a second: rich's ten took 3.5 % of a core, which a bench on the same machine calls foreign load
+
+
 class Progress:
     """``stage`` frames one stage, ``step`` moves its bar, ``say`` prints a sentence. All of it goes to stderr.
 
@@ -35,7 +38,9 @@ class Progress:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
         )  # fmt: skip
         started = time.monotonic()
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal, refresh_per_second=REFRESHES
+        ) as bar:
             self._bar, self._task = bar, bar.add_task(title, total=None, text="")
             try:
                 yield

@@ -117,15 +117,35 @@ def _write_outputs(engine: Engine, runner: Runner, settings: Mapping[str, Any]) 
     parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in engine.outputs}
     samples = 0
     for feed in _batches([Path(shard) for shard in shards], names, batch):
-        for name, value in runner.run(check_feed(engine.inputs, feed, source="shard")).items():
+        count, found = len(next(iter(feed.values()))), runner.run(check_feed(engine.inputs, feed, source="shard"))
+        _check_outputs(engine, found, count)
+        for name, value in found.items():
             parts[name].append(value)
-        samples += len(next(iter(feed.values())))
+        samples += count
     try:
         stacked = {name: np.concatenate(values) for name, values in parts.items()}
     except ValueError as error:
         raise RuntimesError(f"{where}: the outputs of the samples differ in shape ({error})") from error
     write_arrays(into, stacked)
     return samples
+
+
+def _check_outputs(engine: Engine, outputs: Mapping[str, np.ndarray], samples: int) -> None:
+    """A score of anything but what the engine says it gives would be the score of something else."""
+    specs = {spec.name: spec for spec in engine.outputs}
+    if outputs.keys() != specs.keys():
+        raise RuntimesError(f"{engine.path} gave the outputs {sorted(outputs)} and says it has {sorted(specs)}: "
+                            "build it again")
+    for name, value in outputs.items():
+        spec = specs[name]
+        axis = spec.batch_axis
+        fixed = axis is None or axis >= value.ndim or isinstance(spec.shape[axis], int)
+        if value.dtype != np.dtype(spec.dtype) or value.ndim != len(spec.shape):
+            raise RuntimesError(f"output {name!r} of {engine.path} came as {value.dtype} of {value.ndim} axes, and it "
+                                f"says {spec.dtype} of {len(spec.shape)}: build it again")
+        if axis is not None and not fixed and value.shape[axis] != samples:
+            raise RuntimesError(f"output {name!r} of {engine.path} has {value.shape[axis]} answers for {samples} "
+                                "samples: build it again")
 
 
 def _batches(shards: list[Path], names: tuple[str, ...], batch: int) -> Iterator[dict[str, np.ndarray]]:

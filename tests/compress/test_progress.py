@@ -54,6 +54,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: p
     progress = Progress()
     with progress.stage("bench"):
         progress.step(3, 4, "round 2")
+        assert progress._bar.live.refresh_per_second <= 2  # a bench beside it must have the machine
         progress._bar.refresh()
     err = capsys.readouterr().err
     assert "75%" in err

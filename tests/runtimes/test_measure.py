@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import runtimes
 from runtimes.arrays import read_arrays, write_arrays
+from runtimes.backends import open_engine
 from runtimes.engine import read_engine
 from runtimes.errors import RuntimesError
 from runtimes.measure import main, measure
@@ -91,6 +93,29 @@ def test_runs_in_a_fresh_process(job: dict[str, Any], tmp_path: Path) -> None:
 def test_bad_job(part: str, change: dict[str, Any], message: str, job: dict[str, Any]) -> None:
     with pytest.raises(RuntimesError, match=message):
         measure({**job, part: {**job[part], **change}})
+    assert not Path(job["result"]).exists()
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (lambda y: {"y": y.astype(np.int32)}, r"output 'y' of .*-cpu came as int32 of 2 axes, and it says float32 of 2"),
+    (lambda y: {"y": y[:, 0]}, r"output 'y' of .*-cpu came as float32 of 1 axes, and it says float32 of 2"),
+    (lambda y: {"y": y[:1]}, r"output 'y' of .*-cpu has 1 answers for 3 samples"),
+    (lambda y: {"y": y, "z": y}, r"-cpu gave the outputs \['y', 'z'\] and says it has \['y'\]"),
+    (lambda y: {}, r"-cpu gave the outputs \[\] and says it has \['y'\]"),
+])
+def test_outputs_other_than_the_engine_says_are_not_scored(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, given: Callable[[np.ndarray], dict[str, np.ndarray]],
+    message: str,
+) -> None:
+    def open_other(*args: Any, **more: Any) -> Any:
+        runner = open_engine(*args, **more)
+        run = runner.run
+        monkeypatch.setattr(runner, "run", lambda feed: given(run(feed)["y"]))
+        return runner
+
+    monkeypatch.setattr("runtimes.measure.open_engine", open_other)
+    with pytest.raises(RuntimesError, match=message):
+        measure({**job, "latency": None, "layers": False})
     assert not Path(job["result"]).exists()
 
 

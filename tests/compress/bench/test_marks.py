@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +172,30 @@ def test_a_busy_process_beside_is_foreign_load() -> None:
     assert seen["foreign_cpu_share"] > 0.25
     reasons = [mark.reason for mark in found_in([{**ROUND, "telemetry": seen}])]
     assert [reason for reason in reasons if reason.startswith("foreign load: others took")]
+
+
+def test_this_process_and_its_threads_are_not_foreign() -> None:
+    """Nothing faked: a thread per core leaves no core idle, whoever else computes, so own and foreign make up it all.
+
+    Were the threads' own time foreign too, the two would be more than all there is.
+    """
+    if not Path("/proc/stat").is_file():
+        pytest.skip("no /proc/stat: the CPU time of others cannot be read")
+    cores, meter, end = len(os.sched_getaffinity(0)), Telemetry(), threading.Event()
+
+    def compute() -> None:
+        while not end.is_set():
+            hashlib.sha256(bytes(1 << 20)).digest()     # lets the other threads run
+
+    meter.start()
+    own_s, threads = time.process_time(), [threading.Thread(target=compute) for _ in range(cores)]
+    for thread in threads:
+        thread.start()
+    end_timer = threading.Timer(1.0, end.set)
+    end_timer.start()
+    for thread in [*threads, end_timer]:
+        thread.join()
+    seen, own_s = meter.stop(), time.process_time() - own_s
+    own = own_s / (cores * seen["duration_s"])
+    assert own > 0.05
+    assert own + seen["foreign_cpu_share"] <= 1.05
