@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-
 REFRESHES = 2.0  # a second: rich's ten took 3.5 % of a core, which a bench on the same machine calls foreign load
 
 
