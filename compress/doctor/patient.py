@@ -70,7 +70,8 @@ class Patient:
             values = {spec.name: torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in graph.inputs}
             with torch.no_grad(), told_as("the model fails on a feed"):
                 results = self._programs[name](**values)
-            found |= {spec.name: value for spec, value in zip(graph.outputs, results, strict=True)}
+            prefix = "" if len(self.model.graphs) == 1 else f"{name}."  # two towers may name their outputs alike
+            found |= {prefix + spec.name: value for spec, value in zip(graph.outputs, results, strict=True)}
         return found
 
     @cached_property
@@ -110,16 +111,20 @@ def evaluated(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-def varied(value: np.ndarray, seed: int) -> np.ndarray:
-    """Other values of the same kind, every one of them changed: of the example's spread, or within its integers."""
+def varied(value: np.ndarray, seed: int, like: np.ndarray | None = None) -> np.ndarray:
+    """Other values of the same kind, every one of them changed: of the spread, or within the integers, of ``like``.
+
+    That is ``value`` itself where nothing is given.
+    """
     rng = np.random.default_rng(seed)
+    like = value if like is None else like
     if value.dtype.kind == "b":
         return ~value
     if value.dtype.kind in "iu":
-        low, high = min(0, int(value.min(initial=0))), max(1, int(value.max(initial=0)))
+        low, high = min(0, int(like.min(initial=0))), max(1, int(like.max(initial=0)))
         step = rng.integers(1, high - low + 1, size=value.shape)
         return np.asarray((value - low + step) % (high - low + 1) + low, dtype=value.dtype)
-    spread = float(np.std(value)) or 1.0
+    spread = float(np.std(like)) or 1.0
     return np.asarray(value + rng.normal(scale=spread, size=value.shape), dtype=value.dtype)
 
 

@@ -21,7 +21,10 @@ from compress.errors import CompressError
 from compress.targets import Target
 from runtimes.errors import RuntimesError
 
-_ASKED = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT for RTX"}
+_ASKED = {
+    "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT for RTX",
+    "tensorrt": "TensorRT for RTX, asked in place of the device's TensorRT,",
+}  # fmt: skip
 _PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 
 
@@ -30,7 +33,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
         return
     asked: dict[tuple[str, int], list[Target]] = {}
     for target in patient.targets:
-        asked.setdefault((target.backend, target.opset), []).append(target)
+        builder = "tensorrt_rtx" if target.backend == "tensorrt" else target.backend
+        asked.setdefault((builder, target.opset), []).append(target)
     refused_by_torch: dict[tuple[str, str], list[str]] = {}
     for (backend, opset), targets in asked.items():
         names = tuple(target.name for target in targets)
@@ -38,7 +42,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         if absent is not None:
             yield Finding(
                 examination="backends", severity="note", where=backend, concerns=("export", *names),
-                what=f"{backend} was not asked whether it takes the model: {absent[0]}", remedy=absent[1],
+                what=f"{_ASKED[backend]} was not asked whether it takes the model: {absent[0]}", remedy=absent[1],
             )  # fmt: skip
         for graph in patient.model.graphs:
             file = onnx_of(patient, graph, opset)
@@ -73,6 +77,7 @@ def _ask(patient: Patient, graph: str, onnx: Path, target: Target, names: tuple[
 
     assert patient.model is not None
     model = dataclasses.replace(only(patient.model, graph), quantization=None)
+    asked = _ASKED[target.backend]
     if target.backend == "tensorrt":             # its own recipe is the opset's examination
         target = dataclasses.replace(target, backend="tensorrt_rtx", reach="local", address=None)
     into = patient.work / f"engine-{target.backend}-{onnx.stem}"
@@ -85,7 +90,7 @@ def _ask(patient: Patient, graph: str, onnx: Path, target: Target, names: tuple[
         operator, place = _named(patient, graph, onnx, said)
         yield Finding(
             examination="backends", severity="blocks", where=place.path or operator or name_of(patient, graph),
-            what=f"{_ASKED[target.backend]} refuses {operator or 'the model'}: {_without_node(said)}",
+            what=f"{asked} refuses {operator or 'the model'}: {_without_node(said)}",
             source=place.source, concerns=("export", *names),
             remedy="write it with other torch functions, keep that part outside of the model, or take another target",
         )  # fmt: skip

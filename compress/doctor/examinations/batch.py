@@ -24,7 +24,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     if size < 2 or patient.outputs is None or any(batch_of(spec, 2) != size for spec in specs):
         return
     try:
-        first, second = (patient.run(_batch(patient, specs, size, seed)) for seed in (1, 2))
+        first, second = (patient.run(_batch(patient, specs, size, others)) for others in (False, True))
     except CompressError:                        # an untraced model whose batch has another size
         return
     own = {name: (value[:1], second[name][:1]) if value.dim() and len(value) == size else (value, second[name])
@@ -54,13 +54,15 @@ def _batched(patient: Patient) -> list[TensorSpec]:
     return [spec for spec in specs if spec.shape[0] == specs[0].shape[0]]
 
 
-def _batch(patient: Patient, specs: list[TensorSpec], size: int, seed: int) -> Mapping[str, np.ndarray]:
-    """The example's first sample, and neighbours that depend on ``seed``."""
+def _batch(patient: Patient, specs: list[TensorSpec], size: int, others: bool) -> Mapping[str, np.ndarray]:
+    """The example's first sample, with copies of itself for neighbours, or with ``others``."""
     feed = dict(patient.example)
     for spec in specs:
         axis = spec.batch_axis or 0
-        first = np.take(feed[spec.name], [0], axis=axis)
-        feed[spec.name] = np.concatenate([first, *(varied(first, seed * size + i) for i in range(1, size))], axis=axis)
+        whole = feed[spec.name]
+        first = np.take(whole, [0], axis=axis)
+        neighbours = [varied(first, seed, whole) if others else first for seed in range(1, size)]
+        feed[spec.name] = np.concatenate([first, *neighbours], axis=axis)
     return feed
 
 

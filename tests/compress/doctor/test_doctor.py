@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,11 @@ def test_the_files_are_the_examinations() -> None:
     files = {path.stem for path in Path(str(package.__file__)).parent.glob("*.py")} - {"__init__"}
     assert files == set(EXAMINATIONS)
     assert len(EXAMINATIONS) == len(set(EXAMINATIONS))
+
+
+def test_the_page_lists_every_examination() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(EXAMINATIONS)
 
 
 def test_nothing_blocks_the_small_model_and_nothing_is_written(small_files: Path) -> None:

@@ -63,6 +63,15 @@ def test_onnxruntime_is_asked_and_names_what_it_refuses(examined: Examine) -> No
     assert found.where == "inner"
 
 
+def test_the_parser_of_tensorrt_for_rtx_is_asked_for_a_jetson_where_it_is_set_up(examined: Examine) -> None:
+    if backends._absent("tensorrt_rtx") is not None:
+        pytest.skip("the libraries of TensorRT for RTX are not set up: python -m compress.export.rtx_libraries")
+    (found,) = examined("backends", Around(Determinant()), {"x": X}, targets=["jetson-orin-nano", "rtx"])
+    assert found.what.startswith("TensorRT for RTX, asked in place of the device's TensorRT, refuses Det")
+    assert found.concerns == ("export", "jetson-orin-nano", "rtx")
+    assert examined("backends", Healthy(), {"x": X}, targets=["rtx"]) == []
+
+
 def test_a_backend_that_is_not_here_is_said_not_to_be_asked(
     examined: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
