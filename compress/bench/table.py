@@ -19,31 +19,41 @@ def table(record: BenchRecord) -> Table:
     Below it, line by line: what makes a row's figures doubtful, and what became of a row that has none.
     """
     from rich.table import Table
+    from rich.text import Text
 
     offline = record.config.get("scenario") == "offline"
-    view = Table(title=_title(record), caption="\n".join(_remarks(record)), caption_justify="left")
+    view = Table(title=_title(record), caption=Text(_plain("\n".join(_remarks(record)))), caption_justify="left")
     view.add_column("engine", overflow="fold")
     times = ("samples/s", "p50 ms of a batch") if offline else ("p50 ms", "p90 ms at most", "p99 ms")
     for heading in ("size MB", *times, "speed-up", "accuracy", "drop, points", "int8 layers"):
         view.add_column(heading, justify="right", no_wrap=True)
     for row in record.rows:
         cells = (_name(row), f"{row.size_bytes / 1e6:.2f}", *_times(row, offline), *_rest(row))
-        view.add_row(*cells, style="bold" if row.role == "shipped" else None)
+        view.add_row(*(Text(_plain(cell)) for cell in cells), style="bold" if row.role == "shipped" else None)
     return view
+
+
+def _plain(text: str) -> str:
+    """``text`` with "?" for what would steer a terminal: names and reasons may come from a device or a file."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _title(record: BenchRecord) -> str:
     config = record.config
     said = {"multi_stream": "multi stream", "offline": "offline"}.get(str(config.get("scenario")), "single stream")
     parts = [said, *(f"{name} {config[name]}" for name in ("batch",) if name in config),
-             *(f"{config[name]} {name}" for name in ("threads", "restarts") if name in config)]
+             *(f"{config[name]} {name if config[name] != 1 else name[:-1]}" for name in ("threads", "restarts")
+               if name in config)]
     return ", ".join(parts) + ("" if record.complete else ": incomplete")
 
 
 def _remarks(record: BenchRecord) -> list[str]:
-    against = ", ".join(record.baselines.values())
-    lines = [f"drop against {against}; speed-up against the original's fp32 engine, of the same target if it has one",
-             "intervals 95 %, and 99 % to see a difference in speed; p90 at most: LoadGen's early-stopping estimate"]
+    scores = [row.accuracy for row in record.rows if row.accuracy is not None]
+    lines = [f"drop against {', '.join(record.baselines.values())}; speed-up against the original's fp32 engine, "
+             "of the same target if it has one"]
+    if not any(row.speedup for row in record.rows) and not any(score.drop for score in scores):
+        lines = ["no engine of the original model beside them: no drop and no speed-up"]
+    lines += ["intervals 95 %, and 99 % to see a difference in speed; p90 at most: LoadGen's early-stopping estimate"]
     for row in record.rows:
         lines += [f"{row.name}: {mark.kind}, {mark.reason}" for mark in row.marks]
         if row.reason:

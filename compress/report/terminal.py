@@ -23,15 +23,14 @@ UNEXPECTED = 4  # layers of an engine that are listed
 def print_report(record: Record, file: IO[str] | None = None) -> None:
     """Print ``record`` to ``file`` (standard output by default), without colour where that is no terminal."""
     from rich.console import Console
-    from rich.markup import escape
 
     console = Console(file=file, highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(file=file, highlight=False, emoji=False, width=_WIDTH, color_system=None)
-    console.print(f"[bold]{escape(record.name)}[/bold]")
+    console.print(f"[bold]{_text(record.name)}[/bold]")
     found = verdict(record)
     if found and found.sentence:
-        console.print(escape(found.sentence))
+        console.print(_text(found.sentence))
         if found.max_drop is not None:
             said = {True: "within the budget", False: "over the budget", None: "not checked"}
             console.print(
@@ -42,7 +41,7 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
             console.print()
             console.print(table)
     for line in _remarks(record):
-        console.print(escape(line), soft_wrap=True)
+        console.print(_text(line), soft_wrap=True)
 
 
 def _engines(record: Record) -> Table | None:
@@ -178,9 +177,10 @@ def _table(*headings: str) -> Table:
 
 
 def _text(value: str) -> str:
+    """``value`` with "?" for what would steer a terminal, and brackets that are no markup."""
     from rich.markup import escape
 
-    return escape(value)
+    return escape("".join(c if c.isprintable() or c == "\n" else "?" for c in value))
 
 
 def _budget(max_drop: float, record: Record) -> str:

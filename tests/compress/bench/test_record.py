@@ -121,6 +121,24 @@ def test_offline_gives_samples_a_second() -> None:
     assert str(table(record).title) == "offline, batch 64"
 
 
+def test_names_and_reasons_are_text() -> None:
+    """They may be a file's or a device's: neither markup nor what moves a cursor."""
+    hostile = row("\x1b[2J[red]b[/red]", status="failed", reason="\x1b]0;title\x07[bold]no[/bold]")
+    file = io.StringIO()
+    Console(width=260, file=file).print(table(replace(RECORD, rows=(hostile,))))
+    text = file.getvalue()
+    assert "?[2J[red]b[/red]" in text
+    assert "?]0;title?[bold]no[/bold]" in text
+    assert not set(text) & {"\x1b", "\x07"}
+
+
+def test_without_an_original_the_caption_promises_no_comparison() -> None:
+    record = replace(RECORD, rows=(row("small int8", latency_ms=FAST),), config={"threads": 1, "restarts": 1})
+    assert str(table(record).caption).splitlines()[0] == (
+        "no engine of the original model beside them: no drop and no speed-up")
+    assert str(table(record).title) == "single stream, 1 thread, 1 restart"
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_presets_reach_95_percent(preset: str) -> None:
     assert median_interval([0.0] * PRESETS[preset].restarts)[2] >= 0.95

@@ -88,3 +88,13 @@ def test_a_speed_up_has_its_interval_and_says_what_it_is_worth(example: dict[str
     assert text.count("no difference") == 2                     # in the table of engines, and of what made it faster
     credit = text[text.index("what made it faster"):]
     assert "INVALID" in credit[: credit.index("onnxruntime-cpu")]
+
+
+def test_strings_of_a_record_steer_no_terminal(example: dict[str, Any]) -> None:
+    example["name"] = "\x1b]0;title\x07[red]name"
+    example["verdict"]["sentence"] = "fast\x1b[2J"
+    for row in example["bench"]["rows"]:
+        row["name"] = "\x1b[2J" + row["name"]
+    text = _shown(example)
+    assert text.startswith("?]0;title?[red]name\nfast?[2J")
+    assert "\x1b" not in text
