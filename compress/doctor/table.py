@@ -38,6 +38,7 @@ def _facts(diagnosis: Diagnosis) -> Any:
     parts = [f"{facts['parameters']:,} parameters", f"{size_of(facts['weights_bytes'])} as they are"]
     if "int8_weights_bytes" in facts:
         parts.append(f"about {size_of(facts['int8_weights_bytes'])} in int8")
+    if "activations_bytes" in facts:
         parts.append(f"{size_of(facts['activations_bytes'])} of activations on the example")
     return Text(f"{diagnosis.name}: {', '.join(parts)}")
 

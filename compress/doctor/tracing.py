@@ -47,15 +47,21 @@ def trace(module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Model | None
 
 
 def _finite(module: nn.Module) -> nn.Module:
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    if all(bool(torch.isfinite(t).all()) for t in tensors):
+    if all(finite_enough(tensor) for tensor in (*module.parameters(), *module.buffers())):
         return module
     cleaned = copy.deepcopy(module)
     with torch.no_grad():
         for tensor in (*cleaned.parameters(), *cleaned.buffers()):
-            if tensor.is_floating_point():
-                tensor.nan_to_num_(0.0, 0.0, neginf=None if tensor.requires_grad is False else 0.0)
+            if not finite_enough(tensor):
+                tensor.nan_to_num_(0.0, 0.0, 0.0)
     return cleaned
+
+
+def finite_enough(tensor: torch.Tensor) -> bool:
+    """As ``compress.save`` has it: a buffer may hold -inf, as attention masks do."""
+    if not tensor.is_floating_point():
+        return True
+    return bool((torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor < torch.inf).all())
 
 
 def _refusal(error: Exception, module: nn.Module, inputs: Mapping[str, Input], sizes: _Sizes) -> Refusal:
@@ -114,7 +120,8 @@ class _Sizes:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.axes: dict[str, tuple[str, int]] = {}        # torch's symbol -> input and axis
-        self.fixed: dict[str, Place] = {}
+        self.fixed: dict[str, Place] = {}                 # symbol -> what made it a constant
+        self.guarded: dict[str, Place] = {}               # symbol -> what first told its sizes apart
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -133,19 +140,23 @@ class _Sizes:
         if made is not None:
             self.axes[made[1]] = made[2], int(made[3])
         ended = re.match(r"set_replacement (\w+) = \d+ ", text)
-        if ended is not None:
+        guard = re.match(r"eval (.+?) \[guard added\]", text)
+        if ended is not None or guard is not None:
             place = of_stack(sys._getframe(), self.module)
             if place.source is not None:
-                self.fixed.setdefault(ended[1], place)
+                found, into = ([ended[1]], self.fixed) if ended else (re.findall(r"\w+", text), self.guarded)
+                for symbol in found:
+                    into.setdefault(symbol, place)
 
     def place_of(self, names: list[str], inputs: Mapping[str, Input]) -> Place:
-        for symbol, place in self.fixed.items():
-            name, axis = self.axes.get(symbol, ("", 0))
-            dims = inputs[name].dims if name in inputs else ()
-            dims = ("batch",) if dims is None else dims
-            if axis < len(dims) and _name(dims[axis]) in names:
-                return place
-        return next(iter(self.fixed.values()), Place())
+        for places in (self.fixed, self.guarded):
+            for symbol, place in places.items():
+                name, axis = self.axes.get(symbol, ("", 0))
+                dims = inputs[name].dims if name in inputs else ()
+                dims = ("batch",) if dims is None else dims
+                if axis < len(dims) and _name(dims[axis]) in names:
+                    return place
+        return Place()
 
 
 class _Handler(logging.Handler):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from compress.doctor.finding import Finding
 from compress.doctor.patient import Patient
 from compress.doctor.places import Place
+from compress.doctor.tracing import finite_enough
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    bad = [name for name, tensor in patient.weights.items() if not _allowed(tensor)]
+    bad = [name for name, tensor in patient.weights.items() if not finite_enough(tensor)]
     for name in bad:
         value = patient.weights[name].detach()
         wrong = int((~torch.isfinite(value)).sum())
@@ -35,13 +35,6 @@ def examine(patient: Patient) -> Iterator[Finding]:
             concerns=("quantize", "parity", "eval"),
             remedy="give an example of real values; guard divisions and logarithms with a small constant",
         )  # fmt: skip
-
-
-def _allowed(tensor: torch.Tensor) -> bool:
-    """As ``compress.save`` has it: a buffer may hold -inf, as attention masks do."""
-    if not tensor.is_floating_point():
-        return True
-    return bool((torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor < torch.inf).all())
 
 
 def _origin(patient: Patient) -> tuple[str, Place]:

@@ -14,6 +14,7 @@ from tests.compress.doctor.networks import (
     FixesBatch,
     FixesLength,
     Healthy,
+    Mixes,
     NeedsFive,
     Packs,
     ReturnsSelected,
@@ -83,6 +84,13 @@ def test_a_batch_that_the_code_fixes_is_found_and_the_rest_examined_all_the_same
     assert "3 alone" in found.what
     assert str(found.source).endswith("return x.reshape(3, 4, 1).sum(2)")
     assert examined("backends", FixesBatch(), {"x": X}) == []  # traced with the batch of the example
+
+
+def test_sizes_that_the_code_tells_apart_are_found_with_the_line(examined: Examine) -> None:
+    (found,) = examined("dynamic_sizes", Around(Mixes()), {"x": X})
+    assert "tells sizes apart: 4 != x.shape[0]" in found.what
+    assert found.where == "inner"
+    assert str(found.source).endswith("return x.t().reshape(x.shape[0], 4)")
 
 
 def test_a_mask_as_an_index_costs_speed(examined: Examine) -> None:

@@ -40,6 +40,18 @@ def test_weights_that_are_not_finite_are_counted_and_named(examined: Examine) ->
     assert found.what.startswith("2 of the 48 values")
 
 
+def test_a_masks_infinity_in_a_buffer_is_no_finding(examined: Examine) -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.unsqueeze(1) + self.mask).softmax(-1)
+
+    assert examined("finite", Causal(), {"x": X}) == []
+
+
 def test_a_model_with_such_weights_is_examined_further(examined: Examine) -> None:
     broken = changed(Ignores(), seen__weight=torch.full((3, 4), torch.nan))
     before = copy.deepcopy(broken.state_dict())
