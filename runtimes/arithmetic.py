@@ -25,9 +25,10 @@ def macs(kind: str, inputs: Sequence[Shape | None], output: Shape | None, *, tra
     Args:
         kind: the layer's type. A product of matrices ``(..., m, k) x (..., k, n)`` and attention are told by their
             operands, of which a backend may hide the second (ONNX Runtime packs constant weights away); a convolution
-            ``(n, i, ...)`` by its weights ``(o, i / groups, ...)``; a transposed convolution and a recurrent layer not.
+            by its weights ``(o, i / groups, ...)``, the first later input of three axes or more (scales come before
+            those of a QLinearConv); a transposed convolution and a recurrent layer not.
         inputs: shape of each input, the first operand first.
-        output: ``(..., m, n)`` or ``(n, o, ...)``.
+        output: ``(..., m, n)``, ``(n, o, ...)`` or, where a convolution runs channels last, ``(n, ..., o)``.
         transposed: the product's first operand is ``(..., k, m)``.
     """
     if output is None or not inputs or inputs[0] is None:
@@ -41,9 +42,11 @@ def macs(kind: str, inputs: Sequence[Shape | None], output: Shape | None, *, tra
     if _PRODUCT.search(kind):
         inner = first[-2:-1] if transposed else first[-1:]
         return prod(output) * inner[0] if inner else None
-    weight = inputs[1] if len(inputs) > 1 else None
+    weight = next((shape for shape in inputs[1:] if shape is not None and len(shape) > 2), None)
     if _CONVOLUTION.search(kind) and not re.search("transpose|deconv", kind, re.IGNORECASE):
         if weight is None or len(output) < 3 or not output[1]:
             return None
-        return prod(output) * prod(weight) // output[1]
+        if len(weight) == len(output):
+            return prod(output) * prod(weight[1:])
+        return prod(output) * prod(weight) // output[1]     # OpenVINO's groups have an axis of their own
     return None

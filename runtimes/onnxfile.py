@@ -98,6 +98,15 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += size
 
 
+def unpacked(packed: memoryview) -> list[int]:
+    """The numbers of a packed field."""
+    found, at = [], 0
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        found.append(value)
+    return found
+
+
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):

@@ -16,7 +16,7 @@ from runtimes.backends import Layer, Runner, read_files, zero_feed
 from runtimes.engine import Engine
 from runtimes.errors import LimitError, RuntimesError
 from runtimes.onnxfile import refuse_external_data
-from runtimes.onnxgraph import Node, read_nodes
+from runtimes.onnxgraph import Node, read_nodes, read_shapes
 from runtimes.spec import Feed
 
 # The session options an engine may set: how to compute, never where to read or write.
@@ -157,7 +157,9 @@ def _layer(name: str, args: Mapping[str, Any], times: list[float], graph: Graph)
     counted, count = is_arithmetic(kind), None
     if counted:
         turned = node is not None and node.integers.get("transA") == 1
-        count = macs(kind, [shape for _, shape in inputs], outputs[0][1] if outputs else None, transposed=turned)
+        shapes = [shape for _, shape in inputs]
+        shapes[1:1] = graph.constants(node) if node else []     # the profile leaves out those that were packed
+        count = macs(kind, shapes, outputs[0][1] if outputs else None, transposed=turned)
     return Layer(
         name=name,
         type=kind,
@@ -185,6 +187,7 @@ class Graph:
 
     def __init__(self, model: bytes, optimised: bytes) -> None:
         original, made = read_nodes(model), read_nodes(optimised)
+        self._constants = read_shapes(optimised)
         self.asked = {node.name: node for node in original if node.name}
         self.ran = {node.name: node for node in made}
         self._makers = {output: node.name for node in original for output in node.outputs}
@@ -193,6 +196,10 @@ class Graph:
         for node in made:
             for value in node.inputs:
                 self._readers.setdefault(value, []).append(node)
+
+    def constants(self, node: Node) -> list[tuple[int, ...]]:
+        """Shapes of the constants among a node's inputs, in their order; of its first input no shape."""
+        return [self._constants[value] for value in node.inputs[1:] if value in self._constants]
 
     def nodes_of(self, node: Node, depth: int = 2) -> tuple[str, ...]:
         """The model's operator that makes what ``node`` makes; of a node added, those of its readers or sources."""

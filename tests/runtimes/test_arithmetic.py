@@ -17,6 +17,9 @@ from runtimes.arithmetic import Shape, is_arithmetic, macs
     ("Conv", [(1, 4, 8), (6, 2, 3)], (1, 6, 8), 8 * 6 * 2 * 3),            # two groups
     ("GroupConvolution", [(1, 4, 8), (2, 3, 2, 3)], (1, 6, 8), 8 * 6 * 2 * 3),  # the same, as OpenVINO writes it
     ("ScaledDotProductAttention", [(1, 2, 5, 8), (1, 2, 7, 8), (1, 2, 7, 4)], (1, 2, 5, 4), 2 * 5 * 7 * (8 + 4)),
+    ("QLinearConv", [(1, 32, 127), (), (), (48, 32, 8), (48,), ()], (1, 48, 30), 30 * 48 * 32 * 8),
+    ("QLinearConv", [(1, 127, 32), (), (), (48, 32, 8), (48,), ()], (1, 30, 48), 30 * 48 * 32 * 8),  # channels last
+    ("QLinearConv", [(1, 127, 32), (), (), (48,), (48,), ()], (1, 30, 48), None),   # its weights are packed away
     ("Conv", [(1, 3, 8, 8)], (1, 16, 8, 8), None),
     ("ConvTranspose", [(1, 3, 8, 8), (3, 16, 2, 2)], (1, 16, 16, 16), None),
     ("SDPA", [(1, 2, 5, 8)], (1, 2, 5, 4), None),

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from runtimes import onnxruntime
 from runtimes.backends import open_engine
@@ -82,6 +83,17 @@ def test_layers_know_their_operators_and_why_they_are_float() -> None:
                          "an int8 Gemm takes no float bias")
     assert gemm.macs == 64 * 2 * 8      # the first operand is transposed, the second packed away
     assert (gelu.macs, conv.macs) == (None, None)
+
+
+def test_an_int8_convolution_is_counted_by_its_packed_weights() -> None:
+    node = made("conv", "QLinearConv", ["x", "s", "z", "w", "ws", "wz", "t", "u"], ["y"], channels_last=1)
+    weights = numpy_helper.from_array(np.ones((48, 32, 8), np.int8), "w")
+    optimised = helper.make_model(helper.make_graph([node], "g", [], [], [weights])).SerializeToString()
+    ran = event("conv", "QLinearConv", 5, [], [])       # as 1.31 writes it: of the weights only their scales are there
+    ran["args"] |= {"input_type_shape": [{"uint8": [1, 127, 32]}, {"float": []}, {"uint8": []}, {"float": [48]}],
+                    "output_type_shape": [{"uint8": [1, 30, 48]}]}
+    (layer,) = onnxruntime._layers([ran], onnxruntime.Graph(b"", optimised))
+    assert layer.macs == 30 * 48 * 32 * 8
 
 
 def test_a_node_that_was_added_serves_its_neighbours() -> None:
