@@ -96,8 +96,11 @@ def torch_runner(model: Model) -> Callable[[Feed], dict[str, np.ndarray]]:
 
 
 def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:
-    """The ladder of one model and one target: torch, ONNX and the engine, in float and, if it is quantized, in int8."""
-    from compress.export import build_engine, export_onnx
+    """The ladder of one graph and one target: torch, ONNX and the engine, in float and, if it is quantized, in int8.
+
+    ``data`` may hold inputs of other graphs as well.
+    """
+    from compress.export import build_engine, export_onnx, has_int8
     from compress.stages.engines import Build
 
     plain = dataclasses.replace(model, quantization=None)
@@ -105,7 +108,7 @@ def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:
         builds = []
         forms: tuple[tuple[Role, Model, str], ...] = (("control", plain, "fp32"), ("shipped", model, "int8"))
         for role, form, precision in forms:
-            if precision == "int8" and model.quantization is None:
+            if precision == "int8" and not has_int8(model):
                 continue
             onnx = export_onnx(form, target, Path(folder) / f"{precision}.onnx")
             engine = build_engine(onnx, form, target, Path(folder) / precision)
@@ -113,5 +116,7 @@ def check(model: Model, target: Target, data: CalibrationSet) -> ParityResult:
             builds.append(
                 Build(name=name, role=role, target=target, precision=engine.precision, onnx=onnx, engine=engine)
             )
-        quantized: dict[str, Model] = {target.scheme: model} if model.quantization is not None else {}
-        return parity(ladder(builds, plain, quantized), data.batches(largest_batch(model.inputs, 32)))
+        quantized: dict[str, Model] = {target.scheme: model} if has_int8(model) else {}
+        batches = data.batches(largest_batch(model.inputs, 32))
+        feeds = ({spec.name: feed[spec.name] for spec in model.inputs} for feed in batches)
+        return parity(ladder(builds, plain, quantized), feeds)

@@ -51,6 +51,15 @@ def read_data(path: Path, model: Model) -> CalibrationSet:
     return open_data(path, model)
 
 
+def read_sets(path: Path, model: Model) -> CalibrationSet | dict[str, CalibrationSet]:
+    """One set for all graphs of ``model``, or graph name -> its own, where ``path`` holds folders named as they are."""
+    from compress.export import only
+
+    if len(model.graphs) == 1 or not any((path / name).is_dir() for name in model.graphs):
+        return read_data(path, model)
+    return {name: read_data(path / name, only(model, name)) for name in model.graphs}
+
+
 def show(value: Any, as_json: bool, text: Callable[[], Any]) -> None:
     if as_json:
         click.echo(json.dumps(value, indent=1, allow_nan=False))

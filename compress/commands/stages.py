@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, show, written
+from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, read_sets, show, written
 from compress.distill import DistillConfig
 from compress.options import options_of
 from compress.progress import Progress
@@ -94,7 +94,8 @@ def distill(
 @click.command()
 @click.argument("model", type=EXISTING)
 @click.option(
-    "--calibration", type=EXISTING, required=True, help="The calibration set: a folder of .npz by input name."
+    "--calibration", type=EXISTING, required=True, help="The calibration set: a folder of .npz by input name; for "
+    "several graphs with the inputs of all, or a folder GRAPH in it for each."
 )
 @click.option("--target", default="local", show_default=True, help="What it will run on; its row names the scheme.")
 @click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.int8.pt.")
@@ -115,7 +116,7 @@ def quantize(
     progress = Progress(quiet=quiet)
     with progress.stage("quantize", row.scheme):
         result = compress.quantize(
-            loaded, read_data(calibration, loaded), scheme=row.scheme, config=config, progress=progress.step
+            loaded, read_sets(calibration, loaded), scheme=row.scheme, config=config, progress=progress.step
         )
     path = output or model.with_suffix(".int8.pt")
     write_model(result.model, path)
@@ -157,21 +158,25 @@ def export(
 @click.argument("model", type=EXISTING)
 @click.option("--data", type=EXISTING, required=True, help="Samples to compare on.")
 @click.option("--target", default="local", show_default=True, help="The target whose engine is compared.")
+@click.option("--graph", help="Which graph, where MODEL has several.")
 @click.option("--samples", default=64, show_default=True, help="How many samples.")
 @model_options
 @common
 def parity(
-    model: Path, data: Path, target: str, samples: int, factory: str | None, trust_pickle: bool, example: Path | None,
-    quiet: bool, as_json: bool,
+    model: Path, data: Path, target: str, graph: str | None, samples: int, factory: str | None, trust_pickle: bool,
+    example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL in torch, in ONNX and as the target's engine on the same feeds; exit code 1 if they disagree."""
+    from compress.export import only
     from compress.ladder import check
     from compress.parity import table
     from compress.targets import get_target
 
     loaded = read_model(model, factory, trust_pickle, example)
     with Progress(quiet=quiet).stage("parity"):
-        result = check(loaded, get_target(target), read_data(data, loaded).take(samples))
+        chosen, sets = only(loaded, graph), read_sets(data, loaded)
+        own = sets[next(iter(chosen.graphs))] if isinstance(sets, dict) else sets
+        result = check(chosen, get_target(target), own.take(samples))
     show(result.to_json(), as_json, lambda: table(result))
     if not result.passed:
         sys.exit(1)

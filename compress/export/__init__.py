@@ -57,6 +57,11 @@ def only(model: Model, graph: str | None) -> Model:
     return dataclasses.replace(model, graphs={graph: model.graphs[graph]})
 
 
+def has_int8(model: Model) -> bool:
+    """Whether something in ``model`` runs in int8; a graph that only looks up a table stays float beside others."""
+    return model.quantization is not None and any(model.quantization.ranges.get(name) for name in model.graphs)
+
+
 def export_onnx(model: Model, target: Target, path: Path) -> Path:
     """Write the ONNX of ``model``, of one graph, that ``target``'s engines are built from: Q/DQ for a quantized one."""
     from compress.export.onnx import write_onnx
@@ -76,9 +81,7 @@ def export_onnx(model: Model, target: Target, path: Path) -> Path:
 def build_engine(onnx: Path, model: Model, target: Target, into: Path, *, precision: Precision | None = None) -> Engine:
     """Build the engine of an ONNX file that :func:`export_onnx` wrote for ``model``."""
     if precision is None:
-        # what has no range in any of its graphs stays float: a table look-up beside a quantized tower
-        ranges = {} if model.quantization is None else model.quantization.ranges
-        precision = "int8" if any(ranges.get(name) for name in model.graphs) else "fp32"
+        precision = "int8" if has_int8(model) else "fp32"
     builder = importlib.import_module(BUILDERS[target.backend])
     engine: Engine = builder.build(onnx, target, into, inputs=model.inputs, outputs=model.outputs, precision=precision)
     return engine

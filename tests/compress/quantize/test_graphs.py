@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,7 +250,7 @@ def test_the_engine_of_each_graph(name: str, tmp_path: Path) -> None:
         close(found, expected[f"{graph}.output"], 0.05)  # OpenVINO computes what is not int8 in bf16
 
 
-def told(*arguments: object) -> dict[str, float]:
+def told(*arguments: object) -> dict[str, Any]:
     done = CliRunner().invoke(cli, [*map(str, arguments), "--quiet", "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return dict(json.loads(done.stdout))
@@ -269,6 +270,11 @@ def test_what_a_user_types(tmp_path: Path) -> None:
     outputs = model_runner(towers())(arrays())
     assert scores["model"] == pytest.approx(same_axis(outputs, labels).mean())
     assert abs(scores["int8"] - scores["model"]) <= 3 / PHOTOS
+    compared = told("parity", tmp_path / "int8.pt", "--graph", "text", "--target", "onnxruntime-cpu", *data)
+    assert (compared["passed"], compared["samples"]) == (True, PHOTOS)
+    assert "int8" in {step["precision"] for step in compared["steps"]}
+    looked_up = told("parity", tmp_path / "int8.pt", "--graph", "marker", "--target", "onnxruntime-cpu", *data)
+    assert {step["precision"] for step in looked_up["steps"]} == {"fp32"}
     told("export", tmp_path / "int8.pt", "--graph", "text", "--target", "onnxruntime-cpu")
     assert runtimes.read_engine(tmp_path / "int8.text.onnxruntime-cpu").precision == "int8"
     told("bundle", "create", tmp_path / "int8.pt", "--target", "onnxruntime-cpu", *data, "-o", tmp_path / "bundle")
@@ -279,3 +285,22 @@ def test_what_a_user_types(tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         close(found[name], value, 0.03)
+
+
+def test_a_folder_for_each_graph(tmp_path: Path) -> None:
+    """Graphs whose samples do not belong together, here in other numbers: each has its own set."""
+    write_model(towers(), tmp_path / "model.pt")
+    for graph, name, number in (("image", "image", 40), ("text", "tokens", 24), ("marker", "marker", 8)):
+        (tmp_path / "data" / graph).mkdir(parents=True)
+        np.savez(tmp_path / "data" / graph / "0.npz", **{name: arrays()[name][:number]})
+    command = ["quantize", tmp_path / "model.pt", "--calibration", tmp_path / "data", "--target", "onnxruntime-cpu"]
+    record = told(*command, "-o", tmp_path / "int8.pt")
+    assert (record["int8"], record["samples"]) == (3, 40)
+    held = read_model(tmp_path / "int8.pt").quantization
+    assert held is not None
+    assert set(held.settings["data"]) == {"image", "text", "marker"}
+    (tmp_path / "data" / "text" / "0.npz").unlink()
+    (tmp_path / "data" / "text").rmdir()
+    done = CliRunner().invoke(cli, [*map(str, command)])
+    assert done.exit_code == 2
+    assert "data/text does not exist" in done.output.replace("\n", "")
