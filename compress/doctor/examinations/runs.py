@@ -11,8 +11,6 @@ from compress.errors import CompressError
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    if patient.model is not None:
-        return
     try:
         patient.run(patient.example)
     except CompressError as error:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 from torch import nn
 
+import compress
 from compress import Dim, Input
+from compress.doctor.table import table
+from compress.saving import export_model
 from tests.compress.doctor.examine import Examine
 from tests.compress.doctor.networks import (
     Around,
+    Attends,
     Branches,
     FixesBatch,
     FixesLength,
@@ -24,6 +31,18 @@ from tests.compress.doctor.networks import (
 )
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+
+
+def test_a_program_that_fails_on_its_example_blocks_and_the_rest_says_so(tmp_path: Path) -> None:
+    model = export_model(Attends(), name="m", example={"word": np.arange(6).reshape(2, 3)})
+    broken = dataclasses.replace(model, example={"word": np.full((2, 3), 10)})  # its table has rows 0..9
+    diagnosis = compress.doctor(broken, ["onnxruntime-cpu"])
+    (found,) = diagnosis.of("runs")
+    assert (found.severity, found.concerns) == ("blocks", ("save", "every stage"))
+    assert "tokens in the vocabulary" in found.what
+    assert diagnosis.of("outliers")[0].what.startswith("this could not be examined: the model fails on a sample")
+    assert "activations_bytes" not in diagnosis.facts
+    assert "of activations" not in str(table(diagnosis).renderables[-2])
 
 
 def test_a_branch_on_a_value_is_found_at_the_users_line(examined: Examine) -> None:

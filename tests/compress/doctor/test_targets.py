@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,16 @@ def test_what_onnx_lacks_is_named_with_its_module_and_line_once_for_all_targets(
     assert "bessel_j0" in found.what
     assert found.concerns == ("export", "onnxruntime-cpu", "openvino-cpu")
     assert str(found.source).endswith("return torch.special.bessel_j0(x)")
+
+
+def test_a_crash_of_the_exporter_is_a_finding(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise AttributeError("no setter")
+
+    monkeypatch.setattr(importlib.import_module("compress.export.onnx"), "write_onnx", crash)
+    (found,) = examined("backends", Healthy(), {"x": X})
+    assert found.what == "writing ONNX opset 20 fails: AttributeError: no setter"
+    assert found.severity == "blocks"
 
 
 def test_openvino_is_asked_and_names_what_it_refuses(examined: Examine, tmp_path: Path) -> None:
