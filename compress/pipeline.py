@@ -34,7 +34,8 @@ from compress.targets import get_target
 class RunResult:
     """``done`` and ``reused`` count stages; ``record`` is report.json's content.
 
-    ``losses`` says what became of each device that was lost or not reached: its rows have no figures, or fewer.
+    ``losses`` says what became of each device that was lost or not reached, and of each engine that ships and failed
+    in the bench: their rows have no figures, or fewer.
     """
 
     output: Path
@@ -91,8 +92,15 @@ def run(
         paths = report(record, output)
     return RunResult(
         output=output, report=paths.html, bundle=bundle, record=record, done=filing.done, reused=filing.reused,
-        losses=BenchRecord.from_json(record["bench"]).losses if "bench" in record else (),
+        losses=_losses(record),
     )  # fmt: skip
+
+
+def _losses(record: Mapping[str, Any]) -> tuple[str, ...]:
+    if "bench" not in record:
+        return ()
+    bench = BenchRecord.from_json(record["bench"])
+    return (*bench.losses, *bench.failures)
 
 
 def _around_quantize(stages: Iterable[Stage]) -> tuple[list[Stage], list[Stage]]:

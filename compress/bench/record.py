@@ -259,6 +259,12 @@ class BenchRecord:
         gone = [row for row in self.rows if row.status == "device lost" or (row.status == "failed" and not row.machine)]
         return tuple(dict.fromkeys(row.reason for row in gone if row.reason))
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What became of each engine that ships and failed where it ran."""
+        failed = [row for row in self.rows if row.role == "shipped" and row.status == "failed" and row.machine]
+        return tuple(f"{row.name}: {row.reason}" for row in failed)
+
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 

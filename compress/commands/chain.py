@@ -34,7 +34,8 @@ def demo(folder: Path, quick: bool, seed: int, quiet: bool, as_json: bool) -> No
 def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
     """Run every stage of RECIPE that is not done yet; write the bundle and the report.
 
-    Exit code 1: a device could not be reached or went away. The report says so, and the same command measures again.
+    Exit code 1: a device could not be reached or went away, or an engine that ships failed in the bench. The report
+    says so, and the same command measures again.
     """
     import compress.pipeline
     from compress.report import show as print_report

@@ -44,14 +44,15 @@ def measure_parity(
 
 
 class _CutShortError(CompressError):
-    """A device was not reached or went away: the record is kept for this run, and not for the next."""
+    """A device was lost or what ships failed: the record is kept for this run, and not for the next."""
 
 
 def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) -> None:
     """Latency and accuracy of every engine, each where its target is: the section ``bench``.
 
     A target that is another machine is measured if its row has an address. Where one cannot be reached or goes away,
-    the section holds what there is, not ``complete``, and the next run measures again.
+    the section holds what there is, not ``complete``, and the next run measures again; as it does where an engine that
+    ships failed, which may have been for want of memory or time.
     """
     from compress.bench import Candidate, asked_for_int8
     from compress.bench.everywhere import bench_everywhere
@@ -78,8 +79,8 @@ def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) 
             workdir=scratch / "work", progress=filing.progress.step,
         )  # fmt: skip
         kept.update(json.loads(json.dumps(record.to_json())))
-        if not record.complete:
-            raise _CutShortError("; ".join(record.losses))
+        if not record.complete or record.failures:
+            raise _CutShortError("; ".join((*record.losses, *record.failures)))
         write_json(into / "bench.json", kept)
         return {}
 

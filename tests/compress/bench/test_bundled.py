@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from compress.errors import CompressError
 from compress.export import export
 from compress.program import run_program
 from compress.targets import targets
+from runtimes.bundle import read_bundle
 from runtimes.engine import read_engine, write_engine
 from runtimes.errors import RuntimesError
 from tests.compress.quantize import networks
@@ -99,6 +101,14 @@ def test_a_target_the_bundle_lacks_or_cannot_reach_is_refused(made: Path) -> Non
         bench_bundle(made / "bundle", [ORT, ORT], config=QUICK)
 
 
+def test_a_bundle_of_several_graphs_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_bundle(made / "bundle")
+    several = dataclasses.replace(whole, graphs={"image": whole.graph, "text": whole.graph})
+    monkeypatch.setattr(sys.modules[bench_bundle.__module__], "read_bundle", lambda path: several)
+    with pytest.raises(CompressError, match="has the graphs image, text, and a bench is of one graph: bundle each by"):
+        bench_bundle(made / "bundle", [ORT], config=QUICK)
+
+
 def test_a_damaged_bundle_is_refused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "bundle", tmp_path / "bundle")
     (tmp_path / "bundle/golden/feed.npz").write_bytes(b"")
@@ -150,6 +160,7 @@ def test_an_engine_that_ships_and_fails_is_exit_code_1(made: Path, tmp_path: Pat
              "--duration-s", "0", "--timeout-s", "0.001", "--no-peaks", "--output", str(tmp_path / "bench.json")]
     done = CliRunner().invoke(cli, [*words, "--quiet"])
     assert done.exit_code == 1
-    assert "compress: shipped int8, onnxruntime-cpu: no result after 0.001 s: the process was ended\n" in done.output
+    assert done.stderr == ("compress: shipped int8, onnxruntime-cpu: no result after 0.001 s: the process was ended; "
+                           "the rest was measured\n")
     rows = BenchRecord.from_json(json.loads((tmp_path / "bench.json").read_text())).rows
     assert [row.status for row in rows] == ["failed", "failed"]

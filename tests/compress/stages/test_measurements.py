@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import compress
+from compress.bench.measured import Measured
 from compress.cli import cli
 from compress.errors import CompressError
 from compress.progress import Progress
@@ -122,3 +123,22 @@ def test_a_file_in_the_bundle_is_told_before_the_run(small: ModuleType, small_fi
     with pytest.raises(CompressError, match=r"bundle is replaced whole, and 'notes.txt' in it is not of the bundle"):
         run(small, small_files, folder, ["onnxruntime-cpu"], Said())
     assert not (folder / "out/store").exists()
+
+
+def test_an_engine_that_ships_and_fails_is_measured_again_by_the_next_run(
+    small: ModuleType, small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(self: Any, result: Any) -> None:
+        if self.candidate.role == "shipped":
+            raise CompressError("the process was killed by SIGKILL")
+        add(self, result)
+
+    add = Measured.add_round
+    with monkeypatch.context() as patch:
+        patch.setattr(Measured, "add_round", out_of_memory)
+        recipe = small.write_recipe(
+            small_files, "away.yaml", stages=[{"export": {}}, {"bench": small.BENCH}], target=["onnxruntime-cpu"],
+            factory=None)
+        result = compress.run(recipe, output=folder / "out")
+        assert result.losses == ("shipped fp32, onnxruntime-cpu: the process was killed by SIGKILL",)
+    assert compress.run(recipe, output=folder / "out").losses == ()
