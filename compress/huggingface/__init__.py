@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FAMILIES: Mapping[str, str] = {
     "bert": "compress.huggingface.bert",
+    "clap": "compress.huggingface.clap",
     "clip": "compress.huggingface.clip",
     "siglip": "compress.huggingface.siglip",
     "vit": "compress.huggingface.vit",

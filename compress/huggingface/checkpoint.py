@@ -17,11 +17,14 @@ from runtimes.records import inside
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
-def build(folder: Folder, architecture: str, config: Any, *, training: tuple[str, ...] = ()) -> nn.Module:
+def build(
+    folder: Folder, architecture: str, config: Any, *, attention: str = "sdpa", training: tuple[str, ...] = ()
+) -> nn.Module:
     """The library's class ``architecture`` with the folder's weights, in float32 and evaluation mode.
 
-    Attention is the library's ``sdpa``, which is traced to plain operators. The weights that ``training`` names by
-    their last part are read in training alone: checkpoints of old releases lack them, and they are zero then.
+    Of the library's ways to compute attention ``sdpa`` and, for networks without it, ``eager`` can be traced. The
+    weights that ``training`` names by their last part are read in training alone: checkpoints of old releases lack
+    them, and they are zero then.
 
     Raises:
         CompressError: if weights are missing, left over or of another shape; names them.
@@ -30,7 +33,7 @@ def build(folder: Folder, architecture: str, config: Any, *, training: tuple[str
     try:
         model, info = getattr(library(), architecture).from_pretrained(
             None, config=config, state_dict=weights, output_loading_info=True, dtype=torch.float32,
-            attn_implementation="sdpa", ignore_mismatched_sizes=True,
+            attn_implementation=attention, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # a config whose values do not fit each other fails anywhere in the library's classes
         raise CompressError(

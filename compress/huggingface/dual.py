@@ -1,4 +1,4 @@
-"""What dual encoders share: two graphs, a picture's embedding and a text's, and their similarity as the answer."""
+"""What dual encoders share: two graphs, the embedding of a picture or sound and a text's, and how similar they are."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 from compress.huggingface.folder import Folder
 from compress.huggingface.parts import Parts, record
-from compress.huggingface.pictures import image_entry, image_example
-from compress.huggingface.tokens import FILE, Tokens
+from compress.huggingface.tokens import FILE, Tokens, text_input
 from compress.model import Graph, Input
 from compress.saving import BATCH
+from runtimes.spec import Dim
 
 
 class DualEncoder(nn.Module):
@@ -28,6 +28,10 @@ class DualEncoder(nn.Module):
         """Pixels ``(batch, channels, height, width)`` to embeddings ``(batch, width)``."""
         return {"image_embeds": _pooled(self.model.get_image_features(pixel_values=pixel_values))}
 
+    def audio(self, input_features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Spectrograms ``(batch, 1, frames, features)`` to embeddings ``(batch, width)``."""
+        return {"audio_embeds": _pooled(self.model.get_audio_features(input_features=input_features))}
+
     def text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Ids and mask ``(batch, length)`` to embeddings ``(batch, width)``."""
         found = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
@@ -35,25 +39,38 @@ class DualEncoder(nn.Module):
 
 
 def dual_encoder(
-    folder: Folder, config: Any, model: Any, tokens: Tokens, *, text: Mapping[str, Any],
+    folder: Folder, model: nn.Module, tokens: Tokens, *, entries: Mapping[str, Mapping[str, Any]],
     example: Mapping[str, torch.Tensor], inputs: Mapping[str, Input], components: Mapping[str, str],
-    activation: str, bias: float = 0.0,
+    scale: torch.Tensor, activation: str, bias: float = 0.0,
 ) -> Parts:  # fmt: skip
-    """The parts of a dual encoder; ``text`` are the record's entries of the text graph's inputs.
+    """The parts of a dual encoder.
 
-    The answer ``match`` gives each picture a score for each text: ``activation`` of the library's ``logits_per_image``.
+    The answer ``match`` gives each picture or sound a score for each text: ``activation`` of what the library calls
+    ``logits_per_image`` or ``logits_per_audio``.
+
+    Args:
+        entries: graph (a method of :class:`DualEncoder`, the text's last) -> its inputs -> how the record makes each.
+        scale: logarithm of what cosines are multiplied by.
     """
-    scale = math.exp(float(model.logit_scale.detach()))
-    match = {"kind": "similarity", "of": ["image_embeds", "text_embeds"], "scale": scale, "bias": bias,
+    of = [f"{graph}_embeds" for graph in entries]
+    match = {"kind": "similarity", "of": of, "scale": math.exp(float(scale.detach())), "bias": bias,
              "normalize": True, "activation": activation}  # fmt: skip
+    together = {name: entry for inputs_of in entries.values() for name, entry in inputs_of.items()}
     return Parts(
-        module=DualEncoder(model),
-        example={"pixel_values": image_example(config.vision_config), **example},
-        inputs={"pixel_values": Input(modality="image", dims=(BATCH,)), **inputs},
-        components=components,
-        graphs={"image": Graph("image", ("pixel_values",)), "text": Graph("text", tuple(text))},
-        processing=record(folder, {"pixel_values": image_entry(folder), **text}, {"match": match}, {FILE: tokens.data}),
-    )
+        module=DualEncoder(model), example=example, inputs=inputs, components=components,
+        graphs={graph: Graph(graph, tuple(inputs_of)) for graph, inputs_of in entries.items()},
+        processing=record(folder, together, {"match": match}, {FILE: tokens.data}),
+    )  # fmt: skip
+
+
+def masked_text(tokens: Tokens, end: int) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Input]]:
+    """A text graph's ids and mask, padded to the batch's longest: entries, an example that ends in ``end``, inputs."""
+    ids = tokens.example(2)
+    ids[:, -1] = end
+    entries = {"input_ids": tokens.entry(), "attention_mask": {"kind": "mask", "of": "input_ids"}}
+    length = Dim("length", 1, min(16, tokens.length), tokens.length)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return entries, example, {name: text_input(BATCH, length) for name in entries}
 
 
 def _pooled(result: Any) -> torch.Tensor:

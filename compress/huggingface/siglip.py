@@ -9,7 +9,9 @@ from compress.huggingface.checkpoint import build
 from compress.huggingface.dual import dual_encoder
 from compress.huggingface.folder import Folder
 from compress.huggingface.parts import Parts
+from compress.huggingface.pictures import image_entry, image_example
 from compress.huggingface.tokens import FILE, read_tokens, text_input
+from compress.model import Input
 from compress.saving import BATCH
 
 ARCHITECTURES = ("SiglipModel",)
@@ -23,11 +25,13 @@ def read(folder: Folder, architecture: str) -> Parts:
         )
     config = folder.built_config("SiglipConfig")
     tokens = read_tokens(folder, config.text_config, reader="PreTrainedTokenizerFast")
+    pixels = image_entry(folder)
     model: Any = build(folder, architecture, config)
     return dual_encoder(
-        folder, config, model, tokens, text={"input_ids": tokens.entry(padded=True)},
-        activation="sigmoid", bias=float(model.logit_bias.detach()),
-        example={"input_ids": tokens.example(2, full=True)},
-        inputs={"input_ids": text_input(BATCH, None)},
+        folder, model, tokens,
+        entries={"image": {"pixel_values": pixels}, "text": {"input_ids": tokens.entry(padded=True)}},
+        scale=model.logit_scale, activation="sigmoid", bias=float(model.logit_bias.detach()),
+        example={"pixel_values": image_example(config.vision_config), "input_ids": tokens.example(2, full=True)},
+        inputs={"pixel_values": Input(modality="image", dims=(BATCH,)), "input_ids": text_input(BATCH, None)},
         components={"image_encoder": "model.vision_model", "text_encoder": "model.text_model"},
     )  # fmt: skip

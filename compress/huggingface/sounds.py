@@ -1,4 +1,4 @@
-"""The feature extractor of a folder as the steps of a record, for networks that take waveforms."""
+"""The feature extractor of a folder as the steps of a record: waveforms, and CLAP's spectrograms."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from compress.errors import CompressError
 from compress.huggingface.folder import Folder
 from compress.huggingface.library import LOCAL, first_line, library
 
+FILL = {"repeatpad": "repeat_zero", "repeat": "repeat", "pad": "zero"}
 FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -27,19 +28,46 @@ def read_waveform(folder: Folder) -> Waveform:
     Raises:
         CompressError: if the folder has none, or one of another kind.
     """
+    extractor = _extractor(folder, "Wav2Vec2FeatureExtractor")
+    if extractor.feature_size != 1:
+        raise CompressError(f"{folder.path}: its feature extractor has feature_size {extractor.feature_size}, not 1")
+    steps = [{"op": "standardize", "epsilon": 1e-7}] if extractor.do_normalize else []
+    entry = {"kind": "audio", "from": "audio", "rate": int(extractor.sampling_rate), "steps": steps,
+             "pad_value": float(extractor.padding_value), "pad_side": extractor.padding_side}  # fmt: skip
+    return Waveform(rate=int(extractor.sampling_rate), masked=bool(extractor.return_attention_mask), entry=entry)
+
+
+def read_spectrogram(folder: Folder) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """The settings of a ``ClapFeatureExtractor``, and the shape ``(1, frames, features)`` it gives.
+
+    Raises:
+        CompressError: as :func:`read_waveform`, or if it stacks parts of long sounds.
+    """
+    extractor = _extractor(folder, "ClapFeatureExtractor")
+    if extractor.truncation != "rand_trunc" or extractor.padding not in FILL:
+        raise CompressError(
+            f"{folder.path}: its feature extractor has truncation {extractor.truncation!r} and padding "
+            f"{extractor.padding!r}: known are 'rand_trunc', and {', '.join(map(repr, FILL))}"
+        )
+    samples = int(extractor.max_length_s * extractor.sampling_rate)
+    mel = {"count": extractor.feature_size, "low_hz": extractor.frequency_min, "high_hz": extractor.frequency_max,
+           "scale": "slaney", "norm": "slaney"}  # fmt: skip
+    steps = [{"op": "fit", "length": samples, "fill": FILL[extractor.padding], "keep": "start"},
+             {"op": "spectrogram", "n_fft": extractor.fft_window_size, "hop": extractor.hop_length, "log": "db",
+              "mel": mel}]  # fmt: skip
+    entry = {"kind": "audio", "from": "audio", "rate": int(extractor.sampling_rate), "steps": steps, "layout": "TF",
+             "copies": 1}  # fmt: skip
+    return entry, (1, 1 + samples // extractor.hop_length, extractor.feature_size)
+
+
+def _extractor(folder: Folder, expected: str) -> Any:
+    """The feature extractor object of the library, of the class ``expected``."""
     if not any((folder.path / name).is_file() for name in FILES):
         raise CompressError(f"{folder.path} has no feature extractor: expected {FILES[0]} beside config.json")
     try:
         extractor = library().AutoFeatureExtractor.from_pretrained(str(folder.path), **LOCAL)
     except Exception as error:  # settings that do not fit each other fail anywhere in the library's classes
         raise CompressError(f"{folder.path}: its feature extractor cannot be read: {first_line(error)}") from error
-    name = type(extractor).__name__
-    if name != "Wav2Vec2FeatureExtractor" or extractor.feature_size != 1:
-        raise CompressError(
-            f"{folder.path}: the feature extractor {name} is not known for waveforms: expected a "
-            "Wav2Vec2FeatureExtractor whose feature_size is 1"
-        )
-    steps = [{"op": "standardize", "epsilon": 1e-7}] if extractor.do_normalize else []
-    entry = {"kind": "audio", "from": "audio", "rate": int(extractor.sampling_rate), "steps": steps,
-             "pad_value": float(extractor.padding_value), "pad_side": extractor.padding_side}  # fmt: skip
-    return Waveform(rate=int(extractor.sampling_rate), masked=bool(extractor.return_attention_mask), entry=entry)
+    if type(extractor).__name__ != expected:
+        raise CompressError(f"{folder.path}: its feature extractor is a {type(extractor).__name__}, not a {expected}")
+    return extractor

@@ -38,8 +38,10 @@ class Tokens:
         return torch.randint(0, self.vocabulary, (count, length), generator=torch.Generator().manual_seed(0))
 
 
-def read_tokens(folder: Folder, config: Any, *, reader: str = "AutoTokenizer") -> Tokens:
+def read_tokens(folder: Folder, config: Any, *, reader: str = "AutoTokenizer", reserved: int = 0) -> Tokens:
     """The folder's tokenizer, read by the library's class ``reader``, for the text network of ``config``.
+
+    Of the network's positions ``reserved`` are never a token's.
 
     Raises:
         CompressError: if there is none, it is not of the tokenizers package, has no padding, or gives ids that the
@@ -61,7 +63,8 @@ def read_tokens(folder: Folder, config: Any, *, reader: str = "AutoTokenizer") -
         )
     return Tokens(
         data=backend.to_str().encode(), pad_id=tokenizer.pad_token_id, pad_side=tokenizer.padding_side,
-        length=min(int(tokenizer.model_max_length), config.max_position_embeddings), vocabulary=config.vocab_size,
+        length=min(int(tokenizer.model_max_length), config.max_position_embeddings - reserved),
+        vocabulary=config.vocab_size,
     )  # fmt: skip
 
 

@@ -104,6 +104,23 @@ def clip(folder: Path, **settings: Any) -> Path:
     return save(transformers.CLIPModel(config), folder, tokenizer, processor)
 
 
+def clap(folder: Path, **settings: Any) -> Path:
+    """Of two seconds of sound; ``settings`` are its audio network's."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values(), "do", "dog"]
+    tokenizer = transformers.RobertaTokenizer(
+        vocab={word: index for index, word in enumerate(words)}, merges=[("d", "o"), ("do", "g")])
+    audio = {"window_size": 4, "num_mel_bins": 16, "spec_size": 64, "patch_size": 4, "patch_stride": [4, 4],
+             "hidden_size": 64, "depths": [1, 1], "num_attention_heads": [2, 4], "patch_embeds_hidden_size": 32}
+    text = {"vocab_size": len(words), "max_position_embeddings": 34, **TINY}
+    config = transformers.ClapConfig(
+        text_config=text, audio_config={**audio, **settings}, projection_dim=24, logit_scale_init_value=4.0)
+    extractor = transformers.ClapFeatureExtractor(
+        feature_size=16, max_length_s=2, truncation="rand_trunc", frequency_min=50)
+    return save(transformers.ClapModel(config), folder, tokenizer, extractor)
+
+
 def siglip(folder: Path) -> Path:
     """Its tokenizer is a unigram model of the tokenizers package, as the ones published are."""
     import tokenizers
