@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 import compress
+from compress.cli import cli
 from compress.doctor import SEVERITIES, Diagnosis, Finding
 from compress.doctor.examinations import EXAMINATIONS
 from compress.doctor.table import table
@@ -49,6 +52,11 @@ def _run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "compress", "doctor", *arguments], cwd=folder, capture_output=True, text=True,
         check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
     )  # fmt: skip
+
+
+def _invoke(*arguments: str) -> Result:
+    """The same in this process, which has torch already."""
+    return CliRunner().invoke(cli, ["doctor", *arguments])
 
 
 def _text(diagnosis: Diagnosis) -> str:
@@ -95,8 +103,8 @@ def test_a_script_that_cannot_be_traced_is_examined_all_the_same(tmp_path: Path)
 
 def test_the_record_holds_no_line_of_the_users_code(tmp_path: Path) -> None:
     (tmp_path / "sick.py").write_text(SICK)
-    done = _run("sick.py", "--target", "onnxruntime-cpu", "--json", folder=tmp_path)
-    assert done.returncode == 1
+    done = _invoke(str(tmp_path / "sick.py"), "--target", "onnxruntime-cpu", "--json")
+    assert done.exit_code == 1, done.stderr
     record = json.loads(done.stdout)
     assert (record["format"], record["version"], record["blocked"]) == ("compress.diagnosis", 1, True)
     assert record["findings"][0]["examination"] == "untraceable"
@@ -114,8 +122,8 @@ def test_the_record_holds_no_line_of_the_users_code(tmp_path: Path) -> None:
 )
 def test_what_is_no_model_is_refused_with_exit_code_2(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "no.py").write_text(content)
-    done = _run("no.py", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = _invoke(str(tmp_path / "no.py"))
+    assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
 
 
@@ -140,7 +148,9 @@ def test_the_worst_comes_first_and_the_table_fits_a_hundred_columns() -> None:
     assert "networks.py:" in text
 
 
-def test_a_state_dict_and_a_live_module_are_taken_and_left_as_they_were(tmp_path: Path) -> None:
+def test_a_module_and_torchs_logger_are_left_as_they_were() -> None:
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = logger.level, logger.propagate, list(logger.handlers)
     module = Healthy()
     assert module.training
     seen: list[str] = []
@@ -151,3 +161,4 @@ def test_a_state_dict_and_a_live_module_are_taken_and_left_as_they_were(tmp_path
     assert module.training
     assert module.down.training
     assert seen == [name.replace("_", " ") for name in EXAMINATIONS]
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
