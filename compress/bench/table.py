@@ -76,12 +76,17 @@ def _times(row: BenchRow, offline: bool) -> tuple[str, ...]:
     time = row.latency_ms
     if time is None:
         return (EMULATED if row.status == "emulated" else row.status, *[""] * (1 if offline else 2))
-    p50 = f"{time.p50:.3f} [{time.interval[0]:.3f}, {time.interval[1]:.3f}]"
+    p50 = f"{_ms(time.p50)} [{_ms(time.interval[0])}, {_ms(time.interval[1])}]"
     if row.status != "measured":
         p50 += f"\n{row.status}, {time.restarts} rounds"
     if offline:
         return (f"{row.throughput_per_s:.1f}", p50)
-    return (p50, *(TOO_SMALL if value is None else f"{value:.3f}" for value in (time.estimates.get("p90"), time.p99)))
+    return (p50, *(TOO_SMALL if value is None else _ms(value) for value in (time.estimates.get("p90"), time.p99)))
+
+
+def _ms(value: float) -> str:
+    """Microseconds, and three digits of what is shorter than a tenth of a millisecond."""
+    return f"{value:.3f}" if value >= 0.1 else f"{value:#.3g}"
 
 
 def _rest(row: BenchRow) -> tuple[str, ...]:

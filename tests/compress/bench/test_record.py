@@ -106,6 +106,12 @@ def test_what_was_cut_short_says_how_much_there_is() -> None:
     assert str(table(record).title).endswith(": incomplete")
 
 
+def test_a_short_time_has_three_digits() -> None:
+    quick = latency([[11_340 + run % 3 for run in range(99)]] * 6)
+    assert shown(replace(RECORD, rows=(row("quick", latency_ms=quick),)))[0][2:5] == [
+        "0.0113 [0.0113, 0.0113]", "0.0113", "n too small"]
+
+
 def test_no_difference_is_said() -> None:
     """Six rounds in which the second is slower in five and faster in one; and three, which say nothing."""
     for times, said in (((9, 9, 9, 9, 9, 7), "no difference seen"), ((9, 9, 9), "too few restarts to tell")):
