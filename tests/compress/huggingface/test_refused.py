@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,22 @@ def test_missing_processors(tmp_path: Path) -> None:
 def test_without_the_library(it: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     assert 'pip install "compress-edge[hf]"' in refused(it)
+
+
+def test_nothing_is_fetched(it: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where a file that could be elsewhere is missing, and the config names a model of the hub."""
+    tried: list[Any] = []
+
+    def connect(self: socket.socket, address: Any) -> None:
+        tried.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: connect(socket.socket(), address))
+    change(it, "config.json", _name_or_path="google-bert/bert-base-uncased")
+    (it / "tokenizer_config.json").unlink()
+    assert compress.load(it).labels == {"logits": ("no", "yes", "so so")}
+    images = vit(it.parent / "vit")
+    change(images, "config.json", transformers_version="4.30.0")
+    assert compress.load(images).labels == {"logits": ("cat", "dog", "fish")}
+    assert tried == []
