@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,11 +34,22 @@ PADDED = (
 _ARGUMENTS = (
     "(Tensor input, Tensor[] state, Tensor[] weights, bool biases, int layers, bool bidirectional, bool batch_first)"
 )
-_TORCHS: dict[str, tuple[Callable[..., Any], int]] = {  # name -> torch's own function, tensors in its state
-    "lstm": (torch.lstm, 2),
-    "gru": (torch.gru, 1),
-    "rnn_tanh": (torch.rnn_tanh, 1),
-    "rnn_relu": (torch.rnn_relu, 1),
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """A kind of layer: torch's own function of it, the tensors in its state, and the gates in each weight."""
+
+    torchs: Callable[..., Any]
+    states: int
+    gates: int
+
+
+_KINDS = {
+    "lstm": _Kind(torchs=torch.lstm, states=2, gates=4),
+    "gru": _Kind(torchs=torch.gru, states=1, gates=3),
+    "rnn_tanh": _Kind(torchs=torch.rnn_tanh, states=1, gates=1),
+    "rnn_relu": _Kind(torchs=torch.rnn_relu, states=1, gates=1),
 }
 
 
@@ -73,7 +85,7 @@ class _Forward:
         layer = self.layer
         if not isinstance(input, Tensor):
             raise CompressError(f"an nn.{type(layer).__name__} cannot be exported as it is called: {PADDED}")
-        operator, states = OPERATORS[layer.mode.lower()], _TORCHS[layer.mode.lower()][1]
+        operator, states = OPERATORS[layer.mode.lower()], _KINDS[layer.mode.lower()].states
         state = [] if hx is None else [hx] if states == 1 else list(hx)
         single = input.dim() == 2  # one sequence, without a batch axis
         if single:
@@ -99,32 +111,48 @@ def packs(error: BaseException) -> bool:
 
 
 def _compute(
-    torchs: Callable[..., Any], states: int, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
+    kind: _Kind, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
     biases: bool, layers: int, bidirectional: bool, batch_first: bool, *, train: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What torch's own function of the layer returns, each result contiguous in memory of its own."""
-    _check(input, state, states, weights, biases, layers, bidirectional)
+    _check(kind, input, state, weights, biases, layers, bidirectional)
     if not state:
         state = [torch.zeros(_state_shape(input, weights, layers, bidirectional, batch_first), dtype=input.dtype)
-                 for _ in range(states)]  # fmt: skip
-    first = list(state) if states == 2 else state[0]
-    found = torchs(input, first, list(weights), biases, layers, 0.0, train, bidirectional, batch_first)
+                 for _ in range(kind.states)]  # fmt: skip
+    first = list(state) if kind.states == 2 else state[0]
+    found = kind.torchs(input, first, list(weights), biases, layers, 0.0, train, bidirectional, batch_first)
     return tuple(value.contiguous() for value in found)
 
 
 def _check(
-    input: Tensor, state: Sequence[Tensor], states: int, weights: Sequence[Tensor],
+    kind: _Kind, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
     biases: bool, layers: int, bidirectional: bool,
 ) -> None:  # fmt: skip
-    wanted = layers * (2 if bidirectional else 1) * (4 if biases else 2)
-    for held, problem in (
-        (layers > 0 and len(weights) == wanted, f"{wanted} weights expected, {len(weights)} given"),
-        (len(state) in (0, states), f"{states} initial states expected, {len(state)} given"),
-        (input.dim() == 3, f"an input of 3 axes expected, one of {input.dim()} given"),
-        (all(weight.dim() == 2 for weight in weights[:2]), "a weight is no matrix"),
-    ):
-        if not held:
-            raise RuntimeError(f"recurrent operator: {problem}")
+    """Refuse what does not fit together, as a file may hold it: torch's own functions end the process on some of it."""
+    directions = 2 if bidirectional else 1
+    wanted = layers * directions * (4 if biases else 2)
+    if layers < 1 or len(weights) != wanted:
+        raise RuntimeError(f"recurrent operator: {wanted} weights expected, {len(weights)} given")
+    if len(state) not in (0, kind.states):
+        raise RuntimeError(f"recurrent operator: {kind.states} initial states expected, {len(state)} given")
+    if input.dim() != 3 or weights[1].dim() != 2:
+        raise RuntimeError("recurrent operator: an input of 3 axes and weights of 2 expected")
+    if any(value.dtype != input.dtype for value in (*state, *weights)) or not input.is_floating_point():
+        raise RuntimeError("recurrent operator: one type of real numbers expected for all tensors")
+    hidden, features = int(weights[1].shape[1]), int(input.shape[2])
+    shapes = []
+    for layer in range(layers):
+        read = features if layer == 0 else directions * hidden
+        rows = kind.gates * hidden
+        shapes += directions * [(rows, read), (rows, hidden), *([(rows,), (rows,)] if biases else [])]
+    for index, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        if tuple(weight.shape) != shape or 0 in shape:
+            raise RuntimeError(f"recurrent operator: weight {index} of shape {shape} expected, {tuple(weight.shape)} "
+                               "given; none may be empty")  # fmt: skip
+    for value in state:
+        if value.dim() != 3 or (value.shape[0], value.shape[2]) != (layers * directions, hidden):
+            raise RuntimeError(f"recurrent operator: a state of {layers * directions} x batch x {hidden} expected, "
+                               f"{tuple(value.shape)} given")  # fmt: skip
 
 
 def _state_shape(
@@ -134,22 +162,22 @@ def _state_shape(
     return layers * (2 if bidirectional else 1), batch, weights[1].shape[1]
 
 
-def _register(name: str, torchs: Callable[..., Any], states: int) -> Any:
+def _register(name: str, kind: _Kind) -> Any:
     def eager(
         input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
         biases: bool, layers: int, bidirectional: bool, batch_first: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         settings = (biases, layers, bidirectional, batch_first)
-        return _compute(torchs, states, input, state, weights, *settings, train=False)
+        return _compute(kind, input, state, weights, *settings, train=False)
 
     def fake(
         input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor],
         biases: bool, layers: int, bidirectional: bool, batch_first: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        _check(input, state, states, weights, biases, layers, bidirectional)
+        _check(kind, input, state, weights, biases, layers, bidirectional)
         shape = _state_shape(input, weights, layers, bidirectional, batch_first)
         y = input.new_empty(*input.shape[:2], shape[2] * (2 if bidirectional else 1))
-        return y, *(input.new_empty(shape) for _ in range(states))
+        return y, *(input.new_empty(shape) for _ in range(kind.states))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, state, weights, *ctx.settings = inputs
@@ -161,16 +189,16 @@ def _register(name: str, torchs: Callable[..., Any], states: int) -> Any:
         with torch.enable_grad():
             values = [value.detach().requires_grad_() for value in ctx.saved_tensors]
             input, state, weights = values[0], values[1 : 1 + ctx.states], values[1 + ctx.states :]
-            results = _compute(torchs, states, input, state, weights, *ctx.settings, train=True)
+            results = _compute(kind, input, state, weights, *ctx.settings, train=True)
         found = torch.autograd.grad(results, values, gradients)
         return found[0], list(found[1 : 1 + ctx.states]), list(found[1 + ctx.states :]), None, None, None, None
 
-    schema = f"{_ARGUMENTS} -> ({', '.join(['Tensor'] * (1 + states))})"
+    schema = f"{_ARGUMENTS} -> ({', '.join(['Tensor'] * (1 + kind.states))})"
     operator = torch.library.custom_op(f"compress::{name}", eager, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup_context)
     return operator
 
 
-OPERATORS: dict[str, Any] = {name: _register(name, *own) for name, own in _TORCHS.items()}
+OPERATORS: dict[str, Any] = {name: _register(name, kind) for name, kind in _KINDS.items()}
 """``nn.RNNBase.mode`` in lower case -> its operator, which is ``torch.ops.compress.<the same name>`` as well."""

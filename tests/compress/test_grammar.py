@@ -118,6 +118,7 @@ def node(target: str) -> dict[str, Any]:
         "torch.ops.aten.linear.default",
         "torch.ops.aten.add.Tensor",
         "torch.ops.quantized_decomposed.quantize_per_tensor.default",
+        "torch.ops.compress.lstm.default",
         "torch.ops.higher_order.wrap_with_set_grad_enabled",
         "_operator.floordiv",
         "_operator.getitem",
@@ -163,9 +164,10 @@ def test_other_functions_are_refused(target: str) -> None:
         check_program({"arg": {"as_operator": target}}, "a.pt")
 
 
-def test_an_operator_this_torch_lacks_is_named() -> None:
-    with pytest.raises(CompressError, match=r"torch\.ops\.aten\.no_such_operator\.default.*does not have"):
-        check_program(node("torch.ops.aten.no_such_operator.default"), "a.pt")
+@pytest.mark.parametrize("namespace", ["aten", "compress"])
+def test_an_operator_this_torch_lacks_is_named(namespace: str) -> None:
+    with pytest.raises(CompressError, match=rf"torch\.ops\.{namespace}\.no_such_operator\.default.*does not have"):
+        check_program(node(f"torch.ops.{namespace}.no_such_operator.default"), "a.pt")
 
 
 @pytest.mark.parametrize("name", ["x=open('m')", "x):\n  pass", "x.y", "x y", "x;y", "x'", 'x"', "\uff58", "x\n", "x#"])

@@ -146,18 +146,25 @@ def test_torchs_own_checks_of_an_operator(name: str) -> None:
     ("change", "problem"),
     [
         ({"weights": 3}, "4 weights expected, 3 given"), ({"state": 1}, "2 initial states expected, 1 given"),
-        ({"layers": 0}, "0 weights expected, 4 given"), ({"axes": 2}, "an input of 3 axes expected, one of 2 given"),
-        ({"flat": True}, "a weight is no matrix"),
+        ({"layers": 0}, "0 weights expected, 4 given"), ({"axes": 2}, "an input of 3 axes and weights of 2 expected"),
+        ({"flat": 1}, "an input of 3 axes and weights of 2 expected"), ({"double": 1}, "one type of real numbers"),
+        ({"gates": 3}, r"weight 0 of shape \(16, 5\) expected, \(12, 5\) given"),
+        ({"features": 6}, r"weight 0 of shape \(16, 6\) expected, \(16, 5\) given"),
+        ({"hidden": 0}, r"weight 0 of shape \(0, 5\) expected, \(0, 5\) given; none may be empty"),
+        ({"state": 2, "rows": 3}, r"a state of 1 x batch x 4 expected, \(3, 2, 4\) given"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # on meta only the shapes are computed
 def test_arguments_that_do_not_fit_are_refused(change: dict[str, int], problem: str, device: str) -> None:
-    layer = nn.LSTM(5, 4).to(device)
-    weights = [getattr(layer, name) for name in layer._flat_weights_names][: change.get("weights", 4)]
+    gates, hidden = change.get("gates", 4), change.get("hidden", 4)
+    shapes = [(gates * hidden, 5), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)]
+    weights = [torch.zeros(shape, device=device) for shape in shapes][: change.get("weights", 4)]
     if "flat" in change:
         weights[1] = weights[1].flatten()
-    x = torch.zeros((3, 2, 5)[: change.get("axes", 3)], device=device)
-    state = [torch.zeros(1, 2, 4, device=device)] * change.get("state", 0)
+    if "double" in change:
+        weights[3] = weights[3].double()
+    x = torch.zeros((3, 2, change.get("features", 5))[: change.get("axes", 3)], device=device)
+    state = [torch.zeros(change.get("rows", 1), 2, 4, device=device)] * change.get("state", 0)
     with pytest.raises(RuntimeError, match=problem):
         torch.ops.compress.lstm.default(x, state, weights, True, change.get("layers", 1), False, False)
 
