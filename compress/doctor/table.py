@@ -18,7 +18,7 @@ def table(diagnosis: Diagnosis) -> Any:
     rows = Table(show_lines=True, expand=True)
     rows.add_column("", no_wrap=True)
     rows.add_column("what and where", ratio=6)
-    rows.add_column("concerns", ratio=2)
+    rows.add_column("concerns", width=18, overflow="fold")  # a ratio would cut the name of a target
     rows.add_column("nearest remedy", ratio=4)
     for finding in diagnosis.findings:
         style = _STYLES[finding.severity]

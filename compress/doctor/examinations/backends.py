@@ -103,6 +103,7 @@ def _plain(said: str, paths: tuple[Path, ...]) -> str:
     for path in paths:
         said = said.replace(str(path), "the ONNX")
     said = re.sub(r"\b(ONNX Runtime|OpenVINO|TensorRT) refuses the ONNX:\s*", "", said)
+    said = re.sub(r"FrontEnd API failed with \w+: Model wasn't fully converted\. (Summary: -- )?", "", said)
     said = re.sub(r"\s*To facilitate the conversion .*|^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(said.split()))
     return said[:300]
 

@@ -148,6 +148,12 @@ def test_the_worst_comes_first_and_the_table_fits_a_hundred_columns() -> None:
     assert "networks.py:" in text
 
 
+def test_no_targets_name_is_cut() -> None:
+    found = Finding(examination="x", severity="note", what="long " * 40, concerns=("jetson-orin-nano",))
+    diagnosis = Diagnosis(name="m", targets=("rtx",), findings=(found,), facts={"parameters": 1, "weights_bytes": 4})
+    assert "jetson-orin-nano" in _text(diagnosis)
+
+
 def test_a_module_and_torchs_logger_are_left_as_they_were() -> None:
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.level, logger.propagate, list(logger.handlers)
