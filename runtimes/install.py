@@ -56,8 +56,15 @@ def install(
             self-test; if another process is installing; or if the disk is full. The current version is as it was.
     """
     update, root = Path(update), Path(root)
+    if not update.exists():
+        raise RuntimesError(f"{update} is not there: name a bundle's folder, or the file of a delta")
     with _locked(root):
-        now, before = _pointer(root) if (root / "current").exists() else (None, None)
+        try:
+            now, before = _pointer(root) if (root / "current").exists() else (None, None)
+        except RuntimesError:
+            if not update.is_dir():
+                raise
+            now, before = None, None    # a whole bundle replaces what is damaged
         _clear(root, {now, before})
         staged = root / "incoming" / "new"
         if update.is_dir():
@@ -99,6 +106,7 @@ def rollback(root: Path | str, *, key: Key | None = None) -> Path:
         RuntimesError: if there is none, it is damaged, or it is not signed with ``key``.
     """
     root = Path(root)
+    _pointer(root)      # nothing is made where nothing is installed
     with _locked(root):
         now, before = _pointer(root)
         if before is None:
@@ -156,7 +164,10 @@ def _pointer(root: Path) -> tuple[str, str | None]:
         data = path.read_bytes()
     except OSError as error:
         raise RuntimesError(f"nothing is installed in {root} ({error.strerror}): install a bundle") from error
-    record = parse_record(data, str(path), format=FORMAT, version=VERSION)
+    try:
+        record = parse_record(data, str(path), format=FORMAT, version=VERSION)
+    except RuntimesError as error:
+        raise RuntimesError(f"{error}; installing a whole bundle replaces it") from error
     now = get(record, "current", str, str(path))
     before = get(record, "previous", str, str(path)) if record.get("previous") is not None else None
     for digest in (now, before):

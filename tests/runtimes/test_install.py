@@ -87,6 +87,9 @@ def test_nothing_is_installed(root: Path, tmp_path: Path, step: Path) -> None:
     for action in (current, rollback):
         with pytest.raises(RuntimesError, match="nothing is installed in"):
             action(root)
+    with pytest.raises(RuntimesError, match="none is not there: name a bundle's folder, or the file of a delta"):
+        install(tmp_path / "none", root)
+    assert not root.exists()
     with pytest.raises(RuntimesError, match=r"has no version that the delta .*u\.delta could start from"):
         install(step, root)
     with pytest.raises(RuntimesError, match="nothing is installed"):
@@ -174,17 +177,21 @@ def test_a_damaged_version_is_not_rolled_back_to(made_bundle: Path, next_bundle:
 
 
 @pytest.mark.parametrize(("pointer", "message"), [
-    (b"{", "is not JSON"),
+    (b"{", "is not JSON .* installing a whole bundle replaces it"),
     (b'{"format": "compress.installed", "version": 2}', "has format version 2"),
     (b'{"format": "compress.installed", "version": 1, "current": "../../etc", "previous": null}', "no digest"),
     (b'{"format": "compress.installed", "version": 1, "current": 5}', "must be a string"),
     (json.dumps({"format": "compress.installed", "version": 1, "current": "0" * 64}).encode(), "is gone, and"),
 ])
-def test_a_damaged_pointer(pointer: bytes, message: str, made_bundle: Path, root: Path) -> None:
+def test_a_damaged_pointer(pointer: bytes, message: str, made_bundle: Path, step: Path, root: Path) -> None:
     install(made_bundle, root)
     (root / "current").write_bytes(pointer)
     with pytest.raises(RuntimesError, match=message):
         current(root)
+    with pytest.raises(RuntimesError, match=f"{message}|is not a bundle"):      # a delta has nothing to start from
+        install(step, root)
+    assert install(made_bundle, root) == current(root)
+    assert answer(root) == 5
 
 
 def test_folders_of_somebody_else_are_left_alone(made_bundle: Path, root: Path) -> None:
