@@ -151,6 +151,8 @@ def check_feed(specs: Iterable[TensorSpec], feed: Feed, *, source: str = "feed")
     # Every run of a session comes through here: messages are put together only once something is wrong.
     specs = tuple(specs)
     names = [spec.name for spec in specs]
+    if not isinstance(feed, Mapping):
+        raise FeedError(f"{source} is a {type(feed).__name__}, expected a mapping with the inputs {names}")
     if feed.keys() != set(names):
         lacking = [name for name in names if name not in feed]
         unknown = [name for name in feed if name not in names]

@@ -149,6 +149,8 @@ class Processor:
 
     def _samples(self, raw: Mapping[str, Any]) -> dict[str, list[Any]]:
         expected = {*self.sources, *self._plain}
+        if not isinstance(raw, Mapping):
+            raise FeedError(f"the raw input is a {type(raw).__name__}, expected a mapping with {sorted(expected)}")
         missing = [name for name in self.sources if name not in raw]
         if missing or raw.keys() - expected:
             problem = f"lacks {missing[0]!r}" if missing else f"has the unknown name {min(raw.keys() - expected)!r}"

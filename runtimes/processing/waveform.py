@@ -24,7 +24,7 @@ def read_audio(value: Any, rate: int) -> tuple[np.ndarray, int]:
         FeedError: if it is no waveform, holds no sample, too many, or one that is not finite.
     """
     if isinstance(value, Mapping) and value.keys() >= {"array", "sampling_rate"}:
-        value = (value["array"], value["sampling_rate"])
+        value = (_listed(value["array"]), value["sampling_rate"])
     if isinstance(value, tuple) and len(value) == 2:
         value, rate = value[0], _checked_rate(value[1])
     elif isinstance(value, str | Path | bytes | bytearray | memoryview):
@@ -42,6 +42,16 @@ def read_audio(value: Any, rate: int) -> tuple[np.ndarray, int]:
         bad = int(np.argwhere(~np.isfinite(floats))[0][0])
         raise FeedError(f"has a value that is not finite ({floats[bad]}) at sample {bad}")
     return floats.mean(axis=1) if floats.ndim == 2 else floats, rate
+
+
+def _listed(value: Any) -> Any:
+    """The samples of a list, as JSON brings them, are floats whatever they look like; else ``value``."""
+    if not isinstance(value, list):
+        return value
+    try:
+        return np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FeedError(f"has a list of samples that is not one of numbers ({error})") from error
 
 
 def _to_float(array: np.ndarray) -> np.ndarray:
@@ -83,7 +93,7 @@ def _read_wav(data: bytes) -> tuple[np.ndarray, int]:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             frames = file.readframes(min(file.getnframes(), len(data)))
     except (wave.Error, EOFError, RuntimeError, ValueError, OverflowError) as error:
-        raise FeedError(f"is no WAV file of whole numbers ({error})") from error
+        raise FeedError(f"is no WAV file of whole numbers ({str(error) or 'it ends too early'})") from error
     if width not in (1, 2, 3, 4) or not 1 <= channels <= 32:
         raise FeedError(f"is a WAV file of {channels} channels of {width} bytes, which is not read")
     frames = frames[: len(frames) // (width * channels) * width * channels]

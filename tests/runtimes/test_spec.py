@@ -43,6 +43,11 @@ def test_bad_feed(changes: dict[str, Any], message: str) -> None:
         check_feed((IMAGE, TEXT), feed(**changes), source="f.npz")
 
 
+def test_no_mapping() -> None:
+    with pytest.raises(FeedError, match=r"feed is a list, expected a mapping with the inputs \['image', 'text'\]"):
+        check_feed((IMAGE, TEXT), [np.ones((1, 3), np.float32)])  # type: ignore[arg-type]
+
+
 def test_missing_input() -> None:
     with pytest.raises(FeedError, match="feed lacks input 'text'"):
         check_feed((IMAGE, TEXT), {"image": np.ones((1, 3), np.float32)})

@@ -57,10 +57,12 @@ def test_integers_become_minus_one_to_one_and_channels_their_mean() -> None:
 
 def test_the_forms_of_a_waveform() -> None:
     array = np.array([0.5, 0.25])
-    for value in ((array, 44100), {"array": array, "sampling_rate": 44100}, (array, np.int64(44100))):
+    for value in ((array, 44100), {"array": array, "sampling_rate": 44100},
+                  {"array": [0.5, 0.25], "sampling_rate": 44100}, (array, np.int64(44100))):
         samples, rate = read_audio(value, 8000)
         assert (samples.tolist(), rate) == ([0.5, 0.25], 44100)
     assert read_audio(array, 8000)[1] == 8000
+    assert read_audio({"array": [1, 0, -1], "sampling_rate": 8000}, 8000)[0].tolist() == [1, 0, -1]    # as JSON has 1.0
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
@@ -90,11 +92,15 @@ def test_other_formats_through_soundfile_and_without_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(FeedError, match=r'is no WAV file of whole numbers .* pip install "compress-edge\[audio\]"'):
         read_audio(buffer.getvalue(), 8000)
+    with pytest.raises(FeedError, match=r"is no WAV file of whole numbers \(it ends too early\); for other formats"):
+        read_audio(b"RIF", 8000)
 
 
 @pytest.mark.parametrize(("value", "message"), [
     (np.array([0.0, np.nan]), r"has a value that is not finite \(nan\) at sample 1"),
     (np.array([np.inf]), r"not finite \(inf\) at sample 0"),
+    ({"array": ["a"], "sampling_rate": 8000}, "has a list of samples that is not one of numbers"),
+    ({"array": [[0.5], [0.5, 1]], "sampling_rate": 8000}, "has a list of samples that is not one of numbers"),
     (np.zeros(0), r"is float64 of shape \(0,\), expected an array of samples"),
     (np.zeros((2, 8000)), r"has shape \(2, 8000\), expected \(samples, channels\): transpose it"),
     (np.zeros((2, 2, 2)), r"of shape \(2, 2, 2\), expected"),

@@ -57,6 +57,7 @@ def test_a_batch_is_a_list() -> None:
 
 
 @pytest.mark.parametrize(("raw", "message"), [
+    ([PHOTO], r"the raw input is a list, expected a mapping with \['car', 'extra', 'photo', 'question'\]"),
     ({"photo": PHOTO, "car": CAR}, r"the raw input lacks 'question': expected \['car', 'extra', 'photo', 'question'\]"),
     ({"photo": PHOTO, "question": "is", "car": CAR, "imgae": 1}, "has the unknown name 'imgae': expected"),
     ({"photo": [PHOTO] * 2, "question": ["is"], "car": [CAR] * 2}, "'question' has 1 samples, but 'photo' has 2"),
