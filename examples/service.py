@@ -52,7 +52,7 @@ class Model:
                 if "ask" in request:        # raw inputs and answers, as the bundle's processing says
                     return {"answers": session.ask(request["ask"]), "version": version}
                 dtypes = {spec.name: spec.dtype for spec in session.inputs}
-                arrays = {name: np.array(value, dtypes.get(name)) for name, value in request["feed"].items()}
+                arrays = {name: to_array(value, dtypes.get(name)) for name, value in request["feed"].items()}
                 outputs = session.run(arrays)
             except runtimes.RuntimesError:
                 if session is self._session:
@@ -79,6 +79,14 @@ class Model:
             bundle, threads=self._threads, self_test=True, warmup=3, fallback="cpu",
             on_fallback=lambda reason: notify(f"STATUS=on the CPU: {reason}"))
         return session, bundle.digest
+
+
+def to_array(value: Any, dtype: str | None) -> np.ndarray:
+    given = np.array(value)
+    array = given.astype(dtype or given.dtype)
+    if array.dtype.kind in "iu" and (array != given).any():     # 2.7 is no token
+        raise ValueError(f"expected whole numbers of {dtype}")
+    return array
 
 
 class Server:
@@ -134,7 +142,8 @@ class Server:
             request = json.loads(line)
             identity = request.get("id")
             return {"id": identity, **self._model.answer(request)}
-        except (runtimes.RuntimesError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (runtimes.RuntimesError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+                RecursionError) as error:
             return {"id": identity, "error": f"{type(error).__name__}: {error}"}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.service import to_array
 from runtimes.install import install
 from tests.contracts.models import BY_NAME, FLOAT, helper, model, value
 from tests.runtimes.bundles import write_bundle
@@ -120,7 +121,7 @@ def test_ready_answers_reload_and_end(service: Service, tmp_path: Path) -> None:
     assert answer["version"].startswith(version)
     for line, message in ((b"not JSON", "JSONDecodeError"), (b"[]", "AttributeError"), ({"id": 2}, "KeyError: 'feed'"),
                           ({"id": 2, "feed": {"y": [1]}}, "FeedError: feed lacks input 'x'"),
-                          ({"id": 2, "feed": {"x": [[1, [2]]]}}, "ValueError")):
+                          (b"[" * 100_000, "RecursionError"), ({"id": 2, "feed": {"x": [[1, [2]]]}}, "ValueError")):
         assert message in client.ask(line)["error"]
 
     assert "does not say how to read the outputs" in client.ask({"id": 2, "ask": {"x": [[1, 1]]}})["error"]
@@ -145,6 +146,13 @@ def test_ready_answers_reload_and_end(service: Service, tmp_path: Path) -> None:
     assert service.process.wait(20) == 0
     client.close()
     idle.close()
+
+
+def test_what_is_not_whole_is_no_token() -> None:
+    assert to_array([[2.0, 3]], "int64").tolist() == [[2, 3]]
+    assert to_array([[2, 0.5]], "float32").tolist() == [[2, 0.5]]
+    with pytest.raises(ValueError, match="expected whole numbers of int64"):
+        to_array([[2.7]], "int64")
 
 
 def test_a_version_that_does_not_open_leaves_the_old_one(service: Service, tmp_path: Path) -> None:
