@@ -33,6 +33,11 @@ void check_feed(const json& inputs, const Arrays& feed) {
         if (!good) throw std::runtime_error("input " + name + " has another shape than " + spec.at("shape").dump());
         for (std::size_t index = 0; array.dtype[0] == 'f' && index < array.size(); ++index)
             if (!std::isfinite(array.at(index))) throw std::runtime_error("input " + name + " holds NaN or infinity");
+        if (!spec.contains("values")) continue;     // it indexes a table, whose end OpenVINO does not check
+        const double least = spec.at("values")[0], most = spec.at("values")[1];
+        for (std::size_t index = 0; index < array.size(); ++index)
+            if (array.at(index) < least || array.at(index) > most)
+                throw std::runtime_error("input " + name + " has a value outside " + spec.at("values").dump());
     }
     if (feed.size() != inputs.size()) throw std::runtime_error("the feed has an input that the engine has not");
 }

@@ -39,6 +39,15 @@ Options parse(int count, char** words) {
     return options;
 }
 
+int threads_of(const Options& options) {
+    if (!options.threads) return 0;
+    const std::string& text = *options.threads;
+    const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits || text.empty() || text.size() > 4 || std::stoi(text) < 1)
+        throw std::runtime_error("--threads takes a number from 1 on, not " + text);
+    return std::stoi(text);
+}
+
 std::unique_ptr<Session> open(Engine engine, int threads) {
     const std::string backend = engine.record.at("backend");
 #ifdef WITH_OPENVINO
@@ -80,7 +89,7 @@ int run(int count, char** words) {
     const Arrays feed = self_test ? parse_npz(bundle.read(golden_feed), golden_feed) : read_feed(options.words[2]);
     check_feed(inputs, feed);
 
-    const auto session = open(std::move(engine), options.threads ? std::stoi(*options.threads) : 0);
+    const auto session = open(std::move(engine), threads_of(options));
     const Arrays outputs = session->run(feed);
     print(outputs);
     if (!self_test) return 0;

@@ -220,6 +220,8 @@ GOOD = {"picture": np.zeros((2, 6), np.float32), "word": np.ones((2, 3), np.int6
     ({"picture": np.zeros((2, 6, 1), np.float32)}, "input picture has another shape"),
     ({"word": np.ones((3, 3), np.int64)}, "input word has another shape"),      # two batches in one feed
     ({"picture": np.full((2, 6), np.nan, np.float32)}, "input picture holds NaN"),
+    ({"word": np.full((2, 3), 10)}, "input word has a value outside [0,9]"),
+    ({"word": np.full((2, 3), -1)}, "input word has a value outside [0,9]"),
     ({"picture": np.asfortranarray(np.ones((2, 6), np.float32))}, "is not row-major"),
     ({"picture": np.zeros((2, 6), ">f4")}, "not little-endian"),
     ({"picture": np.array(["a"])}, "not of plain numbers"),
@@ -254,6 +256,8 @@ def test_what_is_asked_for_must_be_there(app: Path, bundle: Path, tmp_path: Path
     assert "usage: device_app BUNDLE TARGET" in _run(app, bundle).stderr
     assert "no engine for rtx, it has: onnxruntime-cpu openvino-cpu" in _run(app, bundle, "rtx").stderr
     assert "name one of the bundle's graphs: forward" in _run(app, bundle, "rtx", "--graph", "decoder").stderr
+    for threads in ("x", "0", "-1", "99999"):
+        assert f"takes a number from 1 on, not {threads}" in _run(app, bundle, TARGETS[0], "--threads", threads).stderr
     assert "manifest.json cannot be read" in _run(app, tmp_path, "rtx").stderr
     (tmp_path / "manifest.json").write_text('{"format": "compress.bundle", "version": 1}')
     assert "is not a compress.bundle of version 2" in _run(app, tmp_path, "rtx").stderr
