@@ -183,6 +183,9 @@ def _output_dim(size: Any, dims: Mapping[Any, Dim], name: str) -> int | Dim:
     if expression in dims:
         return dims[expression]
     known = [symbol for symbol in expression.free_symbols if symbol in dims]
+    if len(known) < len(expression.free_symbols):
+        raise CompressError(f"output {name.rpartition('_axis')[0]!r} has a size that depends on values (axis "
+                            f"{name.rpartition('_axis')[2]}): return all of them, with a mask, in place of those found")
     at = {which: int(expression.subs({s: getattr(dims[s], which) for s in known})) for which in ("min", "opt", "max")}
     return Dim(name, **at) if at["min"] < at["max"] else at["opt"]
 

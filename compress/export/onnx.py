@@ -193,9 +193,8 @@ def strip_metadata(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
-        if value.const_value is not None:
-            value.const_value.metadata_props.clear()
-            value.const_value.doc_string = None
+        if value.const_value is not None:  # anew: a tensor still backed by protobuf cannot be changed
+            value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -206,3 +206,32 @@ def test_a_graph_beyond_protobufs_limit_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(CompressError, match=r"the ONNX of this graph would be \d+ bytes: .* at most 100"):
         write_onnx(networks.make(networks.TwoReaders).graph, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_opset_17_for_tensorrt_8(tmp_path: Path) -> None:
+    """Lowered from 18, whose tensors are then protobuf's own; GELU is an operator from 20 on."""
+
+    class Gelu(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.gelu(self.up(x))
+
+    x = np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 4)
+    model = export_model(Gelu().eval(), name="gelu", example={"x": x})
+    proto = onnx.load(write_onnx(model.graph, tmp_path / "17.onnx", opset=17))
+    onnx.checker.check_model(proto, full_check=True)
+    assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [17]
+    assert "Gelu" not in ops(proto)
+    np.testing.assert_allclose(run_onnx(proto, {"x": x})["output"], run_program(model, {"x": x})["output"], atol=1e-6)
+
+
+def test_an_output_whose_size_depends_on_values_is_refused() -> None:
+    class Found(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nonzero(x)
+
+    with pytest.raises(CompressError, match=r"output 'output' has a size that depends on values \(axis 0\)"):
+        export_model(Found().eval(), name="found", example={"x": np.ones((2, 4), np.float32)})
