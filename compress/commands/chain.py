@@ -10,20 +10,22 @@ import click
 
 from compress.commands.shared import EXISTING, common, show
 from compress.progress import Progress
+from compress.zoo import DEMO, MODELS
 
 
 @click.command()
 @click.argument("folder", type=EXISTING)
-@click.option("--quick", is_flag=True, help="A tiny network, trained for seconds: to see the chain, not its figures.")
-@click.option("--seed", default=0, show_default=True, help="Of the weights, the order and the questions of training.")
+@click.option("--model", default=DEMO, show_default=True, help=f"Which of the models to train: {', '.join(MODELS)}.")
+@click.option("--quick", is_flag=True, help="Train for seconds: to see the chain, not its figures.")
+@click.option("--seed", default=0, show_default=True, help="Of the weights and of training.")
 @common
-def demo(folder: Path, quick: bool, seed: int, quiet: bool, as_json: bool) -> None:
+def demo(folder: Path, model: str, quick: bool, seed: int, quiet: bool, as_json: bool) -> None:
     """Train the demo model and write it, its data and a recipe into FOLDER."""
-    from compress.zoo.demo import make_demo
+    from compress.zoo import make
 
     progress = Progress(quiet=quiet)
     with progress.stage("train the demo"):
-        record = make_demo(folder, seed=seed, quick=quick, progress=progress.step)
+        record = make(model, folder, seed=seed, quick=quick, progress=progress.step)
     show(record.to_json(), as_json, lambda: record.describe())
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.errors import CompressError
-from compress.zoo import digits_questions
+from compress.zoo import DEMO, Progress, digits_questions
 from compress.zoo.digits_questions import ANSWERS, LENGTH
-from runtimes.hashing import file_digest, tree_files
+from compress.zoo.folder import FORMAT, begin, digests, finish, is_whole, read_record, shifted
 from runtimes.spec import Dim, TensorSpec
 
 if TYPE_CHECKING:
     from compress.model import Model
     from compress.recipe import Recipe
     from compress.zoo.digits_vqa import DigitsVQA
-
-Progress = Callable[[int, int, str], None]
-"""Called with the steps done, the steps in all and a few words."""
 
 FACTORY = "compress.zoo.digits_vqa:build"
 VALIDATION_SEED = 1000          # the questions asked at validation do not depend on the seed of training
@@ -92,7 +88,7 @@ class DemoRecord:
     files: Mapping[str, str]                # path -> SHA-256; recipe.yaml is the user's to edit, and not among them
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": "compress.demo", "version": 1, **dataclasses.asdict(self)}
+        return {**FORMAT, "model": DEMO, **dataclasses.asdict(self)}
 
     def describe(self) -> str:
         beside = ", ".join(f"{name} {value:.1%}" for name, value in self.baselines.items())
@@ -115,22 +111,14 @@ def make_demo(folder: Path, *, seed: int = 0, quick: bool = False, progress: Pro
     Raises:
         CompressError: if ``folder`` holds a model that is not the demo's, or the disk is full.
     """
-    from compress.store import atomic_write
-
     config = QUICK if quick else FULL
     settings = {**dataclasses.asdict(config), "seed": seed}
-    if (found := _read_record(folder)) is not None and _is_whole(folder, found, settings):
+    if (found := read_record(folder)) is not None and is_whole(folder, found, settings):
         return DemoRecord(**{field.name: found[field.name] for field in dataclasses.fields(DemoRecord)})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CompressError(f"the demo cannot be written to {folder}: {error}") from error
-    atomic_write(folder / "demo.json", json.dumps({"format": "compress.demo", "version": 1, "unfinished": True}))
+    begin(folder, DEMO, RECIPE)
     _write_data(folder, config, seed)
-    if not (folder / "recipe.yaml").exists():
-        atomic_write(folder / "recipe.yaml", RECIPE)
     record = _train(folder, config, settings, progress)
-    atomic_write(folder / "demo.json", json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n")
+    finish(folder, record.to_json())
     return record
 
 
@@ -158,7 +146,7 @@ def compare(shipped: Model, recipe: Recipe, progress: Progress | None = None) ->
     Raises:
         CompressError: if the recipe does not lie in a folder of the demo, or ``shipped`` is not the demo's network.
     """
-    found = _read_record(recipe.path.parent)
+    found = read_record(recipe.path.parent)
     if found is None or "accuracy" not in found:
         raise CompressError(f"{recipe.path.parent} holds no finished demo: `compress demo` writes one")
     seconds = float(found["seconds"]["network"])
@@ -239,7 +227,7 @@ def _train(folder: Path, config: DemoConfig, settings: Mapping[str, Any], progre
         torch.manual_seed(seed)
         network = build(**config.network)
         started = time.monotonic()
-        train(network, images, digits, plan, _shifted(progress, before, total, name))
+        train(network, images, digits, plan, shifted(progress, before, total, name))
         seconds[name] = round(time.monotonic() - started, 1)
         scores[name] = accuracy(network, *asked, blind=plan.blind)
         before += steps_of(plan, len(images))
@@ -252,7 +240,7 @@ def _train(folder: Path, config: DemoConfig, settings: Mapping[str, Any], progre
         pairs={name: count * config.asked[name] for name, count in digits_questions.SPLIT.items()},
         images=digits_questions.SPLIT, parameters=sum(weight.numel() for weight in model.weights.values()),
         macs=count(program, model).total.macs, seconds=seconds, threads=torch.get_num_threads(), versions=versions(),
-        files=_digests(folder),
+        files=digests(folder),
     )  # fmt: skip
 
 
@@ -303,43 +291,3 @@ def _specs() -> tuple[TensorSpec, ...]:
     size = 8
     return (TensorSpec(name="image", dtype="float32", shape=(batch, 1, size, size), modality="image"),
             TensorSpec(name="question", dtype="int64", shape=(batch, Dim("length", 4, 8, LENGTH)), modality="text"))
-
-
-def _shifted(progress: Progress | None, before: int, total: int, name: str) -> Progress | None:
-    """``progress`` for a part of the work that begins at step ``before`` of ``total``."""
-    return None if progress is None else lambda done, _, text: progress(before + done, total, f"{name}: {text}")
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """demo.json of ``folder``, or None where there is nothing yet.
-
-    Raises:
-        CompressError: if ``folder`` holds a model, and demo.json is missing or not the demo's.
-    """
-    path = folder / "demo.json"
-    if not path.exists():
-        if (folder / "model.pt").exists():
-            raise CompressError(f"{folder} holds a model.pt that is not the demo's: name another folder")
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CompressError(f"{path} cannot be read: {error}; remove it to train the demo again") from error
-    if not isinstance(found, dict) or found.get("format") != "compress.demo" or found.get("version") != 1:
-        raise CompressError(f"{path} is not a record of this version of the demo: name another folder")
-    return found
-
-
-def _is_whole(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    same = found.get("settings") == settings and (folder / "recipe.yaml").exists()
-    return same and found["files"] == _digests(folder)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files: dict[str, str] = {}
-    for name in digits_questions.SPLIT:
-        if (folder / name).is_dir():
-            files |= {f"{name}/{path}": digest for path, digest in tree_files(folder / name).items()}
-    if (folder / "model.pt").is_file():
-        files["model.pt"] = file_digest(folder / "model.pt")
-    return files

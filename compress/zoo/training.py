@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,11 +13,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name
 from torch import Tensor, nn
 
 from compress.errors import CompressError
-from compress.zoo import digits_questions
+from compress.zoo import Progress, digits_questions
 from compress.zoo.digits_vqa import PADDING, DigitsVQA
-
-Progress = Callable[[int, int, str], None]
-"""Called with the steps done, the steps in all and a few words."""
 
 TURN_DEGREES, SCALE, SHEAR, SHIFT_PIXELS, NOISE = 10.0, 0.1, 0.12, 0.6, 0.03     # largest deformation of an image
 
