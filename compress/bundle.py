@@ -172,24 +172,35 @@ def _tolerance(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray
     return 2 * difference + 0.01 * largest
 
 
-def write_controls(engines: Iterable[tuple[str, str, str, Engine]], into: Path) -> None:
-    """Write the float controls that a bundle is measured beside: (name, role, target, engine) each."""
+def write_controls(
+    engines: Iterable[tuple[str, str, str, Engine]], into: Path, *, ships: Iterable[Engine]
+) -> None:
+    """Write the float controls, (name, role, target, engine) each, of the engines that ship in a bundle."""
     with atomic_folder(into) as folder:
         entries = []
         for index, (name, role, target, engine) in enumerate(engines):
             shutil.copytree(engine.path, folder / str(index))
             entries.append({"name": name, "role": role, "target": target, "path": str(index), "digest": engine.digest})
-        record = {"format": "compress.controls", "version": 1, "engines": entries}
+        digests = sorted(engine.digest for engine in ships)
+        record = {"format": "compress.controls", "version": 2, "engines": entries, "ships": digests}
         (folder / "controls.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def read_controls(folder: Path) -> list[tuple[str, str, str, Engine]]:
-    """What :func:`write_controls` wrote, each engine checked by its digest."""
+def read_controls(folder: Path, *, ships: Iterable[str]) -> list[tuple[str, str, str, Engine]]:
+    """What :func:`write_controls` wrote, each engine checked by its digest.
+
+    Raises:
+        CompressError: if it is damaged, or one of the engines whose digests are ``ships`` is not what it was written
+            for: figures beside another model's controls would credit one with the other's.
+    """
     file = folder / "controls.json"
     try:
         record = json.loads(file.read_text())
-        if (record["format"], record["version"]) != ("compress.controls", 1):
+        if (record["format"], record["version"]) != ("compress.controls", 2):
             raise CompressError(f"{file} is of another format or version: run the recipe again")
+        if strange := set(ships) - set(record["ships"]):
+            raise CompressError(f"{folder} holds the controls of another bundle (it does not know the engine "
+                                f"{min(strange)[:12]}…): name this bundle's with --controls, or move that folder away")
         found = []
         for entry in record["engines"]:
             engine = read_engine(folder / inside(entry["path"], str(file)))

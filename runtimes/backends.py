@@ -37,7 +37,7 @@ COMPONENT_MARK = "::"   # of an operator's name, ends the component it belongs t
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer as the backend ran it; ``precision`` is what it computed in, ``time_us`` its mean time in one run.
+    """A layer as the backend ran it; ``precision`` is what it computed in, ``time_us`` its usual time in one run.
 
     ``nodes`` are the model's operators it was made of or, of a layer the backend added, those it serves; empty where
     neither is known. ``macs`` are its multiply-accumulates, of an arithmetic layer whose shapes tell them. ``seen`` is

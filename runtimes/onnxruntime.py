@@ -142,7 +142,7 @@ def _check_names(engine: Engine, kind: str, names: list[str], found: Iterable[An
 
 
 def _layers(events: Iterable[Mapping[str, Any]], graph: Graph) -> list[Layer]:
-    """One layer per node of a profile; the time is the mean without the first run."""
+    """One layer per node of a profile; the time is the median without the first run."""
     nodes: dict[tuple[str, str], tuple[Mapping[str, Any], list[float]]] = {}
     for event in events:
         key = (event["args"]["node_index"], event["name"])
@@ -165,7 +165,7 @@ def _layer(name: str, args: Mapping[str, Any], times: list[float], graph: Graph)
         type=kind,
         # int8 where an input is: MatMulIntegerToFloat, QLinearConv, a quantized Gather, Q, DQ; else the result's type
         precision="int8" if "int8" in precisions else ([kind for kind, _ in outputs] or precisions or ["unknown"])[0],
-        time_us=float(np.mean(times[1:] or times)),
+        time_us=float(np.median(times[1:] or times)),
         nodes=(name,) if name in graph.asked else graph.nodes_of(node) if node else (),
         macs=count,
         seen=graph.seen(node, precisions) if counted and node and "int8" not in precisions else None,

@@ -77,8 +77,8 @@ def _check(bundle: Bundle, targets: Sequence[Target], *, emulate: bool) -> None:
                             "bundle each by itself to measure it")
     for target in targets:
         if target.name not in bundle.graph.engines:
-            raise CompressError(f"{bundle.path} has no engine for target {target.name!r}: "
-                                f"it has {', '.join(bundle.graph.engines)}")
+            raise CompressError(f"{bundle.path} has no engine for target {target.name!r}: it has those of "
+                                f"{', '.join(bundle.graph.engines)}, name them with --target, or bundle for this one")
         if target.reach == "ssh" and target.address is None and not emulate:
             raise CompressError(
                 f'target {target.name!r} has no address: write [target.{target.name}] address = "user@host" (what you '
@@ -103,7 +103,9 @@ def _candidates(
     """The float controls of each target, then what ships."""
     from compress.bundle import read_controls
 
-    beside = read_controls(controls or default) if controls or (default / "controls.json").is_file() else []
+    ships = [bundle.graph.engines[target.name].digest for target in targets]
+    there = controls or (default / "controls.json").is_file()
+    beside = read_controls(controls or default, ships=ships) if there else []
     found = []
     for target in targets:
         for name, role, where, engine in beside:

@@ -198,7 +198,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CompressError(f"{path} cannot be read ({error.strerror}): name a report.json") from error
     except (ValueError, RecursionError) as error:
-        raise CompressError(f"{path} is not JSON ({error}): it is damaged, run `compress report` again") from error
+        raise CompressError(f"{path} is not JSON ({error}): name a report.json that `compress run` wrote") from error
     if not isinstance(record, dict):
         raise CompressError(f"{path} is not a {FORMAT!r} record: name a report.json")
     validate(record, str(path))

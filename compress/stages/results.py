@@ -37,7 +37,7 @@ def write_bundle(filing: Filing, builds: Sequence[Build], shipped: ModelFile, ou
             for b in builds
             if b.role != "shipped" and b.engine is not None
         ]  # fmt: skip
-        write_controls(controls, output / "controls")
+        write_controls(controls, output / "controls", ships=ships.values())
     return made.path
 
 

@@ -220,12 +220,15 @@ def test_the_device_app_answers_with_torch_blocked(
 def test_controls_come_back_as_they_were_written(tmp_path: Path, engines: Mapping[str, Engine]) -> None:
     written = [("original fp32", "original", "openvino-cpu", engines["openvino-cpu"]),
                ("pruned fp32", "control", "onnxruntime-cpu", engines["onnxruntime-cpu"])]  # fmt: skip
-    write_controls(written, tmp_path / "controls")
-    found = read_controls(tmp_path / "controls")
+    write_controls(written, tmp_path / "controls", ships=[engines["openvino-cpu"]])
+    ships = [engines["openvino-cpu"].digest]
+    found = read_controls(tmp_path / "controls", ships=ships)
     assert [(n, r, t, e.digest) for n, r, t, e in found] == [(n, r, t, e.digest) for n, r, t, e in written]
     digest = tree_digest(tmp_path / "controls")
-    write_controls(written, tmp_path / "controls")
+    write_controls(written, tmp_path / "controls", ships=[engines["openvino-cpu"]])
     assert tree_digest(tmp_path / "controls") == digest
+    with pytest.raises(CompressError, match=r"controls holds the controls of another bundle .*abc…\): name this bundle"):
+        read_controls(tmp_path / "controls", ships=[*ships, "abc"])
 
 
 @pytest.mark.parametrize(
@@ -234,21 +237,24 @@ def test_controls_come_back_as_they_were_written(tmp_path: Path, engines: Mappin
         (None, "damaged or missing"),
         ("{", "damaged or missing"),
         ("[]", "damaged or missing"),
-        ('{"format": "compress.controls", "version": 2}', "of another format or version"),
-        ('{"format": "compress.controls", "version": 1}', r"damaged or missing \('engines'\)"),
-        ('{"format": "compress.controls", "version": 1, "engines": [{"path": "../0"}]}', "not a plain path inside"),
+        ('{"format": "compress.controls", "version": 1}', "of another format or version"),
+        ('{"format": "compress.controls", "version": 2}', r"damaged or missing \('ships'\)"),
+        ('{"format": "compress.controls", "version": 2, "ships": []}', r"damaged or missing \('engines'\)"),
+        ('{"format": "compress.controls", "version": 2, "ships": [], "engines": [{"path": "../0"}]}',
+         "not a plain path inside"),
     ],
 )
 def test_damaged_controls_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "controls.json").write_text(text)
     with pytest.raises(CompressError, match=message):
-        read_controls(tmp_path)
+        read_controls(tmp_path, ships=[])
 
 
 def test_a_changed_control_is_refused(tmp_path: Path, engines: Mapping[str, Engine]) -> None:
-    write_controls([("o", "original", "openvino-cpu", engines["openvino-cpu"])], tmp_path / "controls")
+    one = engines["openvino-cpu"]
+    write_controls([("o", "original", "openvino-cpu", one)], tmp_path / "controls", ships=[one])
     with (tmp_path / "controls/0/model.bin").open("ab") as file:
         file.write(b"x")
     with pytest.raises(CompressError, match=r"0 is not the control it was written as"):
-        read_controls(tmp_path / "controls")
+        read_controls(tmp_path / "controls", ships=[one.digest])

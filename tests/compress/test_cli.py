@@ -309,7 +309,7 @@ def test_an_interrupted_command_says_what_is_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("compress.targets.targets", interrupted)
     result = CliRunner().invoke(cli, ["targets"])
     assert result.exit_code == 130
-    assert result.stderr == "compress: interrupted; what was finished is kept, the same command goes on\n"
+    assert result.stderr == "compress: interrupted; finished stages of a recipe are kept, and `compress run` goes on from them\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +486,7 @@ def test_an_unknown_target(finished: Path, tmp_path: Path) -> None:
         refused("bench", finished / "out/bundle", "--target", "openvno-cpu"),
     ):
         assert line.startswith("compress: unknown target 'openvno-cpu': did you mean openvino-cpu")
-    assert "has no engine for target 'rtx': it has onnxruntime-cpu, openvino-cpu" in refused(
+    assert "has no engine for target 'rtx': it has those of onnxruntime-cpu, openvino-cpu" in refused(
         "bench", finished / "out/bundle", "--target", "rtx")
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 ORT, RPI5 = targets()["onnxruntime-cpu"], targets()["rpi5"]
-QUICK = ["--restarts", "2", "--warmup-s", "0.02", "--duration-s", "0.02", "--min-runs", "3", "--threads", "1", "--no-peaks"]
+QUICK = ["--restarts", "2", "--warmup-s", "0.02", "--duration-s", "0.02", "--min-runs", "3", "--threads", "1",
+         "--no-peaks"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_controls(
         [(f"original fp32, {target.name}", "original", target.name, export(plain, target, folder / f"{target.name}32"))
          for target in quantized],
-        folder / "controls",
+        folder / "controls", ships=engines.values(),
     )
     write(folder / "validation", feed, run_program(plain, feed)["output"].argmax(1))
     return folder

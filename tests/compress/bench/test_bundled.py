@@ -36,11 +36,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = networks.quantized(networks.TwoReaders)
     plain = dataclasses.replace(model, quantization=None)
     (feed,) = networks.samples(model, 30).batches(30)
-    bundle(model, {ORT.name: export(model, ORT, folder / "int8")}, feed, folder / "bundle")
+    ships = export(model, ORT, folder / "int8")
+    bundle(model, {ORT.name: ships}, feed, folder / "bundle")
     control = export(plain, ORT, folder / "fp32")
     write_controls(
         [("original fp32", "original", ORT.name, control), ("elsewhere", "original", "openvino-cpu", control)],
-        folder / "controls",
+        folder / "controls", ships=[ships],
     )
     write(folder / "validation", feed, run_program(plain, feed)["output"].argmax(1))
     return folder
@@ -92,7 +93,7 @@ def test_named_controls_must_be_there(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_target_the_bundle_lacks_or_cannot_reach_is_refused(made: Path) -> None:
-    with pytest.raises(CompressError, match="has no engine for target 'openvino-cpu': it has onnxruntime-cpu"):
+    with pytest.raises(CompressError, match="has no engine for target 'openvino-cpu': it has those of onnxruntime-cpu"):
         bench_bundle(made / "bundle", [targets()["openvino-cpu"]], config=QUICK)
     away = dataclasses.replace(ORT, reach="ssh")
     with pytest.raises(CompressError, match=r"has no address: write \[target.onnxruntime-cpu\] address = .* --emulate"):
@@ -150,8 +151,16 @@ def test_controls_of_another_model_are_refused(made: Path, tmp_path: Path) -> No
         tmp_path / "other", backend=engine.backend, device=engine.device, precision=engine.precision,
         entry=engine.entry, inputs=renamed, outputs=engine.outputs, options={}, source=engine.source, built_with={},
         state=engine.state)
-    write_controls([("original fp32", "original", ORT.name, other)], tmp_path / "controls")
+    ships = read_engine(made / "int8")
+    write_controls([("original fp32", "original", ORT.name, other)], tmp_path / "controls", ships=[ships])
     with pytest.raises(CompressError, match=r"control 'original fp32' in .*controls has other inputs or outputs than"):
+        bench_bundle(made / "bundle", [ORT], controls=tmp_path / "controls", config=QUICK)
+
+
+def test_controls_of_another_bundle_are_refused(made: Path, tmp_path: Path) -> None:
+    control = read_engine(made / "fp32")
+    write_controls([("original fp32", "original", ORT.name, control)], tmp_path / "controls", ships=[control])
+    with pytest.raises(CompressError, match="holds the controls of another bundle"):
         bench_bundle(made / "bundle", [ORT], controls=tmp_path / "controls", config=QUICK)
 
 
