@@ -309,7 +309,7 @@ def test_an_interrupted_command_says_what_is_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("compress.targets.targets", interrupted)
     result = CliRunner().invoke(cli, ["targets"])
     assert result.exit_code == 130
-    assert result.stderr == "compress: interrupted; finished stages of a recipe are kept, and `compress run` goes on from them\n"
+    assert result.stderr == "compress: interrupted; finished stages of a recipe are kept for the next `compress run`\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
