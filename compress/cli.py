@@ -29,7 +29,8 @@ class _Commands(click.Group):
         except (CompressError, CalibrationError, RuntimesError) as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            click.echo("compress: interrupted; finished stages of a recipe are kept for the next `compress run`", err=True)
+            kept = "finished stages of a recipe are kept for the next `compress run`"
+            click.echo(f"compress: interrupted; {kept}", err=True)
             sys.exit(130)
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx is not None else "compress"
