@@ -1,6 +1,6 @@
 """A/A: an engine against itself, again and again, exactly as two candidates are compared.
 
-    python benchmarks/same_engine.py [BUNDLE TARGET] [--comparisons 50] [--preset quick] [--output FILE]
+    python benchmarks/same_engine.py [BUNDLE TARGET] [--comparisons 50] [--preset quick] [--warmup-s S] [--duration-s S]
 
 Each comparison is a whole bench of two candidates that are the same engine, in new processes, in ABBA order. At most
 5 % may be called different (`compress.intervals.is_different`, which the tables and reports use too). Without a bundle
@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ def main() -> int:
     parser.add_argument("target", nargs="?", default="local", help="of which target")
     parser.add_argument("--comparisons", type=int, default=50)
     parser.add_argument("--preset", choices=("quick", "full"), default="quick")
+    parser.add_argument("--warmup-s", type=float, help="instead of the preset's")
+    parser.add_argument("--duration-s", type=float, help="instead of the preset's")
     parser.add_argument("--output", type=Path, default=HERE / "results/same_engine.json")
     options = parser.parse_args()
-    config = BenchConfig(preset=options.preset, peaks=False)
+    config = BenchConfig(
+        preset=options.preset, warmup_s=options.warmup_s, duration_s=options.duration_s, peaks=False)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "engines").mkdir()
@@ -83,7 +87,7 @@ def record(rows: list[dict[str, Any]], config: BenchConfig, *, done: bool) -> di
     different = sum(row["different"] for row in rows)
     return {
         "rows": rows, "comparisons": len(rows), "different": different, "limit": LIMIT, "complete": done,
-        "within": different <= LIMIT * len(rows), "preset": config.preset, "restarts": config.plan().restarts,
+        "within": different <= LIMIT * len(rows), "preset": config.preset, "plan": asdict(config.plan()),
         "machine": machine_facts(), "versions": versions(),
     }  # fmt: skip
 
