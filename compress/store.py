@@ -30,6 +30,7 @@ from typing import Any
 
 from compress.errors import CompressError
 from runtimes.errors import RuntimesError
+from runtimes.folders import sync, sync_tree
 from runtimes.hashing import json_digest, tree_files
 
 FORMAT = "compress.stage"
@@ -124,7 +125,7 @@ class Store:
                 self.warnings.append(
                     f"the artifact of stage {stage!r} ({key[:12]}) was damaged ({error}): removed, to be made again")
                 path.unlink()
-                _sync(path.parent)
+                sync(path.parent)
                 if artifact is not None:
                     _remove(artifact.path)
                 return None
@@ -188,9 +189,9 @@ class Store:
             _remove(into)  # made before, for another key or by a run that was killed before its record
             return
         _remove(place)
-        _sync_tree(into)
+        sync_tree(into)
         into.rename(place)
-        _sync(place.parent)
+        sync(place.parent)
 
     def _claim(self) -> None:
         """Make the folder a store if it is new, and lock it."""
@@ -267,7 +268,7 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -290,12 +291,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         yield partial
-        _sync_tree(partial)
+        sync_tree(partial)
         _remove(aside)
         if path.exists():
             path.rename(aside)
         partial.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
         _remove(aside)
 
 
@@ -380,21 +381,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if not path.is_symlink() and (path.is_file() or path.is_dir()):  # opening a pipe would wait for ever
-            _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _reset_peak_memory() -> None:

@@ -41,7 +41,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 def sync_tree(folder: Path) -> None:
     """Have everything below ``folder`` on the disk before going on."""
     for path in folder.rglob("*"):
-        sync(path)
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):  # opening a pipe would wait for ever
+            sync(path)
     sync(folder)
 
 

@@ -20,7 +20,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     except CompressError as error:
         yield Finding(
             examination="pruning", severity="note", where="the model", what=f"it cannot be pruned: {error}",
-            concerns=("prune",), remedy="the other stages do not need it",
+            concerns=("prune",), remedy="do as it says, or leave prune out of the recipe",
         )  # fmt: skip
         return
     kinds = [f"{sum(g.before for g in groups if g.kind == kind)} {kind}" for kind in ("channels", "heads")

@@ -58,7 +58,7 @@ def _remedy(op: str) -> str:
     if op in ("conv_transpose2d", "conv_transpose1d"):
         return "an interpolation followed by a Conv2d runs in int8"
     if op.startswith(("lstm", "gru", "rnn")):
-        return "prune its width, or use a convolution or attention over the sequence"
+        return "make it narrower, or use a convolution or attention over the sequence"
     if op in _PRODUCTS:
         return "nothing to do in most models"
     return "write products with weights as nn.Linear or nn.Conv2d"
