@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import CalibrationError
-from calibration.shards import TARGET, Shard, check_shard, read_shard, read_target, shard_specs
+from calibration.shards import Shard, check_shard, read_shard, read_target, shard_specs
+from calibration.targets import TARGET, dtype_of, joined, update
 from calibration.writing import FORMAT, MANIFEST, VERSION, ShardWriter
 from runtimes.hashing import file_digest, json_digest
 from runtimes.spec import Feed, TensorSpec
@@ -35,7 +36,7 @@ class CalibrationSet:
     shards: tuple[Path, ...]                       # .npz files, samples along the leading axis
     count: int
     digest: str
-    has_target: bool
+    labels: tuple[str, ...]                        # arrays of labels: "target", or "target.OUTPUT" for several tasks
     _stamps: tuple[tuple[int, int], ...] = field(repr=False)  # size and time of each shard when it was checked
     _spool: _Spool | None = field(default=None, repr=False, compare=False)  # keeps the folder of a streamed set
 
@@ -69,19 +70,20 @@ class CalibrationSet:
             raise CalibrationError(f"the first {n} samples were asked for from {self.name!r}: give at least 1")
         return _spooled(_first_samples(self._read(), n), self.inputs, name=f"{self.name}[:{n}]")
 
-    def targets(self) -> np.ndarray | None:
-        """The labels, shape ``(samples, ...)``, in the order of the batches; ``None`` where the set has none."""
-        if not self.has_target:
+    def targets(self, output: str | None = None) -> np.ndarray | None:
+        """The labels, shape ``(samples, ...)``, in the order of the batches; ``None`` where the set has none.
+
+        Args:
+            output: whose; those of the only task where it has none of its own.
+        """
+        name = f"{TARGET}.{output}" if f"{TARGET}.{output}" in self.labels else TARGET
+        if name not in self.labels:
             return None
         parts = []
         for path, stamp in zip(self.shards, self._stamps, strict=True):
             _check_unchanged(path, stamp, self.name)
-            parts.append(read_target(path))
-        odd = [path for path, part in zip(self.shards, parts, strict=True) if part.shape[1:] != parts[0].shape[1:]]
-        if odd:
-            raise CalibrationError(
-                f"{odd[0]}: {TARGET!r} has another shape than in {self.shards[0]}: labels must have one shape")
-        return np.concatenate(parts)
+            parts.append(read_target(path, name))
+        return joined(parts, self.shards, name)
 
     def _read(self) -> Iterator[Shard]:
         specs = shard_specs(self.inputs)
@@ -121,8 +123,8 @@ def open_set(
     Args:
         source: a folder written by :func:`calibration.write`; a folder of ``.npz`` files, taken in the order of their
             names; one ``.npz`` file; or an iterable of feeds, each with the batch axis, one sample or many, which may
-            hold labels as ``"target"``. An iterable is read once and streamed to a temporary folder, which lives as
-            long as the set.
+            hold labels as ``"target"``, or as ``"target.OUTPUT"`` for each of several tasks. An iterable is read once
+            and streamed to a temporary folder, which lives as long as the set.
         inputs: the specs of the model's inputs; each needs a batch axis.
         name: what messages and reports call the set; default: the name of the folder.
 
@@ -160,21 +162,21 @@ def _opened(
     """Read every shard once: check it, count its samples, and hash them."""
     specs = shard_specs(inputs)
     contents = _Contents()
-    stamps, with_target = [], []
+    stamps, labels = [], []
     for file in shards:
         stamps.append(_stamp(file))
         shard = read_shard(file, specs)
         if counts is not None and counts[file] != shard.count:
             raise CalibrationError(f"{file}: input {inputs[0].name!r} holds {shard.count} samples, but "
                                    f"{path / MANIFEST} says {counts[file]}: write the set again")
-        with_target.append(shard.target is not None)
-        if with_target[-1] != with_target[0]:
-            raise CalibrationError(f"{file} {'has' if with_target[-1] else 'lacks'} {TARGET!r}, unlike {shards[0]}: "
-                                   "label all samples, or none")
+        labels.append(sorted(shard.targets))
+        if odd := sorted({*labels[-1]} ^ {*labels[0]}):
+            raise CalibrationError(f"{file} {'has' if odd[0] in labels[-1] else 'lacks'} {odd[0]!r}, unlike "
+                                   f"{shards[0]}: label all samples, or none")
         contents.add(shard, file)
     return CalibrationSet(
         name=name, path=path, inputs=inputs, shards=tuple(shards), count=contents.count, digest=contents.digest(),
-        has_target=with_target[0], _stamps=tuple(stamps), _spool=spool)
+        labels=tuple(labels[0]), _stamps=tuple(stamps), _spool=spool)
 
 
 class _Contents:
@@ -188,16 +190,16 @@ class _Contents:
     def add(self, shard: Shard, file: Path) -> None:
         self.count += shard.count
         for name, array in shard.arrays.items():
-            dtype, runs, sha256 = self._arrays.setdefault(name, (array.dtype.name, [], hashlib.sha256()))
-            if array.dtype.name != dtype:  # an input's dtype is the spec's; labels have none
-                raise CalibrationError(f"{file}: {name!r} has dtype {array.dtype.name}, but {dtype} in the files "
+            dtype, runs, sha256 = self._arrays.setdefault(name, (dtype_of(array), [], hashlib.sha256()))
+            if dtype_of(array) != dtype:  # an input's dtype is the spec's; labels have none
+                raise CalibrationError(f"{file}: {name!r} has dtype {dtype_of(array)}, but {dtype} in the files "
                                        "before it: write all of them with one dtype")
             shape = list(array.shape[1:])
             if runs and runs[-1][0] == shape:
                 runs[-1][1] += shard.count
             else:
                 runs.append([shape, shard.count])
-            sha256.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
+            update(sha256, array)
 
     def digest(self) -> str:
         return json_digest(
@@ -249,7 +251,7 @@ def _checked_feeds(feeds: Iterable[Feed], inputs: tuple[TensorSpec, ...], name: 
 def _first_samples(shards: Iterable[Shard], n: int) -> Iterator[Shard]:
     for shard in shards:
         yield Shard(feed={name: array[:n] for name, array in shard.feed.items()},
-                    target=None if shard.target is None else shard.target[:n])
+                    targets={name: array[:n] for name, array in shard.targets.items()})
         n -= shard.count
         if n <= 0:
             return

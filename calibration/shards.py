@@ -5,18 +5,16 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from calibration.errors import CalibrationError
+from calibration.targets import TARGET, check_texts, is_target
 from runtimes.errors import FeedError
 from runtimes.spec import Dim, TensorSpec, check_feed
-
-TARGET = "target"
-"""The array of labels a shard may hold beside its inputs."""
 
 _COUNT = "samples"
 UNREADABLE = (  # what numpy, zipfile and zlib raise on a damaged, encrypted or pickled file
@@ -30,7 +28,7 @@ class Shard:
     """The samples of one file: arrays of shape ``(samples, ...)``, in the order of the specs, and their labels."""
 
     feed: Mapping[str, np.ndarray]
-    target: np.ndarray | None
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)     # by the names of their arrays
 
     @property
     def count(self) -> int:
@@ -38,7 +36,7 @@ class Shard:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        return {**self.feed, **({} if self.target is None else {TARGET: self.target})}
+        return {**self.feed, **self.targets}
 
 
 def shard_specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -51,8 +49,8 @@ def shard_specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
             raise CalibrationError(
                 f"input {spec.name!r} has no batch axis, so its samples cannot be stacked in a calibration set: "
                 "give it one, or make it a constant of the model")
-        if spec.name == TARGET:
-            raise CalibrationError(f"an input is called {TARGET!r}, the name of the labels in a data set: rename it")
+        if is_target(spec.name):
+            raise CalibrationError(f"an input is called {spec.name!r}, the name of labels in a data set: rename it")
         rest = spec.shape[:spec.batch_axis] + spec.shape[spec.batch_axis + 1:]
         specs.append(replace(spec, shape=(count, *rest), batch_axis=0))
     if not specs:
@@ -77,19 +75,19 @@ def read_shard(path: Path, specs: Sequence[TensorSpec]) -> Shard:
     return check_shard(arrays, specs, source=str(path))
 
 
-def read_target(path: Path) -> np.ndarray:
-    """The labels of a shard alone; its other arrays stay on disk."""
+def read_target(path: Path, name: str = TARGET) -> np.ndarray:
+    """The labels ``name`` of a shard alone; its other arrays stay on disk."""
     try:
         with path.open("rb") as file, _as_npz(file) as npz:
-            return np.asarray(npz[TARGET])
+            return np.asarray(npz[name])
     except UNREADABLE as error:
-        raise _unreadable(path, TARGET, error) from error
+        raise _unreadable(path, name, error) from error
 
 
 def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *, source: str) -> Shard:
     """Check arrays with a leading sample axis against ``specs``; ``source`` is what messages call them."""
     arrays = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
-    target = arrays.pop(TARGET, None)
+    targets = {name: arrays.pop(name) for name in list(arrays) if is_target(name)}
     for name, array in arrays.items():
         if array.ndim and len(array) == 0:
             raise CalibrationError(f"{source}: input {name!r} holds no samples: remove the file, or write it again")
@@ -97,21 +95,24 @@ def check_shard(arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *
         feed = check_feed(specs, arrays, source=source)
     except FeedError as error:
         raise CalibrationError(f"{error}. Correct the calibration data, or the model's input specs") from error
-    if target is not None:
-        count = len(feed[specs[0].name])
+    count = len(feed[specs[0].name])
+    for name, target in targets.items():
         if target.ndim == 0 or len(target) != count:
             raise CalibrationError(
-                f"{source}: {TARGET!r} has shape {target.shape}, but the inputs hold {count} samples: "
+                f"{source}: {name!r} has shape {target.shape}, but the inputs hold {count} samples: "
                 "give one label per sample along the leading axis")
-        check_values(target, f"{source}: {TARGET!r}")
-        target = np.ascontiguousarray(target)
-    return Shard(feed=feed, target=target)
+        check_values(target, f"{source}: {name!r}", texts=True)
+    return Shard(feed=feed, targets={name: np.ascontiguousarray(target) for name, target in targets.items()})
 
 
-def check_values(array: np.ndarray, where: str) -> None:
-    """Refuse anything but finite numbers; ``where`` names the file and the array."""
+def check_values(array: np.ndarray, where: str, *, texts: bool = False) -> None:
+    """Refuse anything but finite numbers and, for labels, ``texts``; ``where`` names the file and the array."""
+    if texts and array.dtype.kind == "U":
+        check_texts(array, where)
+        return
     if array.dtype.kind not in "biuf":
-        raise CalibrationError(f"{where} has dtype {array.dtype}: store booleans, integers or floats")
+        raise CalibrationError(f"{where} has dtype {array.dtype}: store booleans, integers or floats"
+                               f"{', or texts as an array of strings' if texts else ''}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise CalibrationError(

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import CalibrationError
-from calibration.shards import TARGET, check_values
+from calibration.shards import check_values
+from calibration.targets import TARGET, Targets, dtype_of, is_target, named
 from runtimes.hashing import file_digest
 
 MANIFEST = "dataset.json"
@@ -28,7 +29,7 @@ SHARD_BYTES = 64 << 20
 def write(
     folder: Path | str,
     samples: Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]],
-    target: np.ndarray | None = None,
+    target: Targets | None = None,
     *,
     shard_size: int = 512,
 ) -> Path:
@@ -38,7 +39,9 @@ def write(
         folder: where to; an existing data set there is replaced, any other folder that is not empty is refused.
         samples: input name -> array of shape ``(samples, ...)``; or an iterable of such mappings, for sets too
             large for memory or of several shapes, each of which may hold its labels as ``"target"``.
-        target: labels, shape ``(samples, ...)``, with a mapping.
+        target: labels, shape ``(samples, ...)``, with a mapping: numbers, or texts as an array of strings, of which the
+            shape ``(samples, references)`` has several a sample (``""`` where one has fewer). A model with several
+            tasks has a mapping from output to labels, which are the arrays ``"target.OUTPUT"``.
         shard_size: most samples a file; files are also closed at 64 MiB and where a shape changes.
 
     Returns:
@@ -55,9 +58,9 @@ def write(
         if not isinstance(samples, Mapping):
             raise CalibrationError(
                 f"with an iterable of samples, put the labels of each into its mapping as {TARGET!r}")
-        if TARGET in samples:
-            raise CalibrationError(f"the labels were given twice: as target=, and as {TARGET!r} among the samples")
-        chunks = [{**samples, TARGET: target}]
+        if twice := [name for name in samples if is_target(name)]:
+            raise CalibrationError(f"the labels were given twice: as target=, and as {twice[0]!r} among the samples")
+        chunks = [{**samples, **named(target)}]
     with writing_to(folder, shard_size) as writer:
         for chunk in chunks:
             writer.add(chunk)
@@ -96,7 +99,7 @@ class ShardWriter:
         """Append samples: name -> array of shape ``(samples, ...)``, which are copied."""
         arrays = {name: np.asarray(arrays[name]) for name in arrays}
         count = _check_samples(arrays)
-        layout = {name: (array.dtype.name, array.shape[1:]) for name, array in arrays.items()}
+        layout = {name: (dtype_of(array), array.shape[1:]) for name, array in arrays.items()}
         if layout != self._layout:
             self._flush()
             self._record_layout(layout)
@@ -121,10 +124,11 @@ class ShardWriter:
         self._flush()
         if not self._shards:
             raise CalibrationError("there are no samples to write: a data set needs at least one")
-        inputs = {name: entry for name, entry in self._inputs.items() if name != TARGET}
+        inputs = {name: entry for name, entry in self._inputs.items() if not is_target(name)}
+        targets = {name: entry for name, entry in self._inputs.items() if is_target(name)}
         count = sum(shard["count"] for shard in self._shards)
         manifest = {"format": FORMAT, "version": VERSION, "inputs": inputs, "count": count,
-                    "target": TARGET in self._inputs, "shards": self._shards,
+                    "targets": targets, "shards": self._shards,
                     **({} if source is None else {"source": dict(source)})}
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
@@ -155,11 +159,11 @@ class ShardWriter:
 
 
 def _check_samples(arrays: Mapping[str, np.ndarray]) -> int:
-    if not [name for name in arrays if name != TARGET]:
+    if not [name for name in arrays if not is_target(name)]:
         raise CalibrationError("samples hold no inputs: give one array for each input of the model")
     first = next(iter(arrays))
     for name, array in arrays.items():
-        check_values(array, f"input {name!r}")
+        check_values(array, f"input {name!r}", texts=is_target(name))
         if array.ndim == 0 or len(array) == 0:
             raise CalibrationError(
                 f"input {name!r} has shape {array.shape}: the leading axis counts the samples, at least 1")

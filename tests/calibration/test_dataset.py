@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_a_set_knows(folder: Path) -> None:
     data = open_set(folder, SPECS)
-    assert (data.name, data.path, len(data), data.has_target) == ("set", folder, 10, True)
+    assert (data.name, data.path, len(data), data.labels) == ("set", folder, 10, ("target",))
     assert data.modalities == {"image": "image", "text": "text"}
     assert data.shards == tuple(folder / f"000{i}.npz" for i in range(3))
     np.testing.assert_array_equal(data.targets(), np.arange(10))
@@ -189,7 +189,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "target count": (savez(target=np.zeros(9)), r"'target' has shape \(9,\), but the inputs hold 10 samples"),
     "target scalar": (savez(target=np.zeros(())), r"'target' has shape \(\)"),
     "target NaN": (savez(target=np.full(10, np.nan)), "'target' has a value that is not finite"),
-    "target text": (savez(target=np.array(["yes"] * 10)), "'target' has dtype <U3"),
+    "target bytes": (savez(target=np.array([b"yes"] * 10)), "'target' has dtype .S3: .* or texts as an array"),
+    "target texts": (savez(target=np.array([[["yes"]]] * 10)), r"'target' holds texts and has shape \(10, 1, 1\)"),
+    "target no text": (savez(target=np.array([["a", ""]] * 9 + [["", ""]])), "'target' has no reference for sample 9"),
     "objects": (savez(image=np.array([None] * 10)), "array 'image' holds Python objects, which are never unpickled"),
     "truncated": (truncated, "cannot be read"),
     "flipped": (flipped, "array 'image' cannot be read, it is damaged"),
@@ -363,3 +365,44 @@ def test_a_dimension_of_the_model_called_samples() -> None:
     assert open_set([{"wave": np.zeros((2, 8), np.float32)}], [wave]).first(2)["wave"].shape == (2, 8)
     with pytest.raises(CalibrationError, match=r"input 'wave'.*65"):
         open_set([{"wave": np.zeros((2, 65), np.float32)}], [wave])
+
+
+def test_labels_that_are_texts(tmp_path: Path) -> None:
+    """Whatever the width of a shard's strings and how many references the longest sample has."""
+    savez(target=np.array(["a red bird"] * 10))(tmp_path / "a.npz")
+    savez(target=np.array(["ψ"] * 9 + [""]))(tmp_path / "b.npz")
+    data = open_set(tmp_path, SPECS)
+    assert data.targets().tolist() == ["a red bird"] * 10 + ["ψ"] * 9 + [""]
+    assert data.take(10).targets().tolist() == ["a red bird"] * 10
+    (tmp_path / "b.npz").unlink()
+    assert data.digest != open_set(tmp_path, SPECS).digest
+    savez(target=np.array([["a"] * 3] * 10))(tmp_path / "a.npz")
+    savez(target=np.array([["b", ""]] * 10))(tmp_path / "b.npz")
+    assert open_set(tmp_path, SPECS).targets().tolist() == [["a"] * 3] * 10 + [["b", "", ""]] * 10
+
+
+def test_the_digest_of_texts_does_not_know_where_one_shard_ends(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    both = {name: np.concatenate([array, array]) for name, array in samples().items()}
+    np.savez(whole / "a.npz", target=np.array(["left"] * 10 + ["lefts"] * 10), **both)
+    savez(target=np.array(["left"] * 10))(parts / "a.npz")
+    savez(target=np.array(["lefts"] * 10))(parts / "b.npz")
+    assert open_set(whole, SPECS).digest == open_set(parts, SPECS).digest
+    np.savez(whole / "a.npz", target=np.array(["left"] * 11 + ["efts"] * 9), **both)
+    assert open_set(whole, SPECS).digest != open_set(parts, SPECS).digest
+
+
+def test_labels_of_several_tasks(tmp_path: Path) -> None:
+    savez(**{"target.action": np.arange(10), "target.said": np.array(["up"] * 10)})(tmp_path / "a.npz")
+    data = open_set(tmp_path, SPECS)
+    assert data.labels == ("target.action", "target.said")
+    assert data.targets() is None
+    np.testing.assert_array_equal(data.targets("action"), np.arange(10))
+    assert data.take(3).targets("said").tolist() == ["up"] * 3
+    savez(target=np.arange(10))(tmp_path / "a.npz")
+    np.testing.assert_array_equal(open_set(tmp_path, SPECS).targets("action"), np.arange(10))
+    savez(**{"target.action": np.arange(10)})(tmp_path / "b.npz")
+    with pytest.raises(CalibrationError, match=r"b\.npz lacks 'target', unlike|b\.npz has 'target.action', unlike"):
+        open_set(tmp_path, SPECS)

@@ -26,7 +26,7 @@ def test_shards_and_record(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", samples(), np.arange(5) * 10, shard_size=2)
     record = json.loads((folder / "dataset.json").read_text())
     assert record == {
-        "format": "compress.dataset", "version": 1, "count": 5, "target": True,
+        "format": "compress.dataset", "version": 1, "count": 5, "targets": {"target": {"dtype": "int64", "shape": []}},
         "inputs": {"image": {"dtype": "float32", "shape": [2, 2]}, "file": {"dtype": "int64", "shape": []}},
         "shards": [{"file": f"{i:04d}.npz", "count": count, "sha256": contents(folder)[f"{i:04d}.npz"]}
                    for i, count in enumerate([2, 2, 1])]}
@@ -167,3 +167,15 @@ def test_bad_arguments(tmp_path: Path) -> None:
         write(tmp_path / "set", {**samples(), "target": np.zeros(5)}, np.zeros(5))
     with pytest.raises(CalibrationError, match="put the labels of each into its mapping"):
         write(tmp_path / "set", [samples()], np.zeros(5))
+
+
+def test_labels_of_several_tasks_and_texts(tmp_path: Path) -> None:
+    target = {"action": np.arange(5), "said": np.array(["on", "off", "a", "b", "up"])}
+    folder = write(tmp_path / "set", samples(), target, shard_size=2)
+    record = json.loads((folder / "dataset.json").read_text())
+    assert record["targets"] == {"target.action": {"dtype": "int64", "shape": []},
+                                 "target.said": {"dtype": "str", "shape": []}}
+    with np.load(folder / "0000.npz") as shard:
+        assert shard["target.said"].tolist() == ["on", "off"]
+    with pytest.raises(CalibrationError, match=r"given twice: as target=, and as 'target\.action' among the samples"):
+        write(tmp_path / "set", {**samples(), "target.action": np.arange(5)}, target)
