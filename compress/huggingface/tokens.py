@@ -48,21 +48,11 @@ def read_tokens(folder: Folder, config: Any, *, reader: str = "AutoTokenizer", r
             network's embedding lacks.
     """
     tokenizer = read_tokenizer(folder, reader)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CompressError(
-            f"{folder.path}: its {type(tokenizer).__name__} is none of the tokenizers package: save it as {FILE}"
-        )
+    data = tokenizer_file(folder, tokenizer, config.vocab_size)
     if tokenizer.pad_token_id is None:
         raise CompressError(f"{folder.path}: its tokenizer has no padding token: set its pad_token, save it again")
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
-        raise CompressError(
-            f"{folder.path}: the tokenizer gives ids up to {largest}, but the embedding has {config.vocab_size} rows "
-            "(vocab_size): the tokenizer is of another model"
-        )
     return Tokens(
-        data=backend.to_str().encode(), pad_id=tokenizer.pad_token_id, pad_side=tokenizer.padding_side,
+        data=data, pad_id=tokenizer.pad_token_id, pad_side=tokenizer.padding_side,
         length=min(int(tokenizer.model_max_length), config.max_position_embeddings - reserved),
         vocabulary=config.vocab_size,
     )  # fmt: skip
@@ -76,6 +66,27 @@ def read_tokenizer(folder: Folder, reader: str = "AutoTokenizer") -> Any:
         return getattr(library(), reader).from_pretrained(str(folder.path), **LOCAL)
     except Exception as error:  # files that do not fit each other fail anywhere in the library's classes
         raise CompressError(f"{folder.path}: its tokenizer cannot be read: {first_line(error)}") from error
+
+
+def tokenizer_file(folder: Folder, tokenizer: Any, vocabulary: int) -> bytes:
+    """The ``tokenizer.json`` of a tokenizer object, for a network that knows the ids below ``vocabulary``.
+
+    Raises:
+        CompressError: if it is not of the tokenizers package, or gives ids that the network lacks.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise CompressError(
+            f"{folder.path}: its {type(tokenizer).__name__} is none of the tokenizers package: save it as {FILE}"
+        )
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocabulary:
+        raise CompressError(
+            f"{folder.path}: the tokenizer gives ids up to {largest}, but the embedding has {vocabulary} rows "
+            "(vocab_size): the tokenizer is of another model"
+        )
+    data: bytes = backend.to_str().encode()
+    return data
 
 
 def text_input(batch: Dim, length: Dim | None) -> Input:
