@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from compress.errors import CompressError
 from compress.model import Input
 from compress.zoo.fitting import FitConfig
-from compress.zoo.reference import Reference, Splits
+from compress.zoo.reference import Reference
+from compress.zoo.samples import Splits
+from compress.zoo.tasks import Task
 
 FEATURES = 30
 SPLIT = {"train": 285, "calibration": 84, "validation": 200}
@@ -58,7 +60,7 @@ def samples() -> Splits:
     rows = ((values - mean) / std).astype(np.float32)
     parts, start = {}, 0
     for name, count in SPLIT.items():
-        parts[name] = ({"cells": rows[start : start + count]}, target[start : start + count])
+        parts[name] = [({"cells": rows[start : start + count]}, target[start : start + count])]
         start += count
     return parts
 
@@ -87,7 +89,8 @@ def _processing() -> dict[str, object]:
 
 
 DENSE = Reference(
-    name="dense", factory="compress.zoo.dense_classifier:build", samples=samples, loss="cross-entropy",
-    fit=FitConfig(epochs=40, rate=2e-3, decay=0.1, noise=0.1), labels=("benign", "malignant"),
+    name="dense", factory="compress.zoo.dense_classifier:build", samples=samples, metric="accuracy",
+    tasks={"output": Task(loss="cross-entropy", labels=("benign", "malignant"))},
+    fit=FitConfig(epochs=40, rate=2e-3, decay=0.1, noise=0.1),
     inputs={"cells": Input(modality="sensor", dims=("batch",))}, processing=_processing(),
 )  # fmt: skip

@@ -1,25 +1,22 @@
-"""How the reference models are trained: AdamW, one cosine, the loss that their outputs ask for."""
+"""How the reference models are trained: AdamW under one cosine, in batches of one shape."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from compress.errors import CompressError
 from compress.zoo import Progress
+from compress.zoo.samples import Parts
 
-Rows: TypeAlias = Mapping[str, np.ndarray]
-"""Input name -> array with a leading sample axis."""
-
-Loss = Literal["cross-entropy", "binary cross-entropy"]
-"""Of class scores ``(batch, classes)``, or of probabilities ``(batch, 1)``, which a sigmoid made."""
+Objective: TypeAlias = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""The loss of a batch from the network's outputs by name and the batch's targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +37,30 @@ class FitConfig:
 
 
 def fit(
-    network: nn.Module, rows: Rows, target: np.ndarray, loss: Loss, config: FitConfig = FitConfig(),
+    network: nn.Module, parts: Parts, loss: Objective, config: FitConfig = FitConfig(),
     progress: Progress | None = None,
 ) -> int:
     """Train ``network`` in place, leave it in evaluation mode, and return the number of steps.
 
-    The same seed, thread count and machine give the same weights.
+    What asks for no gradient stays as it is. The same seed, thread count and machine give the same weights.
 
     Args:
-        rows: what ``network.forward`` takes, by name. target: classes, or 0 and 1, i64 ``(samples,)``.
+        parts: what ``network.forward`` takes, by name, and the targets that ``loss`` takes.
     """
     torch.manual_seed(config.seed)
-    inputs = {name: torch.from_numpy(array) for name, array in rows.items()}
-    labels = torch.from_numpy(target)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
-    steps, done = steps_of(config, len(target)), 0
+    held = [({name: torch.from_numpy(array) for name, array in rows.items()}, torch.from_numpy(target))
+            for rows, target in parts]  # fmt: skip
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.rate, weight_decay=config.decay)
+    steps, done = steps_of(config, parts), 0
     network.train()
     for _ in range(config.epochs):
-        for chosen in torch.split(torch.randperm(len(labels)), config.batch):
+        for part, chosen in _shuffled([len(target) for _, target in held], config.batch):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate * 0.5 * (1 + math.cos(math.pi * done / steps))
-            feed = {name: _noisy(value[chosen], config.noise) for name, value in inputs.items()}
-            wrong = loss_of(network(**feed), labels[chosen], loss)
+            rows, target = held[part]
+            feed = {name: _noisy(value[chosen], config.noise) for name, value in rows.items()}
+            wrong = loss(run(network, feed), target[chosen])
             optimizer.zero_grad()
             wrong.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -72,23 +71,32 @@ def fit(
     return done
 
 
-def steps_of(config: FitConfig, samples: int) -> int:
-    return config.epochs * math.ceil(samples / config.batch)
+def steps_of(config: FitConfig, parts: Parts) -> int:
+    return config.epochs * sum(math.ceil(len(target) / config.batch) for _, target in parts)
 
 
-def loss_of(output: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    """The mean ``loss`` of a batch; see :data:`Loss`."""
-    if loss == "cross-entropy":
-        return cross_entropy(output, labels)
-    return binary_cross_entropy(output[:, 0], labels.to(output.dtype))
+def run(network: nn.Module, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The outputs of ``network`` by name; a lone tensor is called ``output``."""
+    result = network(**feed)
+    return {"output": result} if isinstance(result, Tensor) else result
 
 
-def predict(network: nn.Module, rows: Rows, batch: int = 64) -> np.ndarray:
-    """What ``network`` says to all ``rows``, in order."""
-    inputs = {name: torch.split(torch.from_numpy(array), batch) for name, array in rows.items()}
+def predict(network: nn.Module, parts: Parts, batch: int = 64) -> dict[str, np.ndarray]:
+    """What ``network`` says to all samples of ``parts``, in order, by output name."""
+    said: dict[str, list[Tensor]] = {}
     with torch.no_grad():
-        parts = [network(**dict(zip(inputs, feed, strict=True))) for feed in zip(*inputs.values(), strict=True)]
-    return np.asarray(torch.cat(parts).numpy())
+        for rows, _ in parts:
+            inputs = {name: torch.split(torch.from_numpy(array), batch) for name, array in rows.items()}
+            for feed in zip(*inputs.values(), strict=True):
+                for name, value in run(network, dict(zip(inputs, feed, strict=True))).items():
+                    said.setdefault(name, []).append(value)
+    return {name: torch.cat(values).numpy() for name, values in said.items()}
+
+
+def _shuffled(sizes: list[int], batch: int) -> list[tuple[int, Tensor]]:
+    """The batches of an epoch in a random order, each of rows of one part: the part's number and the rows."""
+    batches = [(part, chosen) for part, size in enumerate(sizes) for chosen in torch.split(torch.randperm(size), batch)]
+    return [batches[index] for index in torch.randperm(len(batches))]
 
 
 def _noisy(value: Tensor, noise: float) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from compress.errors import CompressError
 from compress.model import Input
 from compress.zoo.fitting import FitConfig
-from compress.zoo.reference import Reference, Splits
+from compress.zoo.reference import Reference
+from compress.zoo.samples import Splits
+from compress.zoo.tasks import Task
 
 SIZES = {"text": 768, "image": 2048}
 TOPICS, STYLES = 6, 16
@@ -108,7 +110,7 @@ def samples() -> Splits:
         other = (topics["text"] + rng.integers(1, TOPICS, count)) % TOPICS
         topics["image"] = np.where(target == 1, topics["text"], other)
         rows = {name: _features(topics[name], basis, rng) for name, basis in directions.items()}
-        parts[split] = (rows, np.where(rng.random(count) < WRONG, 1 - target, target))
+        parts[split] = [(rows, np.where(rng.random(count) < WRONG, 1 - target, target))]
     return parts
 
 
@@ -121,7 +123,8 @@ def _features(topics: np.ndarray, basis: np.ndarray, rng: np.random.Generator) -
 
 CONCAT = Reference(
     name="features-concat", factory="compress.zoo.fused_features:build", kwargs={"fusion": "concat"}, samples=samples,
-    loss="binary cross-entropy", fit=FitConfig(epochs=12, rate=1e-3, decay=0.1), labels=("no", "yes"),
+    tasks={"output": Task(loss="binary cross-entropy", labels=("no", "yes"))},
+    metric="compress.zoo.scores:decided_right", fit=FitConfig(epochs=12, rate=1e-3, decay=0.1),
     inputs={name: Input(modality="embedding", dims=("batch",)) for name in SIZES},
     processing={
         "inputs": {name: {"kind": "tensor", "from": name} for name in SIZES},

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from compress.model import Input
 from compress.zoo.fitting import FitConfig
-from compress.zoo.reference import Reference, Splits
+from compress.zoo.reference import Reference
+from compress.zoo.samples import Splits
+from compress.zoo.tasks import Task
 
 SIZE = 16                       # pixels a side
 RECORD = (("female", "male"), ("under-40", "40-to-59", "60-to-79", "80-or-more"), ("north", "east", "south", "west"),
@@ -86,7 +88,7 @@ class RecordEncoder(nn.Module):
 def samples() -> Splits:
     """Patients of three splits, the same on every call; about half of them at risk."""
     rng = np.random.default_rng(0)
-    return {name: _patients(count, rng) for name, count in SPLIT.items()}
+    return {name: [_patients(count, rng)] for name, count in SPLIT.items()}
 
 
 def _patients(count: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -113,8 +115,9 @@ def _scans(radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 PATIENT = Reference(
-    name="patient", factory="compress.zoo.patient:build", samples=samples, loss="binary cross-entropy",
-    fit=FitConfig(epochs=15, rate=2e-3), labels=("no risk", "risk"),
+    name="patient", factory="compress.zoo.patient:build", samples=samples,
+    tasks={"output": Task(loss="binary cross-entropy", labels=("no risk", "risk"))},
+    metric="compress.zoo.scores:decided_right", fit=FitConfig(epochs=15, rate=2e-3),
     inputs={"scan": Input(modality="image", dims=("batch",)), "record": Input(modality="text", dims=("batch",)),
             "markers": Input(modality="sensor", dims=("batch",))},
     processing={

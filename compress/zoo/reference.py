@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import CompressError
 from compress.model import Input, Model
 from compress.zoo import Progress
-from compress.zoo.fitting import FitConfig, Loss, Rows, fit, predict, steps_of
+from compress.zoo.fitting import FitConfig, fit, predict, steps_of
 from compress.zoo.folder import DATA, FORMAT, begin, digests, finish, is_whole, read_record, shifted
-from compress.zoo.scores import scores_of
+from compress.zoo.samples import Parts, Rows, Splits, alone, blank_of, targets_of
+from compress.zoo.scores import constant_answer, scores_of
+from compress.zoo.tasks import Tasks, loss_of
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
-
-Splits: TypeAlias = Mapping[str, tuple[Rows, np.ndarray]]
-"""``train``, ``calibration`` and ``validation`` -> rows and targets i64 ``(samples,)``; no sample is in two."""
 
 QUICK_EPOCHS = 2
 
@@ -45,6 +44,10 @@ comparisons: compress.zoo.reference:compare     # what the report holds the resu
 """
 
 
+Blinding = Callable[[Rows], Rows]
+"""Takes away what a baseline is not to see of rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """A network with its task: all that :func:`make_reference` needs.
@@ -52,8 +55,10 @@ class Reference:
     Attributes:
         factory: of the network, with ``kwargs``, as :func:`compress.save` takes them.
         samples: makes or loads the data; the same on every call.
-        loss: which the network is trained with; it also says what its output is.
-        labels: what the two classes are called. inputs, processing: of :func:`compress.save`.
+        tasks: what each output is trained for, in the order of the outputs.
+        metric: of the recipe; its mean over the samples is what the network and its baselines are judged by.
+        inputs, processing: of :func:`compress.save`.
+        blinded: baselines besides each modality alone; what their networks see of the rows.
         macs: share of the multiply-accumulates that the recipe keeps. distill_epochs: after pruning.
     """
 
@@ -61,22 +66,32 @@ class Reference:
     factory: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     samples: Callable[[], Splits]
-    loss: Loss
+    tasks: Tasks
+    metric: str
     fit: FitConfig
-    labels: Sequence[str]
     inputs: Mapping[str, Input]
     processing: Mapping[str, Any]
+    blinded: Mapping[str, Blinding] = field(default_factory=dict)
     macs: float = 0.5
     distill_epochs: int = 10
 
     @property
-    def metric(self) -> str:
-        return "accuracy" if self.loss == "cross-entropy" else "compress.zoo.scores:decided_right"
+    def recipe(self) -> str:
+        kind = "kl" if all(task.loss == "cross-entropy" for task in self.tasks.values()) else "mse"
+        return RECIPE.format(name=self.name, metric=self.metric, macs=self.macs, epochs=self.distill_epochs, loss=kind)
 
     @property
-    def recipe(self) -> str:
-        return RECIPE.format(name=self.name, metric=self.metric, macs=self.macs, epochs=self.distill_epochs,
-                             loss="kl" if self.loss == "cross-entropy" else "mse")  # fmt: skip
+    def modalities(self) -> dict[str, tuple[str, ...]]:
+        """Each input that the app gives, with the masks that are derived from it."""
+        entries = self.processing["inputs"]
+        of = {name: entries[name].get("of", name) if name in entries else name for name in self.inputs}
+        return {name: tuple(key for key, source in of.items() if source == name) for name in of.values()}
+
+    def baselines(self, train: Parts) -> dict[str, Blinding]:
+        """Name -> what a network of the same shape is trained on, to show how much the rest is worth."""
+        every, blank = self.modalities, blank_of(train)
+        each = {f"{name} alone": functools.partial(alone, kept=kept, blank=blank) for name, kept in every.items()}
+        return {**(each if len(every) > 1 else {}), **self.blinded}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +101,10 @@ class ReferenceRecord:
     model: str
     seed: int
     settings: Mapping[str, Any]
-    scores: Mapping[str, float]             # accuracy, precision, recall, f1 in float32, on validation/
-    baselines: Mapping[str, float]          # "text alone", .., "majority answer" -> accuracy
+    metric: str
+    value: float                            # of the metric, in float32, on validation/
+    scores: Mapping[str, float]             # accuracy, precision, recall, f1; or errors; of each output
+    baselines: Mapping[str, float]          # "text alone", .., "majority answer" -> the metric's value
     samples: Mapping[str, int]              # data set -> samples
     parameters: int
     macs: int                               # of one sample
@@ -100,10 +117,11 @@ class ReferenceRecord:
         return {**FORMAT, **dataclasses.asdict(self)}
 
     def describe(self) -> str:
+        metric = self.metric.rpartition(":")[2].replace("_", " ")
         beside = ", ".join(f"{name} {value:.1%}" for name, value in self.baselines.items())
         scores = ", ".join(f"{name} {value:.3f}" for name, value in self.scores.items() if name != "accuracy")
         return (
-            f"{self.model}: accuracy {self.scores['accuracy']:.2%} on {self.samples['validation']} samples it has not "
+            f"{self.model}: {metric} {self.value:.2%} on {self.samples['validation']} samples it has not "
             f"seen ({beside}), {scores}; {self.parameters} parameters, {self.macs} multiply-accumulates, "
             f"trained in {sum(self.seconds.values()):.0f} s"
         )
@@ -126,14 +144,14 @@ def make_reference(
     from calibration import write
 
     config = dataclasses.replace(reference.fit, seed=seed, epochs=QUICK_EPOCHS if quick else reference.fit.epochs)
-    settings = {"kwargs": dict(reference.kwargs), "fit": dataclasses.asdict(config)}
+    tasks = {name: dataclasses.asdict(task) for name, task in reference.tasks.items()}
+    settings = json.loads(json.dumps({"kwargs": reference.kwargs, "fit": dataclasses.asdict(config), "tasks": tasks}))
     if (found := read_record(folder, reference.name)) is not None and is_whole(folder, found, settings):
         return ReferenceRecord(**{field.name: found[field.name] for field in dataclasses.fields(ReferenceRecord)})
     splits = reference.samples()
     begin(folder, reference.name, reference.recipe)
     for name in DATA:
-        rows, target = splits[name]
-        write(folder / name, rows, target)
+        write(folder / name, ({**rows, "target": target} for rows, target in splits[name]))
     record = _train(reference, folder, splits, config, settings, progress)
     finish(folder, record.to_json())
     return record
@@ -149,8 +167,8 @@ def compare(shipped: Model, recipe: Recipe, progress: Progress | None = None) ->
     if found is None or "baselines" not in found:
         raise CompressError(f"{recipe.path.parent} holds no finished demo: `compress demo` writes one")
     return [
-        {"name": name, "accuracy": value, "note": "always the most frequent answer" if name == MAJORITY else
-         "the original's shape, trained with the other inputs at their mean"}
+        {"name": name, "accuracy": value, "note": "always the most frequent answer, or the mean one"
+         if name == MAJORITY else "the original's shape, trained without the rest of what it sees"}
         for name, value in found["baselines"].items()
     ]  # fmt: skip
 
@@ -158,54 +176,43 @@ def compare(shipped: Model, recipe: Recipe, progress: Progress | None = None) ->
 MAJORITY = "majority answer"
 
 
-def alone(rows: Rows, kept: str, means: Rows) -> Rows:
-    """``rows`` in which only the input ``kept`` says anything: the others are ``means``, each of shape ``(1, ...)``."""
-    return {name: array if name == kept else np.repeat(means[name], len(array), axis=0) for name, array in rows.items()}
-
-
-def means_of(rows: Rows) -> Rows:
-    """What an input is replaced with that is not to be seen: its mean, or the first sample of integers."""
-    return {name: array.mean(axis=0, keepdims=True, dtype=array.dtype) if array.dtype.kind == "f" else array[:1]
-            for name, array in rows.items()}  # fmt: skip
-
-
 def _train(
     reference: Reference, folder: Path, splits: Splits, config: FitConfig, settings: Mapping[str, Any],
     progress: Progress | None,
 ) -> ReferenceRecord:  # fmt: skip
-    """Train the network and one of its shape for each input alone, and write model.pt."""
+    """Train the network and one of its shape for each baseline, and write model.pt."""
     import torch
 
-    from compress.complexity import count
+    from compress.complexity import count_model
     from compress.factory import resolve
+    from compress.metrics import get_metric
     from compress.versions import versions
 
-    rows, target = splits["train"]
-    asked, answers = splits["validation"]
-    means = means_of(rows)
-    kept: dict[str, str | None] = {"network": None}
-    if len(rows) > 1:
-        kept |= {f"{name} alone": name for name in rows}
-    steps = steps_of(config, len(target))
+    train, validation, tasks = splits["train"], splits["validation"], reference.tasks
+    target = targets_of(validation)
+    seen: dict[str, Blinding] = {"network": dict, **reference.baselines(train)}
+    steps = steps_of(config, train)
     outputs, seconds = {}, {}
-    for index, (name, only) in enumerate(kept.items()):
+    for index, (name, blind) in enumerate(seen.items()):
         torch.manual_seed(config.seed)
         network = resolve(reference.factory, "factory")(**reference.kwargs)
-        seen, shown = (part if only is None else alone(part, only, means) for part in (rows, asked))
+        learnt, asked = ([(blind(rows), answers) for rows, answers in parts] for parts in (train, validation))
         started = time.monotonic()
-        fit(network, seen, target, reference.loss, config, shifted(progress, index * steps, steps * len(kept), name))
+        told = shifted(progress, index * steps, steps * len(seen), name)
+        fit(network, learnt, functools.partial(loss_of, tasks=tasks), config, told)
         seconds[name] = round(time.monotonic() - started, 1)
-        outputs[name] = predict(network, shown)
-        if only is None:
-            model = _save(reference, folder, network, rows)
-    scores = {name: scores_of(output, answers) for name, output in outputs.items()}
-    majority = float(np.bincount(answers).max() / len(answers))
+        outputs[name] = predict(network, asked)
+        if name == "network":
+            model = _save(reference, folder, network, train[0][0])
+    outputs[MAJORITY] = constant_answer(targets_of(train), tasks, len(target))
+    metric = get_metric(reference.metric)
+    values = {name: float(metric.per_sample(said, target).mean()) for name, said in outputs.items()}
     return ReferenceRecord(
-        model=reference.name, seed=config.seed, settings=settings, scores=scores.pop("network"),
-        baselines={**{name: values["accuracy"] for name, values in scores.items()}, MAJORITY: majority},
-        samples={name: len(splits[name][1]) for name in DATA},
+        model=reference.name, seed=config.seed, settings=settings, metric=metric.name, value=values.pop("network"),
+        scores=scores_of(outputs["network"], target, tasks), baselines=values,
+        samples={name: len(targets_of(splits[name])) for name in DATA},
         parameters=sum(weight.numel() for weight in model.weights.values()),
-        macs=count(model.graph.program, model).total.macs, seconds=seconds, threads=torch.get_num_threads(),
+        macs=count_model(model).total.macs, seconds=seconds, threads=torch.get_num_threads(),
         versions=versions(), files=digests(folder),
     )  # fmt: skip
 
@@ -213,7 +220,7 @@ def _train(
 def _save(reference: Reference, folder: Path, network: Any, rows: Rows) -> Model:
     from compress.saving import save
 
-    classes = {"output": reference.labels} if reference.loss == "cross-entropy" else {}
+    classes = {name: task.labels for name, task in reference.tasks.items() if task.loss == "cross-entropy"}
     return save(
         network, folder / "model.pt", name=reference.name, factory=reference.factory, factory_kwargs=reference.kwargs,
         example={name: array[:2] for name, array in rows.items()}, inputs=reference.inputs, labels=classes,

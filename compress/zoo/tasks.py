@@ -1,0 +1,67 @@
+"""What the outputs of a reference model are trained for, and the losses of it, as the field names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Loss = Literal["cross-entropy", "binary cross-entropy", "mean squared error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One output's: its loss, which also says what the output is, and what the loss weighs in the sum of all.
+
+    ``labels`` are what the classes are called: of ``cross-entropy`` one a score, of ``binary cross-entropy`` two.
+    """
+
+    loss: Loss
+    labels: Sequence[str] = ()
+    weight: float = 1.0
+
+
+Tasks = Mapping[str, Task]
+"""Output name -> its task; a network's lone tensor is called ``output``."""
+
+
+def by_task(target: Any, tasks: Tasks) -> dict[str, Any]:
+    """Output name -> its targets: all of ``target`` for a lone output, else the column at the output's place.
+
+    ``target`` is an array or a tensor, ``(samples, ...)``, or ``(samples, tasks)`` where there are several.
+    """
+    if len(tasks) == 1:
+        return dict.fromkeys(tasks, target)
+    return {name: target[:, column] for column, name in enumerate(tasks)}
+
+
+def loss_of(outputs: Mapping[str, Tensor], target: Tensor, tasks: Tasks) -> Tensor:
+    """The weighted sum of the mean losses of a batch; ``target`` as :func:`by_task` takes it."""
+    wanted = by_task(target, tasks)
+    return torch.stack([task.weight * _LOSSES[task.loss](outputs[name], wanted[name])
+                        for name, task in tasks.items()]).sum()  # fmt: skip
+
+
+def _cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """Of scores ``(..., classes)`` with indices ``(...)``."""
+    return functional.cross_entropy(scores.flatten(0, -2), classes.flatten().long())
+
+
+def _binary_cross_entropy(probability: Tensor, answers: Tensor) -> Tensor:
+    """Of probabilities ``(batch, 1)``, which a sigmoid made, with 0 and 1 ``(batch,)``."""
+    return functional.binary_cross_entropy(probability[:, 0], answers.to(probability.dtype))
+
+
+def _mean_squared_error(value: Tensor, wanted: Tensor) -> Tensor:
+    """Of numbers ``(batch, 1)`` with those wanted ``(batch,)``."""
+    return functional.mse_loss(value[:, 0], wanted.to(value.dtype))
+
+
+_LOSSES: Mapping[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": _cross_entropy, "binary cross-entropy": _binary_cross_entropy,
+    "mean squared error": _mean_squared_error,
+}  # fmt: skip
