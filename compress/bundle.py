@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +49,7 @@ def bundle(
         into: the folder; it appears complete or not at all.
         accuracy: what was measured of these engines, kept in the manifest as it is.
         processing: what :func:`compress.processing.read_processing` reads, in place of the model's own.
-        chain: this section of the manifest.
+        chain: this section of the manifest, in place of the model's own.
 
     Raises:
         CompressError: if a graph of the model has no engine or no golden feed, or one is for no graph of it; if a
@@ -59,6 +58,7 @@ def bundle(
     refuse_strangers(into)
     by_graph = _by_graph(model, engines, "engine", Engine)
     feeds = _by_graph(model, golden, "golden feed", np.ndarray)
+    chain = model.chain if chain is None else chain
     own = section_of(model, processing, chain)
     with atomic_folder(into) as folder:
         graphs = {
@@ -148,9 +148,10 @@ def _torch(model: Model, graph: str) -> Callable[[Feed], dict[str, np.ndarray]]:
     """Runs one graph in torch, which is imported by then and not before."""
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
+        from compress.export import only
         from compress.ladder import torch_runner
 
-        return torch_runner(dataclasses.replace(model, graphs={graph: model.graphs[graph]}))(feed)
+        return torch_runner(only(model, graph))(feed)
 
     return run
 

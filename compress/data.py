@@ -70,7 +70,7 @@ def wanted_of(model: Model, processing: Source | None = None) -> Wanted:
     own = given or ModelProcessing(section=Processing(inputs={}, outputs={}))
     try:
         processor = Processor(SimpleNamespace(
-            graphs=model.graphs, chain=None, processing=own.section,
+            graphs=model.graphs, chain=None if model.chain is None else model.wiring, processing=own.section,
             read_file=lambda name: own.files[name.removeprefix(f"{FOLDER}/")]))  # fmt: skip
     except RuntimesError as error:
         raise CompressError(f"processing does not fit the model: {error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from compress.errors import CompressError
 from compress.model import Model
 from runtimes.records import typed
-from runtimes.spec import largest_batch
+from runtimes.spec import Feed, largest_batch
 
 SAMPLES = 4
 
@@ -20,14 +20,16 @@ SAMPLES = 4
 def golden_feeds(model: Model, data: Path) -> dict[str, dict[str, np.ndarray]]:
     """Graph name -> its feed: the first samples of ``data``, a calibration set on disk, or the model's own example.
 
-    A graph of several that ``data`` holds no samples for, as of a decoder that is given an encoder's output and its own
-    cache, gets the example the model was saved with.
+    Of a model with a chain these are what its graphs are run on for the samples; of a decoder its first step with a
+    cache. Without a chain a graph that ``data`` holds no samples for gets the example the model was saved with.
 
     Raises:
         CalibrationError: if ``data`` cannot be read, or does not fit a graph it has samples for.
     """
     from calibration import open_set
 
+    if model.chain is not None:
+        return chain_feeds(model, open_set(data, model.inputs).first(largest_batch(model.inputs, SAMPLES)))
     specs = {spec.name: spec for graph in model.graphs.values() for spec in graph.inputs}
     if len(model.graphs) > 1:
         specs = {name: spec for name, spec in specs.items() if name in _names(data)} or specs
@@ -39,6 +41,13 @@ def golden_feeds(model: Model, data: Path) -> dict[str, dict[str, np.ndarray]]:
         }
         for name, graph in model.graphs.items()
     }
+
+
+def chain_feeds(model: Model, feed: Feed) -> dict[str, dict[str, np.ndarray]]:
+    """Graph name -> what it is run on for ``feed``, one of the chain; the second time where it is run again."""
+    from compress.program import steps_of
+
+    return {name: dict(feeds[min(1, len(feeds) - 1)]) for name, feeds in steps_of(model, feed).items()}
 
 
 def read_chain(path: Path) -> dict[str, Any]:

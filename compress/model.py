@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.errors import CompressError
+from runtimes.errors import RuntimesError
 from runtimes.processing import Processing
 from runtimes.spec import Dim, Modality, TensorSpec
+from runtimes.wiring import Wiring, independent, parse_chain
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +86,7 @@ class Model:
 
     name: str
     graphs: Mapping[str, ProgramGraph]
+    chain: Mapping[str, Any] | None = None  # how they feed each other, as :mod:`runtimes.wiring` has it
     weights: Mapping[str, torch.Tensor]  # the module's state dict, shared by all graphs
     components: Mapping[str, str]  # component name -> module path
     example: Mapping[str, np.ndarray]
@@ -97,15 +100,34 @@ class Model:
     module: torch.nn.Module | None = None  # the live module, when this process has one
 
     @property
+    def wiring(self) -> Wiring | None:
+        """How the graphs feed each other: as :attr:`chain` says, or not at all.
+
+        ``None`` where that is not known: one graph takes what another gives, and there is no chain.
+
+        Raises:
+            RuntimesError: if the chain does not fit the graphs.
+        """
+        entries: Any = self.graphs      # what a chain is parsed with are inputs and outputs, which these have too
+        if self.chain is not None:
+            return parse_chain(self.chain, entries, f"model {self.name!r}")
+        try:
+            return independent(entries, f"model {self.name!r}")
+        except RuntimesError:
+            return None
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs of all graphs, each once."""
+        """What the caller gives, each once: the inputs of the chain, or of all graphs."""
+        if self.chain is not None and (wiring := self.wiring) is not None:
+            return wiring.inputs
         return tuple({spec.name: spec for graph in self.graphs.values() for spec in graph.inputs}.values())
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs; those of several graphs are called ``graph.output``, as a chain calls them."""
-        if len(self.graphs) == 1:
-            return self.graph.outputs
+        """What the caller gets: the outputs of the chain, or of all graphs; one that several have is ``graph.name``."""
+        if (wiring := self.wiring) is not None:
+            return wiring.outputs
         return tuple(
             replace(spec, name=f"{name}.{spec.name}") for name, graph in self.graphs.items() for spec in graph.outputs
         )

@@ -1,7 +1,7 @@
 """The model file: a zip of JSON and safetensors that holds a whole model, written by ``save`` and read by ``load``.
 
-Members: ``model.json`` (format, specs, components, factory, channel map, quantization, processing, and the SHA-256 of
-every other member), ``graphs/<name>.json`` (the exported program in torch's schema, without tensors),
+Members: ``model.json`` (format, specs, chain, components, factory, channel map, quantization, processing, and the
+SHA-256 of every other member), ``graphs/<name>.json`` (the exported program in torch's schema, without tensors),
 ``weights.safetensors`` (parameters, buffers, constants), ``example.safetensors`` (a feed) and ``processing/<name>``
 (the files processing names). Nothing in it is a pickle, and reading it runs no code from it.
 """
@@ -32,7 +32,7 @@ from runtimes.processing.record import FOLDER, Processing, parse_processing
 from runtimes.spec import TensorSpec, check_feed
 
 FORMAT = "compress.model"
-VERSION = 2         # version 1 had no processing, and is read still
+VERSION = 3         # version 1 had no processing, version 2 no chain; both are read still
 # What reading damaged JSON, tables and archives raises; all of it is turned into a CompressError that names the file.
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
 
@@ -41,12 +41,12 @@ def write_model(model: Model, path: Path) -> None:
     """Write ``model`` to ``path``; the same model gives the same bytes."""
     names = _aliases(model.weights)
     tensors = _separated({key: value for key, value in model.weights.items() if key not in names})
-    example = {key: np.ascontiguousarray(value) for key, value in model.example.items()}
+    example = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in model.example.items()}
     members: dict[str, bytes] = {
         f"graphs/{key}.json": program_to_json(graph.program).encode() for key, graph in model.graphs.items()
     }
     members["weights.safetensors"] = safetensors.torch.save(tensors)
-    members["example.safetensors"] = safetensors.torch.save({k: torch.from_numpy(v) for k, v in example.items()})
+    members["example.safetensors"] = safetensors.torch.save(_separated(example))
     processing = model.processing or ModelProcessing(section=Processing(inputs={}, outputs={}))
     members.update({f"{FOLDER}/{name}": data for name, data in processing.files.items()})
     header = {
@@ -61,6 +61,7 @@ def write_model(model: Model, path: Path) -> None:
             }
             for key, graph in model.graphs.items()
         },
+        "chain": model.chain,
         "components": dict(model.components),
         "factory": None if model.factory is None else dataclasses.asdict(model.factory),
         "channels": model.channels,
@@ -118,6 +119,7 @@ def read_model(path: Path) -> Model:
         model = Model(
             name=_text(header["name"]),
             graphs=graphs,
+            chain=_read_chain(header),
             weights=weights,
             components={_text(name): _text(at) for name, at in header["components"].items()},
             example=example,
@@ -129,6 +131,7 @@ def read_model(path: Path) -> Model:
         )
         for graph in graphs.values():
             check_feed(graph.inputs, {s.name: example[s.name] for s in graph.inputs}, source=f"{path}: example")
+        model.wiring  # noqa: B018 - parsed, to be refused now
     except (*_DAMAGE, safetensors.SafetensorError, RuntimesError) as error:
         raise CompressError(
             f"{path} is damaged: {error}; copy it again, or write it anew with compress.save"
@@ -238,6 +241,13 @@ def _read_processing(
         return None
     section = _section(header, path)
     return ModelProcessing(section=section, files={name: members[f"{FOLDER}/{name}"] for name in section.files})
+
+
+def _read_chain(header: Mapping[str, Any]) -> dict[str, Any] | None:
+    chain = header["chain"] if header["version"] > 2 else None
+    if chain is not None and not isinstance(chain, dict):
+        raise ValueError(f"its chain is a {type(chain).__name__}, expected an object")
+    return chain
 
 
 def _read_quantization(data: Mapping[str, Any]) -> Quantization:

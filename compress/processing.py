@@ -68,7 +68,8 @@ def section_of(
 ) -> ModelProcessing | None:
     """The processing that a bundle of ``model`` gets: ``given``, or else the model's own, with the model's labels.
 
-    ``chain`` is that section of the manifest, whose inputs and outputs may have names of their own.
+    ``chain`` is that section of the manifest, whose inputs and outputs may have names of their own; by default the
+    model's.
 
     Raises:
         CompressError: if it does not fit the model.
@@ -77,7 +78,7 @@ def section_of(
     if own is None and not model.labels:
         return None
     labelled = _labelled(own or ModelProcessing(section=Processing(inputs={}, outputs={})), model.labels)
-    check_processing(labelled, model.graphs, chain)
+    check_processing(labelled, model.graphs, model.chain if chain is None else chain)
     return labelled
 
 

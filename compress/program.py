@@ -27,6 +27,7 @@ from compress.errors import CompressError
 from compress.grammar import check_program
 from compress.model import Model, ProgramGraph
 from compress.recurrent import PADDED, opaque, packs
+from runtimes.chain import Chain
 from runtimes.spec import Feed, TensorSpec
 
 # --- tracing ----------------------------------------------------------------------------------------------------------
@@ -155,15 +156,60 @@ def program_runner(graph: ProgramGraph) -> Callable[[Feed], dict[str, np.ndarray
 
 
 def model_runner(model: Model) -> Callable[[Feed], dict[str, np.ndarray]]:
-    """A function from feed to outputs, named as ``model.outputs`` are; each graph takes from the feed what it names."""
-    if len(model.graphs) == 1:
+    """A function from feed to outputs, named as ``model.outputs`` are: its chain in torch, every step of a decoder.
+
+    Graphs of which it is not known how they feed each other each take from the feed what they name.
+    """
+    if len(model.graphs) == 1 and model.chain is None:
         return program_runner(model.graph)
+    if model.wiring is not None:
+        return chain_of(model).run
     runners = {name: program_runner(graph) for name, graph in model.graphs.items()}
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
         return {f"{name}.{key}": value for name, runner in runners.items() for key, value in runner(feed).items()}
 
     return run
+
+
+class GraphSession:
+    """A graph in torch, as a chain of engines calls one; ``run`` is called in place of the program where given."""
+
+    def __init__(self, graph: ProgramGraph, run: Callable[[Feed], dict[str, np.ndarray]] | None = None) -> None:
+        self.inputs = graph.inputs
+        self.outputs = graph.outputs
+        self.run = self.run_checked = run or program_runner(graph)
+
+
+def chain_of(model: Model, runs: Mapping[str, Callable[[Feed], dict[str, np.ndarray]]] | None = None) -> Chain:
+    """The chain of ``model`` with torch in place of engines, one step after the other; ``runs`` replaces graphs' own.
+
+    Raises:
+        CompressError: if it is not known how the graphs feed each other.
+    """
+    wiring = model.wiring
+    if wiring is None:
+        raise CompressError(
+            f"model {model.name!r} has the graphs {list(model.graphs)}, of which one takes what another gives: save it "
+            "with chain=, which says how"
+        )
+    sessions: Any = {name: GraphSession(graph, (runs or {}).get(name)) for name, graph in model.graphs.items()}
+    return Chain(wiring, sessions, f"model {model.name!r}", together=False)
+
+
+def steps_of(model: Model, feed: Feed) -> dict[str, list[Feed]]:
+    """Graph -> every feed that it is run on for ``feed``, one of the chain: those of a decoder step by step."""
+    seen: dict[str, list[Feed]] = {name: [] for name in model.graphs}
+
+    def noting(name: str, run: Callable[[Feed], dict[str, np.ndarray]]) -> Callable[[Feed], dict[str, np.ndarray]]:
+        def noted(given: Feed) -> dict[str, np.ndarray]:
+            seen[name].append(dict(given))
+            return run(given)
+
+        return noted
+
+    chain_of(model, {name: noting(name, program_runner(graph)) for name, graph in model.graphs.items()}).run(feed)
+    return seen
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def save(
     factory: str | Callable[..., nn.Module] | None = None,
     factory_kwargs: Mapping[str, Any] | None = None,
     graphs: Mapping[str, Graph] | None = None,
+    chain: Mapping[str, Any] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     processing: Path | str | Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -52,6 +53,8 @@ def save(
         factory: ``package.module:function`` (or the function) that rebuilds the module, needed by prune.
         factory_kwargs: its keyword arguments, JSON only.
         graphs: what is exported as one engine each; by default one graph, ``forward``.
+        chain: how the graphs feed each other, the loop of a decoder above all, as ``docs/embedding.md`` has it; the
+            inputs and outputs of the model are then the chain's. Left out where no graph takes what another gives.
         labels: output name -> what each index of its last axis means, for outputs whose argmax is the answer.
         processing: how pictures, strings, sounds and measurements become inputs, and outputs answers: a record as
             ``docs/processing.md`` has it, or the path of a JSON file of one. Every bundle of the model carries it.
@@ -59,12 +62,12 @@ def save(
 
     Raises:
         CompressError: if the module cannot be exported, a weight is not finite, a component does not exist, or the
-            factory does not reproduce the example's outputs.
+            factory does not reproduce the example's outputs; if the chain does not fit the graphs.
     """
     reference = factory_reference(factory, factory_kwargs or {})
     exported = export_model(
         model, name=name or type(model).__name__, example=example, inputs=inputs, components=components,
-        factory=reference, graphs=graphs, labels=labels,
+        factory=reference, graphs=graphs, chain=chain, labels=labels,
         processing=None if processing is None else read_processing(processing),
     )  # fmt: skip
     if reference is not None:
@@ -82,6 +85,7 @@ def export_model(
     components: Mapping[str, str] | None = None,
     factory: Factory | None = None,
     graphs: Mapping[str, Graph] | None = None,
+    chain: Mapping[str, Any] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     channels: Mapping[str, Any] | None = None,
     processing: ModelProcessing | None = None,
@@ -111,9 +115,13 @@ def export_model(
         weights.update({key: value.detach() for key, value in graph.program.state_dict.items()})
         weights.update({k: v for k, v in graph.program.constants.items() if isinstance(v, torch.Tensor)})
     made = Model(
-        name=name, graphs=programs, weights=weights, components=named_components, example=feed,
+        name=name, graphs=programs, chain=chain, weights=weights, components=named_components, example=feed,
         factory=factory, channels=channels or {}, labels=named, processing=processing, module=module,
     )  # fmt: skip
+    try:
+        made.wiring  # noqa: B018 - parsed, to be told of now
+    except RuntimesError as error:
+        raise CompressError(str(error)) from error
     if processing is not None:
         section_of(made)
     return made

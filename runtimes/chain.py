@@ -51,12 +51,15 @@ class Chain(Opened):
     a dimension of one name, ``batch`` say, may differ between graphs that share no input.
     """
 
-    def __init__(self, wiring: Wiring, sessions: Mapping[str, Session], where: str) -> None:
+    def __init__(
+        self, wiring: Wiring, sessions: Mapping[str, Session], where: str, *, together: bool = True
+    ) -> None:
+        """Without ``together`` the steps run one after the other, on the caller's thread."""
         super().__init__(f"chain of {where}", [sessions])
         self.wiring = wiring
         self.sessions = dict(sessions)
         self.caches = {step.name: Cache(CACHE_ENTRIES) for step in wiring.steps if step.cache}
-        self._parallel = any(
+        self._parallel = together and any(
             other.name not in _before(step, wiring.steps)
             for at, step in enumerate(wiring.steps) for other in wiring.steps[:at]
         )

@@ -22,7 +22,8 @@ def decode(session: Session, loop: Loop, given: Mapping[str, np.ndarray]) -> dic
     Args:
         session: the decoder's.
         loop: how it is run.
-        given: its inputs that stay the same; the batch is theirs, and 1 where they have none.
+        given: its inputs that stay the same, and the prompt where there is one; the batch is the prompt's, or that of
+            the others, and 1 where they have none.
 
     Returns:
         ``tokens``, int64 (batch, steps): what was picked after the start tokens, a stop token included; a row that has
@@ -30,32 +31,50 @@ def decode(session: Session, loop: Loop, given: Mapping[str, np.ndarray]) -> dic
 
     Raises:
         FeedError: if ``given`` does not match the graph's inputs.
-        RuntimesError: if the cache outgrows the engine, or the engine fails.
+        RuntimesError: if the cache, the tokens or their mask outgrow the engine, or the engine fails.
     """
     specs = {spec.name: spec for spec in session.inputs}
-    batch = next((given[name].shape[axis] for name in given if (axis := _batch_axis(specs[name])) is not None
-                  and given[name].ndim > axis), 1)
+    given = dict(given)
     dtype = specs[loop.token].dtype
-    tokens = np.tile(np.array(loop.start, dtype), (batch, 1))
+    tokens = given.pop(loop.token, None)
+    if tokens is None:
+        tokens = np.tile(np.array(loop.start, dtype), (_batch_of(given, specs), 1))
+    batch = len(tokens)
     state = {name: _empty(specs[name], batch, loop.initial[name]) for name in loop.state}
-    outputs = session.run({**given, **state, loop.token: tokens})   # looks at every value, once
+    mask = {} if loop.mask is None else {loop.mask: given.pop(loop.mask, np.ones(tokens.shape, dtype))}
+    outputs = session.run({**given, **state, **mask, loop.token: tokens})   # looks at every value, once
     stopped = np.zeros(batch, bool)
     picked: list[np.ndarray] = []
     while True:
-        logits = outputs[loop.logits]
-        best = (logits[:, -1] if logits.ndim == 3 else logits).argmax(axis=-1)
+        best = _pick(outputs[loop.logits], loop, len(picked))
         best[stopped] = loop.pad
         picked.append(best)
         stopped |= np.isin(best, loop.stop)
         if stopped.all() or len(picked) == loop.max_steps:
             return {TOKENS: np.stack(picked, axis=1).astype(np.int64)}
         column = best[:, None].astype(dtype)
-        if loop.state:
-            tokens, state = column, {name: outputs[present] for name, present in loop.state.items()}
-            _check_room(specs, state)
-        else:
-            tokens = np.concatenate([tokens, column], axis=1)
-        outputs = session.run_checked({**given, **state, loop.token: tokens})
+        tokens = column if loop.state else np.concatenate([tokens, column], axis=1)
+        state = {name: outputs[present] for name, present in loop.state.items()}
+        mask = {name: np.concatenate([array, np.ones_like(column)], axis=1) for name, array in mask.items()}
+        _check_room(specs, {**state, **mask, loop.token: tokens})
+        outputs = session.run_checked({**given, **state, **mask, loop.token: tokens})
+
+
+def _pick(logits: np.ndarray, loop: Loop, step: int) -> np.ndarray:
+    """The most likely token of each row, of those that may be picked in ``step``, counted from 0."""
+    scores = logits[:, -1] if logits.ndim == 3 else logits
+    refused = [*loop.suppress]
+    refused += loop.suppress_first if step == 0 else ()
+    refused += loop.stop if step < loop.min_steps else ()
+    if refused:
+        scores = scores.copy()
+        scores[:, refused] = -np.inf
+    return np.asarray(scores.argmax(axis=-1))
+
+
+def _batch_of(given: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> int:
+    return next((given[name].shape[axis] for name in given if (axis := _batch_axis(specs[name])) is not None
+                 and given[name].ndim > axis), 1)
 
 
 def _batch_axis(spec: TensorSpec) -> int | None:
@@ -75,6 +94,6 @@ def _check_room(specs: Mapping[str, TensorSpec], state: Mapping[str, np.ndarray]
         for size, bound in zip(array.shape, specs[name].shape, strict=True):
             if isinstance(bound, Dim) and size > bound.max:
                 raise RuntimesError(
-                    f"the cache {name!r} has grown to {bound.name}={size}, the engine takes {bound.max}: allow fewer "
+                    f"{name!r} has grown to {bound.name}={size}, the engine takes {bound.max}: allow fewer "
                     "steps in the chain, or export the decoder for more"
                 )

@@ -15,7 +15,10 @@ a ``loop`` runs its graph once per token and has one output, ``tokens`` (batch, 
      "start": [1], "stop": [2], "pad": 0, "max_steps": 32, "pick": "argmax"}
 
 ``token`` and ``logits`` are the graph's input and output, ``state`` maps each input of the cache to the output it is
-taken from and the length it begins with. Without a state the graph is given all tokens so far in each step.
+taken from and the length it begins with. Without a state the graph is given all tokens so far in each step. Further
+keys: ``suppress`` (ids that are never picked), ``suppress_first`` (not by the first step), ``min_steps`` (how many come
+before a stop token may) and ``mask`` (an input ``(batch, past + length)`` of ones for the tokens that count, which
+grows with them). A step may be given ``token``, the prompt, in place of ``start``, and ``mask``, 0 where it is padded.
 """
 
 from __future__ import annotations
@@ -148,7 +151,7 @@ def _step(record: dict[str, Any], graphs: Mapping[str, GraphEntry], names: tuple
         raise RuntimesError(f"{where}: the name of a step has no dot: give it a name without")
     wired = {key: _source(text, names, f"{where}: input {key!r}")
              for key, text in strings(record, "inputs", where).items()}
-    loop = parse_loop(get(record, "loop", dict, where), graphs[graph], where) if "loop" in record else None
+    loop = parse_loop(get(record, "loop", dict, where), graphs[graph], wired, where) if "loop" in record else None
     step = Step(name=name, graph=graph, inputs=wired, loop=loop,
                 cache=get(record, "cache", bool, where) if "cache" in record else False)
     _waiting(step, graphs, where)
@@ -165,8 +168,9 @@ def _source(text: str, names: tuple[str, ...], where: str) -> Source:
 
 
 def _waiting(step: Step, graphs: Mapping[str, GraphEntry], where: str) -> list[TensorSpec]:
-    """The inputs of its graph that a step is to be given, all of them wired."""
-    own = () if step.loop is None else (step.loop.token, *step.loop.state)
+    """The inputs of its graph that a step is to be given, all of them wired, and those that it may be and is."""
+    optional = frozenset() if step.loop is None else step.loop.optional - step.inputs.keys()
+    own = optional if step.loop is None else optional | step.loop.state.keys()
     waiting = [spec for spec in graphs[step.graph].inputs if spec.name not in own]
     wrong = sorted(step.inputs.keys() ^ {spec.name for spec in waiting})
     if wrong:

@@ -50,11 +50,11 @@ def export(
 def only(model: Model, graph: str | None) -> Model:
     """``model`` with that graph alone."""
     if graph is None and len(model.graphs) == 1:
-        return model
+        graph = next(iter(model.graphs))
     if graph is None or graph not in model.graphs:
         problem = "name one with graph=" if graph is None else f"there is no {graph!r}"
         raise CompressError(f"model {model.name!r} has the graphs {list(model.graphs)}: {problem}")
-    return dataclasses.replace(model, graphs={graph: model.graphs[graph]})
+    return dataclasses.replace(model, graphs={graph: model.graphs[graph]}, chain=None)
 
 
 def has_int8(model: Model) -> bool:

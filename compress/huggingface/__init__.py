@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, str] = {
     "clap": "compress.huggingface.clap",
     "clip": "compress.huggingface.clip",
     "siglip": "compress.huggingface.siglip",
+    "vilt": "compress.huggingface.vilt",
     "vit": "compress.huggingface.vit",
     "wav2vec2": "compress.huggingface.wav2vec2",
 }
@@ -55,7 +56,7 @@ def load_folder(path: Path, *, trust_pickle: bool = False) -> Model:
         parts = family.read(folder, architecture)
         return export_model(
             parts.module.eval(), name=path.resolve().name, example=parts.example, inputs=parts.inputs,
-            components=parts.components, graphs=parts.graphs, labels=parts.labels, processing=parts.processing,
+            components=parts.components, graphs=parts.graphs, chain=parts.chain, labels=parts.labels, processing=parts.processing,
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class Parts:
     components: Mapping[str, str]
     processing: ModelProcessing
     graphs: Mapping[str, Graph] | None = None
+    chain: Mapping[str, Any] | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 

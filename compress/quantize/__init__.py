@@ -76,8 +76,9 @@ def quantize(
 
     Args:
         model: a float model.
-        data: calibration samples for the inputs of all its graphs, of which each takes those it names; or graph name ->
-            a set of its own, where their samples do not belong together, as the steps of a decoder.
+        data: calibration samples for the inputs of its chain, which is run as a whole: a decoder is calibrated on the
+            steps of its own answers, prompt and cached ones both. Or samples for the inputs of all its graphs, of which
+            each takes those it names; or graph name -> a set of its own, where their samples do not belong together.
         scheme: a name of :data:`compress.quantize.schemes.SCHEMES`; a target's row names its own.
         config: see :class:`QuantizeConfig`.
         progress: called with (samples done, samples in all).
@@ -88,14 +89,14 @@ def quantize(
     """
     from compress.model import Quantization
     from compress.quantize.annotate import check_keep_float, find_operators
-    from compress.quantize.collect import collect_ranges
+    from compress.quantize.collect import Collector, collect, collecting_chain
     from compress.quantize.prepare import fold_batch_norms, int8_operators
     from compress.quantize.schemes import get_scheme
 
     get_scheme(scheme)
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
-    sets = _by_graph(model, data, config.samples)
+    sets = _sets(model, data, config.samples)
     model = fold_batch_norms(model)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
     operators = {name: find_operators(module, config.keep_float) for name, module in modules.items()}
@@ -106,16 +107,18 @@ def quantize(
             f"nothing in model {model.name!r} can run in int8: "
             + ("; ".join(f"{o.path}: {o.float_reason}" for o in every[:3]) or "it has no operator with weights")
         )
-    ranges: dict[str, dict[str, tuple[float, float]]] = {}
-    chosen = {name: int8_operators(found) for name, found in operators.items()}
-    total, done = sum(len(sets[name]) for name, found in chosen.items() if found), 0
-    for name, graph in model.graphs.items():
-        if not chosen[name]:
-            ranges[name] = {}
-            continue
-        told = None if progress is None else functools.partial(_told, progress, done, total)
-        ranges[name] = collect_ranges(modules[name], chosen[name], graph, sets[name], config, told)
-        done += len(sets[name])
+    collectors = {
+        name: Collector(modules[name], int8_operators(operators[name]), graph, (sets.get(CHAIN) or sets[name]).name)
+        for name, graph in model.graphs.items()
+    }
+    passes = [(own, model.inputs, collecting_chain(model, collectors)) if name == CHAIN else
+              (own, model.graphs[name].inputs, collectors[name])
+              for name, own in sets.items() if name == CHAIN or collectors[name].histograms]  # fmt: skip
+    total, done = sum(len(own) for own, _, _ in passes), 0
+    for own, inputs, run in passes:
+        collect(run, inputs, own, None if progress is None else functools.partial(_told, progress, done, total))
+        done += len(own)
+    ranges = {name: collector.ranges(config) for name, collector in collectors.items()}
     table = [
         {
             "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
@@ -131,12 +134,17 @@ def quantize(
     return QuantizeResult(model=quantized, operators=tuple(table), samples=used)
 
 
-def _by_graph(
+CHAIN = ""      # in place of a graph's name: a set for the chain as a whole
+
+
+def _sets(
     model: Model, data: CalibrationSet | Mapping[str, CalibrationSet], samples: int
 ) -> dict[str, CalibrationSet]:
-    """The first ``samples`` of the calibration set of every graph, which holds all of its inputs."""
+    """The first ``samples`` of the calibration set of the chain, or of every graph, which holds all of its inputs."""
     if isinstance(data, Mapping):
         sets = {name: own.take(samples) for name, own in data.items()}
+    elif model.chain is not None and {spec.name for spec in model.inputs} <= {spec.name for spec in data.inputs}:
+        return {CHAIN: data.take(samples)}
     else:
         sets = dict.fromkeys(model.graphs, data.take(samples))
     if sets.keys() != model.graphs.keys():
@@ -155,6 +163,6 @@ def _by_graph(
     return sets
 
 
-def _told(progress: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
-    """Progress within all graphs."""
+def _told(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    """Progress within all passes."""
     progress(before + done, total)

@@ -1,8 +1,9 @@
-"""Run a program over a calibration set once and keep a histogram of every tensor that an int8 operator reads."""
+"""Run programs over a calibration set once and keep a histogram of every tensor that an int8 operator reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,37 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from calibration import CalibrationError, CalibrationSet, Histogram, choose_range
 from compress.errors import CompressError
-from compress.model import ProgramGraph
-from compress.program import told_as
+from compress.model import Model, ProgramGraph
+from compress.program import chain_of, told_as
 from compress.quantize import QuantizeConfig
 from compress.quantize.annotate import Operator, sources
-from runtimes.spec import largest_batch
+from runtimes.spec import Feed, TensorSpec, largest_batch
 
 BATCH = 32
+STEPS = 32      # of a decoder on each sample: what tokens do to the ranges shows in the first ones
 
 
-class _Collector(Interpreter):
-    """Runs the graph node by node; each wanted tensor is collected once, however many operators read it."""
+class Collector(Interpreter):
+    """Runs a graph node by node; each tensor that ``operators`` read is collected once, however many do.
 
-    def __init__(self, module: GraphModule, operators: Sequence[Operator], data: str) -> None:
+    Raises:
+        CompressError: from :meth:`__call__`, if an activation is not finite; names the module and the calibration set.
+    """
+
+    def __init__(self, module: GraphModule, operators: Sequence[Operator], graph: ProgramGraph, data: str) -> None:
         super().__init__(module)
+        self.inputs = [spec.name for spec in graph.inputs]
+        self.outputs = [spec.name for spec in graph.outputs]
         self.layers = {operator.activation: operator.path for operator in reversed(operators)}
-        self.histograms = {name: Histogram() for name in self.layers}
+        self.histograms = {node.name: Histogram() for node in sources(module, operators)}
         self.data = data
+
+    def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
+        """The outputs for ``feed``."""
+        with torch.no_grad():
+            values = self.run(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in self.inputs),
+                              enable_io_processing=False)
+        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -41,35 +56,38 @@ class _Collector(Interpreter):
                 ) from error
         return value
 
+    def ranges(self, config: QuantizeConfig) -> dict[str, tuple[float, float]]:
+        """Range of each tensor that was collected, by node name, chosen as ``config`` says."""
+        return {
+            name: choose_range(histogram, config.ranges, config.percentile, name=self.layers[name])
+            for name, histogram in self.histograms.items()
+        }
 
-def collect_ranges(
-    module: GraphModule,
-    operators: Sequence[Operator],
-    graph: ProgramGraph,
-    data: CalibrationSet,
-    config: QuantizeConfig,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Range of each tensor that ``operators`` read, by node name, chosen as ``config`` says.
 
-    Raises:
-        CompressError: if an activation is not finite; names the module and the calibration set.
-    """
-    nodes = sources(module, operators)
-    collector = _Collector(module, operators, data.name)
-    names = [spec.name for spec in graph.inputs]
+def collect(
+    run: Callable[[Feed], object], inputs: Sequence[TensorSpec], data: CalibrationSet,
+    progress: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
+    """Give ``run`` every sample of ``data``, as many at a time as ``inputs`` allow; told how many are done."""
     done = 0
-    for feed in data.batches(largest_batch(graph.inputs, BATCH)):
-        with torch.no_grad(), told_as(f"the model fails on calibration set {data.name!r}, from sample {done} on"):
-            collector.run(
-                *(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in names), enable_io_processing=False
-            )
-        done += len(feed[names[0]])
+    for feed in data.batches(largest_batch(inputs, BATCH)):
+        with told_as(f"the model fails on calibration set {data.name!r}, from sample {done} on"):
+            run(feed)
+        done += len(feed[inputs[0].name])
         if progress is not None:
-            progress(done, len(data))
-    return {
-        node.name: choose_range(
-            collector.histograms[node.name], config.ranges, config.percentile, name=collector.layers[node.name]
-        )
-        for node in nodes
-    }
+            progress(done)
+
+
+def collecting_chain(model: Model, collectors: Mapping[str, Collector]) -> Callable[[Feed], object]:
+    """The chain of ``model`` with a collector for each graph: a decoder is calibrated on its own steps.
+
+    The prompt and the steps behind it, with the cache, are collected alike; of a long text the first :data:`STEPS`.
+    """
+    assert model.chain is not None
+    steps = [dict(step) for step in model.chain["steps"]]
+    for step in steps:
+        if "loop" in step:
+            most = min(step["loop"]["max_steps"], STEPS)
+            least = min(step["loop"].get("min_steps", 0), most)
+            step["loop"] = {**step["loop"], "max_steps": most, "min_steps": least}
+    return chain_of(dataclasses.replace(model, chain={**model.chain, "steps": steps}), collectors).run

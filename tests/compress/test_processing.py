@@ -173,12 +173,12 @@ def test_the_file_holds_it_and_the_same_bytes_each_time(record: dict[str, Any], 
 
 
 def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
-    """As the release before wrote it: no processing, and version 1."""
+    """As the first release wrote it: no processing, no chain, and version 1."""
     save(tmp_path, None)
     with zipfile.ZipFile(tmp_path / "model.pt") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     header = json.loads(members["model.json"])
-    assert (header["version"], header.pop("processing")) == (2, None)
+    assert (header["version"], header.pop("processing"), header.pop("chain")) == (3, None, None)
     members["model.json"] = json.dumps({**header, "version": 1}).encode()
     with zipfile.ZipFile(tmp_path / "old.pt", "w") as archive:
         for name, data in members.items():

@@ -13,7 +13,7 @@ from compress.errors import CompressError
 from compress.model import Model
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.annotate import find_operators
-from compress.quantize.collect import collect_ranges
+from compress.quantize.collect import Collector, collect
 from compress.saving import export_model
 from tests.compress.quantize.networks import TwoReaders, make, samples
 
@@ -21,7 +21,9 @@ from tests.compress.quantize.networks import TwoReaders, make, samples
 def ranges(model: Model, x: np.ndarray, config: QuantizeConfig) -> dict[str, tuple[float, float]]:
     module = model.graph.program.module(check_guards=False)
     data = open_set([{"x": x}], model.inputs, name="known")
-    return collect_ranges(module, find_operators(module), model.graph, data, config)
+    collector = Collector(module, find_operators(module), model.graph, "known")
+    collect(collector, model.inputs, data)
+    return collector.ranges(config)
 
 
 def test_minmax_by_hand() -> None:
