@@ -56,7 +56,8 @@ def load_folder(path: Path, *, trust_pickle: bool = False) -> Model:
         parts = family.read(folder, architecture)
         return export_model(
             parts.module.eval(), name=path.resolve().name, example=parts.example, inputs=parts.inputs,
-            components=parts.components, graphs=parts.graphs, chain=parts.chain, labels=parts.labels, processing=parts.processing,
+            components=parts.components, graphs=parts.graphs, chain=parts.chain, labels=parts.labels,
+            processing=parts.processing,
         )  # fmt: skip
 
 
