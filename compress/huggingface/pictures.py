@@ -25,33 +25,45 @@ def image_entry(folder: Folder) -> dict[str, Any]:
     Raises:
         CompressError: if the folder has no image processor, or one that records do not know.
     """
+    processor = image_processor(folder, PLAIN)
+    if getattr(processor, "do_pad", None):
+        raise CompressError(f"{folder.path}: its image processor pads (do_pad): give the model a record of your own")
+    return {"kind": "image", "from": "image", "steps": [*_sizing(processor, folder), *levels(processor)]}
+
+
+def image_processor(folder: Folder, known: frozenset[str]) -> Any:
+    """The library's image processor object, of one of the classes ``known``."""
     if not any((folder.path / name).is_file() for name in FILES):
         raise CompressError(f"{folder.path} has no image processor: expected {FILES[0]} beside config.json")
     try:
         processor = library().AutoImageProcessor.from_pretrained(str(folder.path), backend="pil", **LOCAL)
     except Exception as error:  # settings that do not fit each other fail anywhere in the library's classes
         raise CompressError(f"{folder.path}: its image processor cannot be read: {first_line(error)}") from error
-    if type(processor).__name__ not in PLAIN:
+    if type(processor).__name__ not in known:
         raise CompressError(
             f"{folder.path}: the image processor {type(processor).__name__} is not known: known are "
-            f"{', '.join(sorted(name.removesuffix('Pil') for name in PLAIN))}; give the model a record of your own "
+            f"{', '.join(sorted(name.removesuffix('Pil') for name in known))}; give the model a record of your own "
             "(docs/processing.md)"
         )
-    return {"kind": "image", "from": "image", "steps": _steps(processor, folder)}
+    return processor
 
 
-def _steps(processor: Any, folder: Folder) -> list[dict[str, Any]]:
+def levels(processor: Any) -> list[dict[str, Any]]:
+    """The steps that make numbers of grey levels."""
     steps: list[dict[str, Any]] = []
-    if getattr(processor, "do_pad", None):
-        raise CompressError(f"{folder.path}: its image processor pads (do_pad): give the model a record of your own")
-    if processor.do_resize:
-        steps.append({"op": "resize", **_size(processor.size, folder), "resample": RESAMPLE[int(processor.resample)]})
-    if processor.do_center_crop:
-        steps.append({"op": "center_crop", "size": [processor.crop_size["height"], processor.crop_size["width"]]})
     if processor.do_rescale:
         steps.append({"op": "rescale", "scale": processor.rescale_factor})
     if processor.do_normalize:
         steps.append({"op": "normalize", "mean": _plain(processor.image_mean), "std": _plain(processor.image_std)})
+    return steps
+
+
+def _sizing(processor: Any, folder: Folder) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = []
+    if processor.do_resize:
+        steps.append({"op": "resize", **_size(processor.size, folder), "resample": RESAMPLE[int(processor.resample)]})
+    if processor.do_center_crop:
+        steps.append({"op": "center_crop", "size": [processor.crop_size["height"], processor.crop_size["width"]]})
     return steps
 
 
