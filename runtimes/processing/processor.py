@@ -80,6 +80,9 @@ class Processor:
             for name, entry in record.inputs.items()
             if name in self.inputs.keys() | needed and not isinstance(entry, MaskInput | TypesInput | ConstantInput)
         }
+        self._defaults = {name: entry.record.default for entry in self._preparers.values()
+                          if isinstance(entry, OpenedText) and entry.record.default is not None
+                          for name in entry.sources}
         self._masked = {entry.of for entry in self._derived.values() if isinstance(entry, MaskInput)}
         self._plain: dict[str, Preparer] = {
             name: TensorInput(from_=name) for name in self.inputs if name not in record.inputs
@@ -90,7 +93,7 @@ class Processor:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The names of the raw inputs that must be given; inputs that are not described may be, as arrays."""
+        """The names of the raw inputs, those with a default too; what is not described may be given as arrays."""
         return tuple(dict.fromkeys(name for entry in self._preparers.values() for name in entry.sources))
 
     def ask(self, run: Callable[[Feed], Mapping[str, np.ndarray]], raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +127,8 @@ class Processor:
             if name in self.inputs:
                 arrays = [sample.array for sample in made[name]]
                 feed[name] = stack(arrays, self.inputs[name], entry.padding, entry.sources[0])
+        for name, samples_of in made.items():
+            self._check_places(name, samples_of, made)
         for name, derived in self._derived.items():
             feed[name] = self._derive(name, derived, made, samples)
         return feed
@@ -151,11 +156,13 @@ class Processor:
         expected = {*self.sources, *self._plain}
         if not isinstance(raw, Mapping):
             raise FeedError(f"the raw input is a {type(raw).__name__}, expected a mapping with {sorted(expected)}")
-        missing = [name for name in self.sources if name not in raw]
+        missing = [name for name in self.sources if name not in raw and name not in self._defaults]
         if missing or raw.keys() - expected:
             problem = f"lacks {missing[0]!r}" if missing else f"has the unknown name {min(raw.keys() - expected)!r}"
             raise FeedError(f"the raw input {problem}: expected {sorted(expected)}, got {list(raw)}")
         samples = {name: list(value) if isinstance(value, list) else [value] for name, value in raw.items()}
+        count = max((len(values) for values in samples.values()), default=1)
+        samples = {**{name: [value] * count for name, value in self._defaults.items()}, **samples}
         empty = [name for name, values in samples.items() if not values]
         if empty:
             raise FeedError(f"raw input {empty[0]!r} is an empty list: give at least one sample")
@@ -175,6 +182,16 @@ class Processor:
         if spec is None or spec.batch_axis is None or not self._one_graph:
             return name
         return getattr(spec.shape[spec.batch_axis], "name", None)
+
+    def _check_places(self, name: str, samples: list[Sample], made: Mapping[str, list[Sample]]) -> None:
+        entry = self._preparers.get(name)
+        if not isinstance(entry, OpenedText) or entry.record.expand is None or entry.record.expand.of not in made:
+            return
+        expand, placed = entry.record.expand, sum(sample.placed for sample in samples)
+        if placed != (there := len(made[expand.of])):
+            raise FeedError(
+                f"raw input {entry.sources[0]!r} has {expand.token!r} {placed} times, but "
+                f"{self._preparers[expand.of].sources[0]!r} has {there} samples: write it where each of these belongs")
 
     def _prepare(self, name: str, entry: Preparer, row: Sequence[Any]) -> Sample:
         try:

@@ -44,6 +44,8 @@ class Processing:
 
     def __post_init__(self) -> None:
         for name, entry in self.inputs.items():
+            if isinstance(entry, TextInput) and entry.expand is not None:
+                _check_places(self.inputs.get(entry.expand.of), name, entry.expand.of)
             if not isinstance(entry, MaskInput | TypesInput):
                 continue
             of = self.inputs.get(entry.of)
@@ -63,6 +65,11 @@ class Processing:
             "inputs": {name: to_json(entry) for name, entry in self.inputs.items()},
             "outputs": {name: to_json(entry) for name, entry in self.outputs.items()},
         }
+
+
+def _check_places(of: Input | None, name: str, given: str) -> None:
+    if of is None or isinstance(of, TextInput | ConstantInput | MaskInput | TypesInput):
+        raise RuntimesError(f"input {name!r} has places for {given!r}, which is no picture, sound or array")
 
 
 def parse_processing(record: Mapping[str, Any], where: str) -> Processing:

@@ -17,11 +17,12 @@ Side = Literal["right", "left"]
 @dataclass(frozen=True)
 class Sample:
     """One sample without its batch axis; ``mask`` is True where it is content and not padding, ``types`` are the
-    segments of a text pair."""
+    segments of a text pair, ``placed`` is how many samples of another input a text has a place for."""
 
     array: np.ndarray
     mask: np.ndarray | None = None
     types: np.ndarray | None = None
+    placed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,23 @@ class Words:
             raise RuntimesError(f"has the unknown word {self.unknown!r:.80}, which is not one of the words")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expand:
+    """A ``token`` of a text stands for a sample of the input ``of``, a picture say, and becomes ``times`` of it.
+
+    The texts of a batch have as many of them as ``of`` has samples.
+    """
+
+    token: str
+    times: int
+    of: str
+
+    def __post_init__(self) -> None:
+        in_range(self.times, 1, 2**20, "the times")
+        if not self.token:
+            raise RuntimesError("has an empty token to expand")
+
+
 class Tokenizer(Protocol):
     """Encodes one text (and a second of a pair) to ids and segment ids; decodes ids."""
 
@@ -59,9 +76,10 @@ class TextInput:
 
     Exactly one of ``tokenizer`` (a ``tokenizer.json`` in the bundle's folder ``processing``) and ``vocabulary``.
     ``template`` has ``{}`` where the string goes; ``pair`` is the raw input of a second string. ``special`` adds the
-    tokens the file's post-processor adds. ``max_length`` is by default what the model's input takes. A longer text is
-    refused, unless ``truncate`` names the side its end is taken from. Shorter ones get ``pad_id`` on ``pad_side``, up
-    to the longest of the batch or to ``max_length``, and never less than the model's input takes.
+    tokens the file's post-processor adds, ``begin`` are ids that come before all. ``max_length`` is by default what the
+    model's input takes. A longer text is refused, unless ``truncate`` names the side its end is taken from. Shorter
+    ones get ``pad_id`` on ``pad_side``, up to the longest of the batch or to ``max_length``, and never less than the
+    model's input takes. ``default`` is taken where the app passes no string.
     """
 
     KIND: ClassVar[str] = "text"
@@ -72,6 +90,9 @@ class TextInput:
     template: str = "{}"
     pair: str | None = None
     special: bool = True
+    begin: tuple[int, ...] = ()
+    default: str | None = None
+    expand: Expand | None = None
     max_length: int | None = None
     truncate: Literal["no", "right", "left"] = "no"
     pad_to: Literal["longest", "max_length"] = "longest"
@@ -86,7 +107,10 @@ class TextInput:
             raise RuntimesError(f"has the template {self.template!r:.80}, expected one {{}} in it")
         if self.pair is not None and (self.vocabulary is not None or self.pair == self.from_):
             raise RuntimesError("has a 'pair', which needs a 'tokenizer' and another raw input")
-        in_range(self.pad_id, 0, 2**31 - 1, "the padding id")
+        if self.pair is not None and self.default is not None:
+            raise RuntimesError("has a 'pair', which goes with no 'default'")
+        for number in (self.pad_id, *self.begin):
+            in_range(number, 0, 2**31 - 1, "the padding id" if number == self.pad_id else "the id")
         in_range(self.max_length, 1, 2**20, "the length")
 
     @property
@@ -106,10 +130,12 @@ class TextInput:
         if self.max_length is not None and self.max_length > most:
             raise RuntimesError(f"has max_length {self.max_length}, but the model's input takes {most}")
         limit = self.max_length or most
+        if len(self.begin) > limit:
+            raise RuntimesError(f"begins with {len(self.begin)} ids, but the model's input takes {limit}")
         if self.vocabulary is not None:
             return OpenedText(self, _WordTokenizer(self.vocabulary, self.pad_id), limit)
         assert self.tokenizer is not None
-        cut = limit if self.truncate != "no" else None
+        cut = limit - len(self.begin) if self.truncate != "no" else None
         side: Side = "left" if self.truncate == "left" else "right"
         tokens = load_tokenizer(read(self.tokenizer), self.tokenizer, cut=cut, side=side, special=self.special,
                                 paired=self.pair is not None)
@@ -126,10 +152,16 @@ class OpenedText:
     def prepare(self, value: Any, pair: Any = None, *, mask: bool = False) -> Sample:
         """The ids ``(length,)`` of one text, with the padding to ``max_length`` where the record asks for it."""
         text = self.record.template.replace("{}", _checked(value))
+        placed, expand = 0, self.record.expand
+        if expand is not None:
+            placed = text.count(expand.token)
+            text = text.replace(expand.token, expand.token * expand.times)
         ids, types = self.tokenizer.encode(text, None if self.record.pair is None else _checked(pair))
-        if self.record.truncate != "no" and len(ids) > self.limit:
-            ids, types = (ids[: self.limit], types[: self.limit]) if self.record.truncate == "right" else (
-                ids[-self.limit :], types[-self.limit :])
+        room = self.limit - len(self.record.begin)
+        if self.record.truncate != "no" and len(ids) > room:
+            ids, types = (ids[:room], types[:room]) if self.record.truncate == "right" else (
+                ids[len(ids) - room :], types[len(ids) - room :])
+        ids, types = [*self.record.begin, *ids], [0] * len(self.record.begin) + types
         if len(ids) > self.limit:
             raise FeedError(f"{value!r:.80} has {len(ids)} tokens, more than {self.limit}: shorten it")
         if not ids:
@@ -139,6 +171,7 @@ class OpenedText:
         return Sample(
             np.pad(np.array(ids, np.int64), around, constant_values=self.record.pad_id),
             mask=np.pad(np.ones(len(ids), bool), around), types=np.pad(np.array(types, np.int64), around),
+            placed=placed,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from runtimes.processing.audio import AudioStep
 from runtimes.processing.image import ImageStep
 from runtimes.processing.record import INPUTS, OUTPUTS
 from runtimes.processing.spectrogram import Mel
-from runtimes.processing.text import Words
+from runtimes.processing.text import Expand, Words
 from runtimes.spec import Dim, TensorSpec
 
 TEXT = (Path(__file__).parents[2] / "docs/processing.md").read_text(encoding="utf-8")
@@ -30,6 +30,7 @@ LENGTH, SIDE, SAMPLES = Dim("length", 1, 8, 16), Dim("side", 32, 384, 640), Dim(
 SHAPES: dict[str, tuple[str, tuple[int | Dim, ...]]] = {
     "pixel_values": ("float32", (3, 224, 224)), "free_pixels": ("float32", (3, SIDE, Dim("other", 32, 384, 640))),
     "pixel_mask": ("int64", (SIDE, Dim("other", 32, 384, 640))), "input_ids": ("int64", (LENGTH,)),
+    "prompt_ids": ("int64", (Dim("length", 1, 8, 64),)),
     "attention_mask": ("int64", (LENGTH,)), "token_type_ids": ("int64", (LENGTH,)),
     "input_features": ("float32", (80, 3000)), "decoder_input_ids": ("int64", (1,)),
     "clap_features": ("float32", (1, 1001, 64)), "ast_values": ("float32", (1024, 128)),
@@ -66,7 +67,7 @@ def test_each_example_parses_and_runs(example: str) -> None:
 
 
 def test_there_are_examples_of_every_kind_and_step() -> None:
-    assert len(EXAMPLES) == 14
+    assert len(EXAMPLES) == 15
     joined = " ".join(EXAMPLES)
     for kind in (*INPUTS, *OUTPUTS):
         assert f'"kind": "{kind.KIND}"' in joined, kind.KIND
@@ -76,7 +77,7 @@ def test_there_are_examples_of_every_kind_and_step() -> None:
 
 def test_every_key_is_listed() -> None:
     steps = (*typing.get_args(ImageStep), *typing.get_args(AudioStep))
-    for kind in (*INPUTS, *OUTPUTS, *steps, Mel, Words):
+    for kind in (*INPUTS, *OUTPUTS, *steps, Mel, Words, Expand):
         name = getattr(kind, "KIND", "")
         rows = [line for line in TEXT.splitlines() if line.startswith(f"| `{name}`")]
         heading = {"image": "Images", "text": "Texts", "audio": "Sounds"}.get(name)

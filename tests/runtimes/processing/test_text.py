@@ -185,6 +185,10 @@ def test_text_for_an_input_that_takes_none() -> None:
     ({"pad_id": True}, "'pad_id' must be an integer"),
     ({"max_length": 0}, "has the length 0"),
     ({"truncate": "yes"}, "'truncate' is 'yes'"),
+    ({"begin": [-1]}, "has the id -1"),
+    ({"vocabulary": None, "tokenizer": "t", "pair": "b", "default": ""}, "has a 'pair', which goes with no 'default'"),
+    ({"expand": {"token": "a", "times": 0, "of": "y"}}, "'expand' has the times 0"),
+    ({"expand": {"token": "", "times": 1, "of": "y"}}, "'expand' has an empty token to expand"),
 ])
 def test_bad_records(keys: dict[str, Any], message: str) -> None:
     entry = {"kind": "text", "from": "x", "vocabulary": WORDS, "pad_id": 0, **keys}
@@ -195,3 +199,46 @@ def test_bad_records(keys: dict[str, Any], message: str) -> None:
 def test_a_missing_pad_id() -> None:
     with pytest.raises(RuntimesError, match="processing of 'x' lacks 'pad_id'"):
         parse_processing({"inputs": {"x": {"kind": "text", "from": "x", "vocabulary": WORDS}}, "outputs": {}}, "test")
+
+
+def test_ids_that_come_before_all() -> None:
+    made = words_input(Dim("length", 1, 2, 4), begin=[7, 8], pad_side="left")
+    np.testing.assert_array_equal(made.feed({"question": ["is it", ""]})["ids"], [[7, 8, 2, 3], [0, 0, 7, 8]])
+    with pytest.raises(FeedError, match=r"'question' 'is it even' has 5 tokens, more than 4"):
+        made.feed({"question": "is it even"})
+    for side, kept in (("right", [2, 3]), ("left", [3, 4])):
+        cut = words_input(Dim("length", 1, 2, 4), begin=[7, 8], truncate=side)
+        assert cut.feed({"question": "is it even"})["ids"].tolist() == [[7, 8, *kept]]
+    of_a_file = file_input(bert(), most=5, begin=[9], truncate="right", special=False)
+    feed = of_a_file.feed({"text": "a photo of a cat"})
+    words = bert().encode("a photo of a cat", add_special_tokens=False).ids
+    assert (feed["ids"].tolist(), feed["types"].tolist()) == ([[9, *words[:4]]], [[0] * 5])
+    with pytest.raises(RuntimesError, match="begins with 3 ids, but the model's input takes 2"):
+        words_input(2, begin=[1, 2, 3])
+
+
+def test_a_default_is_taken_where_nothing_is_passed() -> None:
+    entry = {"kind": "text", "from": "question", "vocabulary": WORDS, "pad_id": 0, "default": "is it"}
+    made = processor({"ids": entry}, takes=[spec("ids", "int64", LENGTH), spec("x", "float32", 1)])
+    assert made.feed({"x": [np.zeros(1)] * 2})["ids"].tolist() == [[2, 3, 0, 0]] * 2
+    assert made.feed({"x": np.zeros(1), "question": "even"})["ids"].tolist() == [[4, 0, 0, 0]]
+    assert made.sources == ("question",)
+
+
+def test_places_for_samples_of_another_input() -> None:
+    entry: dict[str, Any] = {
+        "kind": "text", "from": "question", "vocabulary": {"words": ["_", "is", "it", "<"], "separate": "<"},
+        "template": "is {}", "pad_id": 0, "pad_side": "left", "expand": {"token": "<", "times": 3, "of": "x"}}
+    inputs = {"ids": entry, "x": {"kind": "tensor", "from": "picture"}}
+    takes = [spec("ids", "int64", Dim("length", 1, 8, 40)), spec("x", "float32", 1)]
+    made, x = processor(inputs, takes=takes), np.zeros(1)
+    assert made.feed({"question": "< it", "picture": x})["ids"].tolist() == [[1, 3, 3, 3, 2]]
+    feed = made.feed({"question": ["<", "it < it"], "picture": [x, x]})
+    assert feed["ids"].tolist() == [[0, 0, 1, 3, 3, 3], [1, 2, 3, 3, 3, 2]]
+    for question, count in (("it", 0), ("< <", 2)):
+        with pytest.raises(FeedError, match=rf"'question' has '<' {count} times, but 'picture' has 1 samples:"):
+            made.feed({"question": question, "picture": x})
+    for of in ("ids", "y"):
+        entry["expand"]["of"] = of
+        with pytest.raises(RuntimesError, match=f"input 'ids' has places for '{of}', which is no picture"):
+            processor(inputs, takes=takes)
