@@ -209,9 +209,9 @@ def test_ids_that_come_before_all() -> None:
     for side, kept in (("right", [2, 3]), ("left", [3, 4])):
         cut = words_input(Dim("length", 1, 2, 4), begin=[7, 8], truncate=side)
         assert cut.feed({"question": "is it even"})["ids"].tolist() == [[7, 8, *kept]]
-    of_a_file = file_input(bert(), most=5, begin=[9], truncate="right", special=False)
-    feed = of_a_file.feed({"text": "a photo of a cat"})
-    words = bert().encode("a photo of a cat", add_special_tokens=False).ids
+    tokenizer = bert()
+    feed = file_input(tokenizer, most=5, begin=[9], truncate="right", special=False).feed({"text": "a photo of a cat"})
+    words = tokenizer.encode("a photo of a cat", add_special_tokens=False).ids
     assert (feed["ids"].tolist(), feed["types"].tolist()) == ([[9, *words[:4]]], [[0] * 5])
     with pytest.raises(RuntimesError, match="begins with 3 ids, but the model's input takes 2"):
         words_input(2, begin=[1, 2, 3])
