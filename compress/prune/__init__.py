@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from calibration.dataset import CalibrationSet
     from compress.model import Graph, Model
+    from compress.prune.forward import GraphFeeds
 
 Importance = Literal["taylor", "magnitude"]
 
@@ -109,7 +110,8 @@ def prune(
 
     Args:
         model: a float model with a factory (or its live module); the layers its graphs share stay shared.
-        data: real samples: what importance is measured on and every removal is checked with.
+        data: real samples: what importance is measured on and every removal is checked with. Of a model with a chain
+            they are the chain's: its graphs are run on what it gives them, a decoder on some of its steps.
         config: how much, by which measure, and what not.
         factory: ``package.module:function`` that the user trusts to rebuild the module.
         progress: called with the percent done, 100, and what is being done.
@@ -122,10 +124,17 @@ def prune(
     from compress.model import Input
     from compress.prune.structured import prune_module
     from compress.saving import export_model
+    from compress.steps import graph_feeds
+    from runtimes.spec import largest_batch
 
     module, calls = _module(model, factory)
     before = count_model(model)
-    pruned = prune_module(module, calls, data.batches, before.modules, config, progress)
+
+    def batches(size: int) -> Iterator[GraphFeeds]:
+        most = size if model.chain is None else largest_batch(model.inputs, size)
+        return (graph_feeds(model, feed) for feed in data.batches(most))
+
+    pruned = prune_module(module, calls, batches, before.modules, config, progress)
     attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
     for path, changed in pruned.attributes.items():
         attributes.setdefault(path, {}).update(changed)
@@ -133,8 +142,8 @@ def prune(
         pruned.module, name=model.name, example=model.example, components=model.components, factory=model.factory,
         inputs={spec.name: Input(
             modality=spec.modality, dims=tuple(None if isinstance(size, int) else size for size in spec.shape),
-        ) for spec in model.inputs},
-        graphs=calls, labels=model.labels, processing=model.processing,
+        ) for graph in model.graphs.values() for spec in graph.inputs},
+        graphs=calls, chain=model.chain, labels=model.labels, processing=model.processing,
         channels={**model.channels, "attributes": attributes})
     after = count_model(smaller)
     components = tuple(ComponentChange(
@@ -155,9 +164,10 @@ def prunable(
     """
     from compress.prune.forward import tensors
     from compress.prune.structured import find_groups
+    from compress.steps import first_of
 
     module, calls = _module(model, factory)
-    groups, skipped = find_groups(module, calls, tensors(model.example), config)
+    groups, skipped = find_groups(module, calls, tensors(first_of(model)), config)
     return tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups), skipped
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.prune.channels import Role, axis_of, cut, is_depthwise, weight_of
-from compress.prune.forward import Calls, TensorFeed, call
+from compress.prune.forward import Calls, Tensors, call
 from compress.prune.groups import Group
 
 TOLERANCE = 1e-4                                 # of the largest output; fp32 sums in another order differ by ~1e-6
@@ -68,7 +68,7 @@ def restored(module: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
             layer.__dict__.update(state)
 
 
-def compare(module: nn.Module, removal: Removal, calls: Calls, feed: TensorFeed) -> float:
+def compare(module: nn.Module, removal: Removal, calls: Calls, feed: Tensors) -> float:
     """Largest absolute difference between the zeroed module's outputs and the smaller one's; ``module`` is restored.
 
     Raises:
@@ -110,7 +110,7 @@ def difference(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.T
     return worst
 
 
-def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: TensorFeed) -> Group | str:
+def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: Tensors) -> Group | str:
     """The first of ``alternatives`` that loses a third of its units and keeps its function, or why none does.
 
     The units are drawn at random: a regular choice can agree with a wrong index mapping (halves of a gated layer).
@@ -130,7 +130,7 @@ def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: 
     return reason
 
 
-def prove(module: nn.Module, removal: Removal, calls: Calls, feed: TensorFeed) -> float:
+def prove(module: nn.Module, removal: Removal, calls: Calls, feed: Tensors) -> float:
     """:func:`compare` for the removal that is about to be made; names the group at fault.
 
     Raises:

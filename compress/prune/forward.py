@@ -1,8 +1,8 @@
-"""Run the module of a model: every graph's method on its own inputs, all outputs by name."""
+"""Run the module of a model: every graph's method on what it is given, all outputs by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -15,20 +15,31 @@ from compress.model import Graph
 Calls: TypeAlias = Mapping[str, Graph]
 """Graph name -> the method it runs, and the inputs it takes (none named: all)."""
 
-TensorFeed: TypeAlias = Mapping[str, torch.Tensor]
+GraphFeeds: TypeAlias = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+"""Graph name -> what it is run on, once for each feed: a decoder on several of its steps."""
+
+Tensors: TypeAlias = Mapping[str, Sequence[Mapping[str, torch.Tensor]]]
+"""The same in torch."""
 
 
-def tensors(feed: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in feed.items()}
+def tensors(feeds: GraphFeeds) -> dict[str, list[dict[str, torch.Tensor]]]:
+    return {graph: [{name: torch.from_numpy(np.array(array)) for name, array in feed.items()} for feed in own]
+            for graph, own in feeds.items()}
 
 
-def call(module: nn.Module, calls: Calls, feed: TensorFeed) -> dict[str, torch.Tensor]:
-    """Outputs named ``graph/position``, in the order each method returns them."""
+def call(module: nn.Module, calls: Calls, feeds: Tensors) -> dict[str, torch.Tensor]:
+    """Outputs named ``graph/position``, in the order each method returns them; ``graph/run/position`` from its 2nd."""
     found: dict[str, torch.Tensor] = {}
     for name, graph in calls.items():
         method = module if graph.method == "forward" else getattr(module, graph.method)
-        given = {key: feed[key] for key in (graph.inputs or feed)}
-        for position, output in enumerate(pytree.tree_leaves(method(**given))):
-            if isinstance(output, torch.Tensor):
-                found[f"{name}/{position}"] = output
+        for run, feed in enumerate(feeds[name]):
+            given = {key: feed[key] for key in (graph.inputs or feed)}
+            for position, output in enumerate(pytree.tree_leaves(method(**given))):
+                if isinstance(output, torch.Tensor):
+                    found[f"{name}/{run}/{position}" if run else f"{name}/{position}"] = output
     return found
+
+
+def samples_of(feeds: Tensors) -> int:
+    """The samples that each graph is run on."""
+    return max(len(value) for own in feeds.values() for feed in own[:1] for value in feed.values())

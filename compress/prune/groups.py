@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compress.prune.channels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, Role, is_depthwise, width_of
-from compress.prune.forward import Calls, TensorFeed, call
+from compress.prune.forward import Calls, Tensors, call
 
 OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
 
@@ -49,14 +49,14 @@ class Group:
 
 
 def find_channel_groups(
-    module: nn.Module, calls: Calls, feed: TensorFeed, *, claimed: Mapping[str, Role] | None = None,
+    module: nn.Module, calls: Calls, feed: Tensors, *, claimed: Mapping[str, Role] | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Groups of hidden channels of Linear and convolution layers, and for every other such layer why it has none.
 
     Args:
         module: traced through autograd; left as it was.
         calls: the methods to trace, one per graph.
-        feed: a feed that reaches every branch.
+        feed: what each graph is run on, which reaches every branch.
         claimed: sides of layers that another rule prunes (the projections of attention).
 
     Returns:

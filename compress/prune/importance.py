@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.prune.channels import BATCH_NORMS, axis_of, weight_of
-from compress.prune.forward import Calls, TensorFeed, call
+from compress.prune.forward import Calls, Tensors, call, samples_of
 from compress.prune.groups import Edit, Group, trainable
 
 SEED = 0
@@ -38,7 +38,7 @@ def magnitude(module: nn.Module, groups: Sequence[Group], unit_macs: Sequence[fl
 
 
 def taylor(
-    module: nn.Module, groups: Sequence[Group], calls: Calls, batches: Iterable[TensorFeed],
+    module: nn.Module, groups: Sequence[Group], calls: Calls, batches: Iterable[Tensors],
 ) -> list[np.ndarray]:
     """First-order estimate of how far the outputs move when a unit is removed, mean over the samples.
 
@@ -68,7 +68,7 @@ def taylor(
                 for (path, tensor), gradient in zip(places, gradients, strict=True):
                     if gradient is not None:
                         _accumulate(totals, groups, path, module.get_submodule(path), tensor, gradient)
-                samples += max(len(value) for value in feed.values())
+                samples += samples_of(feed)
     finally:
         for hook in hooks:
             hook.remove()

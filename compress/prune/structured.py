@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,11 +15,10 @@ from compress.prune import PruneConfig, PrunedGroup
 from compress.prune.allocation import Costs, allocate
 from compress.prune.channels import width_of
 from compress.prune.check import prove, remove, trial
-from compress.prune.forward import Calls, TensorFeed, call, tensors
+from compress.prune.forward import Calls, GraphFeeds, Tensors, call, samples_of, tensors
 from compress.prune.groups import Group, find_channel_groups
 from compress.prune.heads import find_head_groups
 from compress.prune.importance import magnitude, taylor
-from runtimes.spec import Feed
 
 CHECKED = 8                                      # samples the zeroed-channels check runs on
 BATCH = 32
@@ -42,7 +40,7 @@ class Pruned:
 
 
 def prune_module(
-    module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[Feed]], macs: Mapping[str, int],
+    module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[GraphFeeds]], macs: Mapping[str, int],
     config: PruneConfig, progress: Progress | None = None,
 ) -> Pruned:
     """Return a smaller copy of ``module``, which is left as it was.
@@ -50,7 +48,7 @@ def prune_module(
     Args:
         module: every floating tensor in float32.
         calls: the methods to keep the function of, one per graph.
-        batches: batch size -> feeds of real samples.
+        batches: the most samples at once -> feeds of real samples, by graph.
         macs: module path -> MACs of the operations it runs itself.
         config: how much, and what not.
         progress: called with the percent done, 100, and what is being done.
@@ -84,7 +82,7 @@ def prune_module(
 
 
 def find_groups(
-    module: nn.Module, calls: Calls, feed: TensorFeed, config: PruneConfig, progress: Progress | None = None,
+    module: nn.Module, calls: Calls, feed: Tensors, config: PruneConfig, progress: Progress | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Every group that a trial shows can be pruned, and module path -> reason for what cannot.
 
@@ -133,7 +131,7 @@ def _matches(path: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(prefix, glob) for glob in globs for prefix in prefixes)
 
 
-def _told(feeds: Iterator[TensorFeed], config: PruneConfig, progress: Progress | None) -> Iterator[TensorFeed]:
+def _told(feeds: Iterator[Tensors], config: PruneConfig, progress: Progress | None) -> Iterator[Tensors]:
     """``feeds``, with progress over the samples that importance takes."""
     size = min(BATCH, config.samples)
     for number, feed in enumerate(feeds):
@@ -142,6 +140,11 @@ def _told(feeds: Iterator[TensorFeed], config: PruneConfig, progress: Progress |
         yield feed
 
 
-def _first(batches: Callable[[int], Iterable[Feed]], samples: int) -> Iterator[TensorFeed]:
-    size = min(BATCH, samples)
-    return map(tensors, itertools.islice(batches(size), math.ceil(samples / size)))
+def _first(batches: Callable[[int], Iterable[GraphFeeds]], samples: int) -> Iterator[Tensors]:
+    taken = 0
+    for feeds in batches(min(BATCH, samples)):
+        given = tensors(feeds)
+        yield given
+        taken += samples_of(given)
+        if taken >= samples:
+            return

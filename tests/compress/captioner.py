@@ -16,6 +16,8 @@ from runtimes.spec import Dim
 PIXELS, WIDTH, HEADS, WORDS, LONGEST = 12, 16, 2, 20, 24
 BEGIN, END = 1, 2
 STEPS = 8
+GRAPHS = {"encoder": Graph("encode", ("image",)),
+          "decoder": Graph("decode", ("ids", "memory", "past_key", "past_value"))}
 
 
 class Captioner(nn.Module):
@@ -79,8 +81,7 @@ def model(module: nn.Module | None = None, **given: Any) -> Model:
         "inputs": {"image": Input(modality="image", dims=(batch,)), "ids": Input(modality="text", dims=(batch, length)),
                    "memory": Input(dims=(batch,)), "past_key": Input(dims=(batch, None, past)),
                    "past_value": Input(dims=(batch, None, past))},
-        "graphs": {"encoder": Graph("encode", ("image",)),
-                   "decoder": Graph("decode", ("ids", "memory", "past_key", "past_value"))},
+        "graphs": GRAPHS,
     }  # fmt: skip
     return export_model(module or network(), **{**arguments, **given})
 

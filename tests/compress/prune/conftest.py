@@ -51,7 +51,8 @@ def prune_one() -> Callable[..., Pruned]:
         macs: dict[str, int] = {}
         for operation in count_operations(program, [x.shape]):
             macs[operation.module] = macs.get(operation.module, 0) + operation.macs
-        return prune_module(module, {"forward": Graph()}, lambda size: [{"x": x}], macs, PruneConfig(**settings))
+        feeds = {"forward": [{"x": x}]}
+        return prune_module(module, {"forward": Graph()}, lambda size: [feeds], macs, PruneConfig(**settings))
 
     return prune
 

@@ -13,7 +13,7 @@ from compress.prune.groups import Edit, find_channel_groups
 
 def first_group(networks, calls, x):
     module = networks.Perceptron().eval()
-    groups, _ = find_channel_groups(module, calls, {"x": x})
+    groups, _ = find_channel_groups(module, calls, {"forward": [{"x": x}]})
     return module, groups[0]
 
 
@@ -29,7 +29,7 @@ def test_a_right_removal_equals_the_zeroed_original(networks, calls):
     x = torch.randn(4, 8)
     module, group = first_group(networks, calls, x)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert compare(module, {group.name: (group, (1, 5, 30))}, calls, {"x": x}) < 1e-6
+    assert compare(module, {group.name: (group, (1, 5, 30))}, calls, {"forward": [{"x": x}]}) < 1e-6
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
@@ -38,9 +38,9 @@ def test_a_group_with_wrong_channels_is_caught_and_named(networks, calls, path):
     x = torch.randn(4, 8)
     module, group = first_group(networks, calls, x)
     wrong = shifted(group, path)
-    assert "trial removal changed the function" in trial(module, (wrong,), calls, {"x": x})
+    assert "trial removal changed the function" in trial(module, (wrong,), calls, {"forward": [{"x": x}]})
     with pytest.raises(CompressError, match=r"group 'first' would change the function .* output forward/0 moves by"):
-        prove(module, {wrong.name: (wrong, (1, 5, 30))}, calls, {"x": x})
+        prove(module, {wrong.name: (wrong, (1, 5, 30))}, calls, {"forward": [{"x": x}]})
 
 
 def test_a_group_that_lacks_a_layer_is_caught(networks, calls):
@@ -48,17 +48,17 @@ def test_a_group_that_lacks_a_layer_is_caught(networks, calls):
     module, group = first_group(networks, calls, x)
     lacking = replace(group, edits=tuple(edit for edit in group.edits if edit.path != "second"))
     with pytest.raises(CompressError, match=r"group 'first' .* forward fails: RuntimeError"):
-        prove(module, {lacking.name: (lacking, (0,))}, calls, {"x": x})
+        prove(module, {lacking.name: (lacking, (0,))}, calls, {"forward": [{"x": x}]})
     assert module(x).shape == (4, 4)
 
 
 def test_a_wrong_group_among_right_ones_is_the_one_named(networks, calls):
     x = torch.randn(4, 8)
     module = networks.Perceptron().eval()
-    first, second = find_channel_groups(module, calls, {"x": x})[0]
+    first, second = find_channel_groups(module, calls, {"forward": [{"x": x}]})[0]
     wrong = shifted(second, "last")
     with pytest.raises(CompressError, match="group 'second'"):
-        prove(module, {"first": (first, (0, 3)), "second": (wrong, (2, 7))}, calls, {"x": x})
+        prove(module, {"first": (first, (0, 3)), "second": (wrong, (2, 7))}, calls, {"forward": [{"x": x}]})
 
 
 def test_heads_removed_without_their_number_are_caught(networks, calls):
@@ -69,9 +69,9 @@ def test_heads_removed_without_their_number_are_caught(networks, calls):
 
     silent = Group(name="attention", kind="heads", units=4, edits=edits)  # what Torch-Pruning does
     with pytest.raises(CompressError, match="'attention'"):
-        prove(module, {"attention": (silent, (0, 2))}, calls, {"x": torch.randn(2, 5, 32)})
+        prove(module, {"attention": (silent, (0, 2))}, calls, {"forward": [{"x": torch.randn(2, 5, 32)}]})
     right = replace(silent, attributes={"": {"heads": 1}})
-    assert prove(module, {"attention": (right, (0, 2))}, calls, {"x": torch.randn(2, 5, 32)}) < 1e-6
+    assert prove(module, {"attention": (right, (0, 2))}, calls, {"forward": [{"x": torch.randn(2, 5, 32)}]}) < 1e-6
     assert remove(module, {"attention": (right, (0, 2))}) == {"": {"heads": 2}}
     assert module.heads == 2
 
@@ -90,8 +90,8 @@ def test_zero_silences_the_consumers_only(networks, calls):
 def test_a_channel_that_the_network_mixes_is_not_prunable(networks, calls):
     module = networks.Softmax().eval()
     x = torch.randn(4, 8)
-    groups, _ = find_channel_groups(module, calls, {"x": x})
-    assert "trial removal" in trial(module, groups, calls, {"x": x})
+    groups, _ = find_channel_groups(module, calls, {"forward": [{"x": x}]})
+    assert "trial removal" in trial(module, groups, calls, {"forward": [{"x": x}]})
 
 
 def test_one_unit_cannot_go(calls):

@@ -10,7 +10,8 @@ from compress.prune.heads import find_head_groups
 
 
 def groups_of(module, calls, *shape, claimed=None):
-    groups, skipped = find_channel_groups(module.eval(), calls, {"x": torch.randn(*shape)}, claimed=claimed)
+    feeds = {"forward": [{"x": torch.randn(*shape)}]}
+    groups, skipped = find_channel_groups(module.eval(), calls, feeds, claimed=claimed)
     return {group.name: group for group in groups}, skipped
 
 
@@ -67,7 +68,7 @@ def test_depthwise_and_transposed_convolutions(networks, calls):
 
 def test_what_is_tied_to_other_layers_is_skipped_with_the_reason(networks, calls):
     module = networks.Recurrent().eval()
-    feed = {"x": torch.randint(0, 10, (2, 5))}
+    feed = {"forward": [{"x": torch.randint(0, 10, (2, 5))}]}
     _, head_reasons, _ = find_head_groups(module)
     groups, skipped = find_channel_groups(module, calls, feed)
     assert [group.name for group in groups] == ["up"]
@@ -193,6 +194,6 @@ def test_attention_that_cannot_lose_heads_says_why(layer, reason):
 def test_a_number_of_heads_baked_into_the_code_is_found_by_the_trial(networks, calls):
     module = networks.Block(fixed=True).eval()
     (alternatives,) = find_head_groups(module)[0]
-    found = trial(module, alternatives, calls, {"x": torch.randn(2, 5, 32)})
+    found = trial(module, alternatives, calls, {"forward": [{"x": torch.randn(2, 5, 32)}]})
     assert isinstance(found, str)
     assert "trial removal changed the function" in found

@@ -44,7 +44,7 @@ def test_taylor_is_the_squared_contribution_to_the_output(calls):
     module, group = pair()
     module.forward = lambda x: module[1](module[0](x))
     x = torch.tensor([[4.0], [-3.0]])
-    (scores,) = taylor(module, [group], calls, [{"x": x}])
+    (scores,) = taylor(module, [group], calls, [{"forward": [{"x": x}]}])
     # contributions: 5 (x + 2) = 30, -5 and 21 x = 84, -63, each times the same random number v of its sample
     v = torch.randn(2, 1, generator=torch.Generator().manual_seed(0))[:, 0].double().numpy()
     spread = 26 * 3.5  # y = 26 x + 10 (+ bias): 7 apart, half of it
@@ -56,8 +56,8 @@ def test_taylor_sees_that_a_unit_is_never_active(networks, calls):
     module = networks.Perceptron().eval()
     with torch.no_grad():
         module.first.bias[7] = -100  # its relu never opens
-    group, _ = find_channel_groups(module, calls, {"x": torch.randn(2, 8)})[0]
-    (scores,) = taylor(module, [group], calls, [{"x": torch.randn(16, 8)}, {"x": torch.randn(16, 8)}])
+    group, _ = find_channel_groups(module, calls, {"forward": [{"x": torch.randn(2, 8)}]})[0]
+    (scores,) = taylor(module, [group], calls, [{"forward": [{"x": torch.randn(16, 8)}]} for _ in range(2)])
     assert scores[7] == 0
     assert (np.delete(scores, 7) > 0).all()
 
@@ -65,14 +65,14 @@ def test_taylor_sees_that_a_unit_is_never_active(networks, calls):
 def test_taylor_of_convolutions_and_tokens_has_one_score_a_unit(networks, calls):
     module = networks.Convolutions().eval()
     x = torch.randn(4, 1, 4, 4)
-    groups, _ = find_channel_groups(module, calls, {"x": x})
-    assert [score.shape for score in taylor(module, groups, calls, [{"x": x}])] == [(16,), (8,)]
+    groups, _ = find_channel_groups(module, calls, {"forward": [{"x": x}]})
+    assert [score.shape for score in taylor(module, groups, calls, [{"forward": [{"x": x}]}])] == [(16,), (8,)]
 
 
 def test_taylor_leaves_no_gradient_and_no_hook(networks, calls):
     module = networks.Perceptron().eval().requires_grad_(False)
-    groups, _ = find_channel_groups(module, calls, {"x": torch.randn(2, 8)})
-    taylor(module, groups, calls, [{"x": torch.randn(2, 8)}])
+    groups, _ = find_channel_groups(module, calls, {"forward": [{"x": torch.randn(2, 8)}]})
+    taylor(module, groups, calls, [{"forward": [{"x": torch.randn(2, 8)}]}])
     assert all(p.grad is None and not p.requires_grad for p in module.parameters())
     assert not any(layer._forward_pre_hooks for layer in module.modules())
 
@@ -82,8 +82,8 @@ def test_taylor_without_samples_or_with_broken_weights_is_an_error(networks, cal
     with pytest.raises(CompressError, match="needs calibration samples"):
         taylor(module, [group], calls, [])
     module = networks.Perceptron().eval()
-    groups, _ = find_channel_groups(module, calls, {"x": torch.randn(2, 8)})
+    groups, _ = find_channel_groups(module, calls, {"forward": [{"x": torch.randn(2, 8)}]})
     with torch.no_grad():
         module.last.weight[0, 0] = torch.nan
     with pytest.raises(CompressError, match="importance of 'first' is not finite"):
-        taylor(module, groups, calls, [{"x": torch.randn(2, 8)}])
+        taylor(module, groups, calls, [{"forward": [{"x": torch.randn(2, 8)}]}])

@@ -198,7 +198,8 @@ def test_random_branching_networks(plan, share):
     macs = {name: layer.weight.numel() for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     try:
         pruned = prune_module(
-            module, {"forward": Graph()}, lambda size: [{"x": x}], macs, PruneConfig(macs=share, round_to=2)
+            module, {"forward": Graph()}, lambda size: [{"forward": [{"x": x}]}], macs,
+            PruneConfig(macs=share, round_to=2),
         )
     except CompressError as error:
         assert "smallest share" in str(error) or "nothing in the model" in str(error)  # noqa: PT017 - both are answers
@@ -218,7 +219,7 @@ def test_samples_bounds_what_importance_reads(networks, calls):
     def batches(size):
         for _ in range(10):
             next(read)
-            yield {"x": np.zeros((size, 5, 32), np.float32)}
+            yield {"forward": [{"x": np.zeros((size, 5, 32), np.float32)}]}
 
     prune_module(networks.Block(), calls, batches, {}, PruneConfig(samples=40))
     assert next(read) == 1 + 2  # one batch for the check; 40 samples in batches of 32
