@@ -106,7 +106,8 @@ def distill(
 ) -> DistillResult:
     """Return ``student`` with weights trained to answer as ``teacher`` does; a quantized one trains on its int8 grids.
 
-    Both models run as exported: dropout is off and batch normalisation keeps its statistics.
+    Both models run as exported: dropout is off and batch normalisation keeps its statistics. The graphs of a chain are
+    trained together; a decoder learns to score the tokens of its teacher's own answers as the teacher does.
 
     Args:
         student: what to train; a quantized one keeps its activation ranges, its weights' ranges follow the weights.
@@ -121,10 +122,13 @@ def distill(
         CompressError: if the two models or the data do not match, or a loss is not finite (naming the step).
     """
     from compress.distill.batches import Batches
+    from compress.distill.bound import bind
     from compress.distill.checkpoint import Checkpoint, run_key
-    from compress.distill.graphs import bind, check_pair, match_features, with_weights
+    from compress.distill.forcing import teacher_tokens
+    from compress.distill.graphs import with_weights
     from compress.distill.loop import Scorer, check_data, train
     from compress.distill.losses import Criterion
+    from compress.distill.pairs import check_pair, match_features
     from compress.distill.teacher import Teacher
 
     if config.learning_rate is None:
@@ -134,14 +138,15 @@ def distill(
     matched = match_features(student, teacher, config)
     module = bind(student, matched.student)
     size = largest_batch(student.inputs, config.batch_size)
-    batches = Batches(data, size, config.seed, labels=config.label_weight > 0)
-    total = config.epochs * batches.per_epoch
     report = progress or _silent
+    tokens = teacher_tokens(teacher, data, lambda text: report(0, config.epochs, text))
+    batches = Batches(data, size, config.seed, labels=config.label_weight > 0, more=tokens)
+    total = config.epochs * batches.per_epoch
     answers = Teacher(
         bind(teacher, matched.teacher), batches, epochs=config.epochs, progress=lambda text: report(0, total, text)
     )
-    criterion = Criterion(student.graph.outputs, matched.components, config)
-    scorer = None if validation is None or metric is None else Scorer(module, validation, metric, batches.size)
+    criterion = Criterion(module.compared, matched.components, config)
+    scorer = None if validation is None or metric is None else Scorer(student, module, validation, metric, batches.size)
     checkpoint = None
     if scratch is not None:
         checkpoint = Checkpoint(scratch, run_key(student, teacher, data, validation, metric, config))

@@ -41,11 +41,16 @@ class Batches:
     read once.
     """
 
-    def __init__(self, data: CalibrationSet, size: int, seed: int, *, labels: bool = False) -> None:
+    def __init__(
+        self, data: CalibrationSet, size: int, seed: int, *, labels: bool = False,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
+        """``more`` is what a feed has besides its inputs: name -> an array with one row for each sample of the set."""
         self.data = data
         self.size = size
         self.seed = seed
         self.axes = {spec.name: spec.batch_axis or 0 for spec in data.inputs}
+        self.more = more or {}
         self.labels = data.targets() if labels else None
         if labels and self.labels is None:
             raise CompressError(
@@ -67,7 +72,9 @@ class Batches:
             skip = max(0, skip - steps)
 
     def rows(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
-        return {name: value.index_select(self.axes[name], rows) for name, value in group.feed.items()}
+        feed = {name: value.index_select(self.axes[name], rows) for name, value in group.feed.items()}
+        positions = group.positions[rows.numpy()]
+        return feed | {name: torch.from_numpy(array[positions]) for name, array in self.more.items()}
 
     def _batch(self, window: list[Group], group: int, rows: Tensor) -> Batch:
         labels = None

@@ -8,22 +8,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from calibration import CalibrationSet
 from compress.distill import DistillConfig
 from compress.distill.batches import Batches
+from compress.distill.bound import Bound
 from compress.distill.checkpoint import Checkpoint
-from compress.distill.graphs import Bound, parameters_of
+from compress.distill.forcing import loops_of
 from compress.distill.losses import Criterion
 from compress.distill.teacher import Teacher
 from compress.errors import CompressError
 from compress.evaluate import evaluate, targets_of
 from compress.metrics import Metric
 from compress.model import Model
-from runtimes.spec import Feed
+from compress.program import chain_of
 
 CHECKPOINT_SECONDS = 30.0
 WARMUP = 0.05      # share of the steps over which the learning rate rises
@@ -46,21 +46,19 @@ class State:
 
 
 class Scorer:
-    """The value of ``metric`` over the validation set, for the weights a graph has when it is called."""
+    """The value of ``metric`` over the validation set, for the weights ``bound`` has when it is called.
 
-    def __init__(self, bound: Bound, data: CalibrationSet, metric: Metric, batch: int) -> None:
-        self.bound = bound
+    The chain runs as it will on a device: a decoder picks its own tokens.
+    """
+
+    def __init__(self, model: Model, bound: Bound, data: CalibrationSet, metric: Metric, batch: int) -> None:
+        self.run = chain_of(model, bound.runs()).run
         self.data = data
         self.metric = metric
         self.batch = batch
 
     def __call__(self) -> float:
-        return evaluate(self._run, self.data, self.metric, self.batch).value
-
-    def _run(self, feed: Feed) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            values = self.bound({name: torch.from_numpy(array) for name, array in feed.items()})
-        return {name: value.numpy() for name, value in zip(self.bound.outputs, values, strict=False)}  # then features
+        return evaluate(self.run, self.data, self.metric, self.batch).value
 
 
 def check_data(
@@ -87,6 +85,11 @@ def check_data(
             f"label_weight is {config.label_weight}, but model {student.name!r} has {len(student.outputs)} outputs: "
             "labels are for a lone output of class scores"
         )
+    if config.label_weight and loops_of(student):
+        raise CompressError(
+            f"label_weight is {config.label_weight}, but model {student.name!r} picks tokens, and learns those of its "
+            "teacher: set it to 0"
+        )
 
 
 def train(
@@ -102,7 +105,7 @@ def train(
     state = _resume(checkpoint, module, optimizer)
     if state is None:
         score = scorer() if scorer else None
-        state = State(before=score, best=score, best_weights=parameters_of(module))
+        state = State(before=score, best=score, best_weights=student.parameters())
     total = config.epochs * batches.per_epoch
     saved = time.monotonic()
     while state.step < total:
@@ -127,7 +130,7 @@ def train(
             if checkpoint and state.step % batches.per_epoch and time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 _write(checkpoint, state, module, optimizer)
                 saved = time.monotonic()
-        _finish_epoch(state, epoch, batches.per_epoch, module, scorer)
+        _finish_epoch(state, epoch, batches.per_epoch, student, scorer)
         progress(state.step, total, _text(epoch, config, state.history[-1]["loss"], state))
         if checkpoint:
             _write(checkpoint, state, module, optimizer)
@@ -146,7 +149,7 @@ def schedule(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
 
 
-def _finish_epoch(state: State, epoch: int, steps: int, module: torch.nn.Module, scorer: Scorer | None) -> None:
+def _finish_epoch(state: State, epoch: int, steps: int, student: Bound, scorer: Scorer | None) -> None:
     score = scorer() if scorer else None
     loss, logit, feature = (value / steps for value in state.sums)
     state.history.append({
@@ -154,8 +157,8 @@ def _finish_epoch(state: State, epoch: int, steps: int, module: torch.nn.Module,
         "seconds": state.seconds,
     })  # fmt: skip
     # Between equals the later one: it is closer to the teacher.
-    if score is None or state.best is None or score >= state.best:
-        state.best, state.kept, state.best_weights = score, epoch + 1, parameters_of(module)
+    if scorer is None or score is None or state.best is None or scorer.metric.is_no_worse(score, state.best):
+        state.best, state.kept, state.best_weights = score, epoch + 1, student.parameters()
     state.sums, state.seconds = [0.0, 0.0, 0.0], 0.0
 
 

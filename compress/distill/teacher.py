@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.distill.batches import Batch, Batches, Group
-from compress.distill.graphs import Bound
+from compress.distill.bound import Bound
 
 CACHE_BYTES = 1 << 30
 """Most memory that remembered answers may take; beyond it the teacher runs at every step."""

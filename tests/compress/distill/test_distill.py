@@ -174,13 +174,6 @@ def test_teacher_with_other_inputs_is_refused(build, feeds):
         distill(student, other, feeds(student))
 
 
-def test_models_of_several_graphs_are_refused(build, feeds):
-    student = build(0)
-    two = dataclasses.replace(student, graphs={"a": student.graph, "b": student.graph})
-    with pytest.raises(CompressError, match="model 'tiny' has 2 graphs"):
-        distill(two, student, feeds(student))
-
-
 def test_class_scores_of_one_class_are_refused(build, feeds):
     student = build(0, classes=1)
     with pytest.raises(CompressError, match=r"output 'output' of 'tiny' is one number, .*: use loss 'mse'"):

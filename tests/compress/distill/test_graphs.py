@@ -7,7 +7,9 @@ from torch import nn
 from calibration import open_set
 from compress.distill import DistillConfig, distill
 from compress.distill.batches import Batches
-from compress.distill.graphs import Feature, bind, find_features, match_features, with_weights
+from compress.distill.bound import bind
+from compress.distill.graphs import Feature, find_features, with_weights
+from compress.distill.pairs import match_features
 from compress.distill.teacher import Teacher
 from compress.program import run_program
 from compress.saving import export_model
@@ -111,4 +113,4 @@ def test_new_weights_make_a_new_model(build):
     np.testing.assert_array_equal(run_program(zeros, feed)["output"], [[1.0, 2.0, 3.0]] * 2)
     assert zeros.weights["seen.0.weight"] is model.weights["seen.0.weight"]
     assert not (run_program(model, feed)["output"] == [1.0, 2.0, 3.0]).any()
-    assert Feature(component="seen", node="relu") in find_features(zeros)
+    assert Feature(graph="forward", component="seen", node="relu") in find_features(zeros)
