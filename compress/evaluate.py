@@ -1,16 +1,16 @@
-"""The score of anything that maps a feed to outputs: a torch program and an engine are judged by the same code."""
+"""The value of a metric for anything that maps a feed to outputs: a torch program, an engine, a chain of engines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.errors import CompressError
-from compress.intervals import Estimate, mean_interval
-from compress.metrics import Metric, Outputs
+from compress.intervals import Estimate
+from compress.metrics import Metric, Outputs, statistics_of, value_of
 from runtimes.hashing import bytes_digest
 from runtimes.spec import Feed
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The value of ``metric`` over data set ``data`` with its interval; ``per_sample`` has shape ``(samples,)``."""
+    """The value of ``metric`` over data set ``data`` with its interval.
+
+    ``per_sample`` are the scores ``(samples,)`` whose mean it is, or the statistics ``(samples, k)`` of another metric.
+    """
 
     metric: str
     data: str                          # digest of the data set
@@ -46,36 +49,46 @@ def evaluate(
 ) -> Evaluation:
     """Score ``run`` on every sample of ``data``, ``batch`` at a time; at most one shard is in memory.
 
+    Outputs are dropped once they are scored; a metric of the whole set keeps what it reads of them.
+
     Args:
         run: input name -> array in, output name -> array out, the outputs with a leading sample axis.
         data: the validation set, with targets.
-        metric: one score per sample; batches are scored one by one, so a score may not depend on its neighbours.
+        metric: bound to the model where it reads texts, as :func:`compress.metrics.get_metric` does. Batches are
+            scored one by one unless it is of the whole set, so a score may not depend on its neighbours.
         batch: the largest number of samples in one call.
         progress: called with the samples done and their total.
 
     Raises:
         CompressError: if the set has no targets, or as the metric does.
     """
-    target, first = targets_of(data), data.inputs[0]
-    scores: list[np.ndarray] = []
-    done = 0
-    for feed in data.batches(batch):
-        count = feed[first.name].shape[first.batch_axis or 0]
-        try:
-            scores.append(metric.per_sample(run(feed), target[done:done + count]))
-        except CompressError as error:
-            raise CompressError(f"data set {data.name!r}, samples {done} to {done + count - 1}: {error}") from error
-        done += count
-        if progress:
-            progress(done, len(target))
-    per_sample = np.concatenate(scores)
-    estimate = mean_interval(per_sample, groups_of(data))
+    target, first = targets_of(data, metric.output), data.inputs[0]
+
+    def batches() -> Iterator[tuple[int, Outputs]]:
+        done = 0
+        for feed in data.batches(batch):
+            count = feed[first.name].shape[first.batch_axis or 0]
+            yield count, run(feed)
+            done += count
+            if progress:
+                progress(done, len(target))
+
+    try:
+        per_sample = statistics_of(metric, batches(), target)
+    except CompressError as error:
+        raise CompressError(f"data set {data.name!r}, {error}") from error
+    estimate = value_of(metric, per_sample, groups_of(data))
     return Evaluation(metric=metric.name, data=data.digest, estimate=estimate, per_sample=per_sample)
 
 
-def targets_of(data: CalibrationSet) -> np.ndarray:
-    """The targets of ``data``, or a CompressError that says it has none."""
-    target = data.targets()
+def targets_of(data: CalibrationSet, output: str | None = None) -> np.ndarray:
+    """The targets of ``data``, of ``output`` where it is one of several, or a CompressError that says it has none."""
+    target = data.targets(output)
+    if target is None and data.labels:
+        own = [name.partition(".")[2] for name in data.labels]
+        raise CompressError(f"data set {data.name!r} has targets of the outputs {', '.join(own)}"
+                            f"{'' if output is None else f', and none of {output!r}'}: say whose the metric is of, as "
+                            f"METRIC/{own[0]}")
     if target is None:
         raise CompressError(f"data set {data.name!r} has no targets: add an array `target` to each of its files")
     return target

@@ -1,9 +1,9 @@
-"""How sure a figure is: intervals of a mean score, of the drop between two engines, and of a latency over restarts."""
+"""How sure a figure is: intervals of a score, of the drop between two engines, and of a latency over restarts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -94,6 +94,57 @@ def paired_drop(
     lost, won = float((difference > 0).sum()), float((difference < 0).sum())
     low, high = tango_interval(lost / effect, won / effect, n / effect)
     return Estimate(value=value, low=low, high=high, n=n, method="Tango")
+
+
+def sums_interval(
+    statistics: np.ndarray, value: Callable[[np.ndarray], np.ndarray], groups: np.ndarray | None = None, *,
+    seed: int = 0,
+) -> Estimate:  # fmt: skip
+    """``value`` of the sum of the samples' statistics, with a percentile bootstrap over groups.
+
+    Args:
+        statistics: shape ``(samples, k)``.
+        value: from sums ``(..., k)`` to values ``(...)``.
+        groups, seed: as :func:`mean_interval` takes them.
+
+    Raises:
+        CompressError: as :func:`mean_interval` does.
+    """
+    sums, _ = _group_sums(statistics, groups)
+    values = value(_resampled(sums, seed))
+    low, high = _percentiles(values)
+    return Estimate(value=float(value(sums.sum(axis=0))), low=low, high=high, n=len(statistics), method="bootstrap")
+
+
+def sums_drop(
+    reference: np.ndarray, candidate: np.ndarray, value: Callable[[np.ndarray], np.ndarray],
+    groups: np.ndarray | None = None, *, most: float | None = None, seed: int = 0,
+) -> Estimate:  # fmt: skip
+    """How much lower the value of ``candidate``'s sums is than ``reference``'s, the same samples drawn for both.
+
+    Where no sample differs at all, at most z²/(groups + z²) of the groups do (Wilson's bound at none seen), each by at
+    most ``most``, or the range of the values that single groups have.
+
+    Args:
+        reference, candidate: shape ``(samples, k)``, of two engines on the same samples in the same order.
+        value, groups, seed: as :func:`sums_interval` takes them.
+        most: the widest range of the value, where it has one.
+
+    Raises:
+        CompressError: as :func:`paired_drop` does.
+    """
+    if reference.shape != candidate.shape:
+        raise CompressError(f"{reference.shape} reference statistics and {candidate.shape} of the candidate "
+                            "cannot be paired: evaluate both on the same samples")
+    (before, index), (after, _) = (_group_sums(statistics, groups) for statistics in (reference, candidate))
+    found = float(value(before.sum(axis=0)) - value(after.sum(axis=0)))
+    n = len(reference)
+    if np.array_equal(reference, candidate):
+        count = index.max() + 1
+        bound = float((np.ptp(value(before)) if most is None else most) * _Z**2 / (count + _Z**2))
+        return Estimate(value=0.0, low=-bound, high=bound, n=n, method="Wilson")
+    low, high = _percentiles(value(_resampled(before, seed)) - value(_resampled(after, seed)))
+    return Estimate(value=found, low=low, high=high, n=n, method="bootstrap")
 
 
 def verdict(drop: Estimate, budget: float) -> str:
@@ -201,12 +252,28 @@ def _design_effect(scores: np.ndarray, groups: np.ndarray) -> float:
 
 
 def _bootstrap(scores: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, drawing groups with replacement (Efron and Tibshirani 1993, chapter 13)."""
+    """Percentile bootstrap of the mean."""
+    drawn = _resampled(np.stack([np.bincount(groups, weights=scores), np.bincount(groups)], axis=1), seed)
+    return _percentiles(drawn[:, 0] / drawn[:, 1])
+
+
+def _group_sums(statistics: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the statistics of each group, ``(groups, k)``, and the group of each sample."""
+    _, index = _checked(np.zeros(len(statistics)), groups)
+    sums = np.zeros((index.max() + 1, statistics.shape[1]))
+    np.add.at(sums, index, statistics)
+    return sums, index
+
+
+def _resampled(sums: np.ndarray, seed: int) -> np.ndarray:
+    """Totals ``(RESAMPLES, k)`` of groups drawn with replacement (Efron and Tibshirani 1993, chapter 13).
+
+    The same seed draws the same groups, whatever their sums.
+    """
     rng = np.random.default_rng(seed)
-    sums, sizes = np.bincount(groups, weights=scores), np.bincount(groups)
-    means = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = rng.integers(len(sums), size=len(sums))
-        means[i] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return np.stack([sums[rng.integers(len(sums), size=len(sums))].sum(axis=0) for _ in range(RESAMPLES)])
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -17,6 +17,7 @@ from typing import Any
 
 from compress.bench.record import BenchRecord
 from compress.bundle import refuse_strangers
+from compress.described import described
 from compress.metrics import get_metric
 from compress.progress import Progress
 from compress.recipe import Recipe, Stage, read_recipe
@@ -69,6 +70,7 @@ def run(
     with Store(output / "store") as store:
         filing = Filing(recipe=recipe, store=store, progress=progress or Progress(quiet=True))
         original = load_model(filing)
+        get_metric(recipe.metric, described(original.load()))   # as is one that reads texts where there are none
         before, after = _around_quantize(recipe.stages)
         shipped = original
         for stage in before:
@@ -84,7 +86,7 @@ def run(
             measure_parity(filing, builds, shipped, quantized)
             for stage in recipe.stages:
                 if stage.name == "bench":
-                    measure_speed(filing, builds, dataclasses.replace(stage.config, max_drop=recipe.max_drop))
+                    measure_speed(filing, builds, shipped, dataclasses.replace(stage.config, max_drop=recipe.max_drop))
             bundle = write_bundle(filing, builds, shipped, output)
         if recipe.comparisons is not None:
             compare(filing, recipe.comparisons, shipped)

@@ -7,7 +7,7 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,39 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise RuntimesError(f"{path} cannot be read ({error.strerror}): name an .npz file") from error
     return parse_arrays(data, str(path))
+
+
+def write_batches(path: Path, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Write the arrays of batches, with a leading sample axis, as one ``.npz`` file that :func:`read_batches` reads.
+
+    Neighbours that differ in nothing but the number of samples are joined; ``NUMBER/NAME`` is an array of a batch.
+    """
+    joined: list[dict[str, list[np.ndarray]]] = []
+    for batch in batches:
+        if joined and {name: _layout(values[-1]) for name, values in joined[-1].items()} == {
+            name: _layout(value) for name, value in batch.items()
+        }:
+            for name, value in batch.items():
+                joined[-1][name].append(value)
+        else:
+            joined.append({name: [value] for name, value in batch.items()})
+    write_arrays(path, {f"{index}/{name}": np.concatenate(values) if values[0].ndim else values[0]
+                        for index, batch in enumerate(joined) for name, values in batch.items()})
+
+
+def read_batches(path: Path) -> list[dict[str, np.ndarray]]:
+    """The batches that :func:`write_batches` wrote, in order; raises as :func:`parse_arrays` does."""
+    batches: dict[int, dict[str, np.ndarray]] = {}
+    for key, array in read_arrays(path).items():
+        index, slash, name = key.partition("/")
+        if not slash or not index.isdecimal():
+            raise RuntimesError(f"{path} holds the array {key!r}, which is of no batch: write it again")
+        batches.setdefault(int(index), {})[name] = array
+    return [batches[index] for index in sorted(batches)]
+
+
+def _layout(array: np.ndarray) -> tuple[str, tuple[int, ...] | None]:
+    return array.dtype.str, array.shape[1:] if array.ndim else None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.arrays import read_arrays, write_arrays
+from runtimes.arrays import read_arrays, write_batches
 from runtimes.backends import Runner, import_backend, open_engine
 from runtimes.engine import Engine, read_engine
 from runtimes.errors import RuntimesError
@@ -108,25 +108,23 @@ def _read_job(path: Path) -> dict[str, Any]:
 
 
 def _write_outputs(engine: Engine, runner: Runner, settings: Mapping[str, Any]) -> int:
-    """Run every sample of the shards through the engine, write all outputs to one ``.npz``; return how many samples."""
+    """Run every sample of the shards through the engine, write all outputs to one file; return how many samples.
+
+    Outputs may differ in shape from batch to batch, as transcripts of sounds of different lengths do.
+    """
     where = "measurement job: 'outputs'"
     shards, names = string_list(settings, "shards", where), string_list(settings, "inputs", where)
     batch, into = get(settings, "batch", int, where), Path(get(settings, "into", str, where))
     if batch < 1 or not shards:
         raise RuntimesError(f"{where}: needs a shard and a batch of at least 1, got {len(shards)} and {batch}")
-    parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in engine.outputs}
+    outputs: list[Mapping[str, np.ndarray]] = []
     samples = 0
     for feed in _batches([Path(shard) for shard in shards], names, batch):
         count, found = len(next(iter(feed.values()))), runner.run(check_feed(engine.inputs, feed, source="shard"))
         _check_outputs(engine, found, count)
-        for name, value in found.items():
-            parts[name].append(value)
+        outputs.append(found)
         samples += count
-    try:
-        stacked = {name: np.concatenate(values) for name, values in parts.items()}
-    except ValueError as error:
-        raise RuntimesError(f"{where}: the outputs of the samples differ in shape ({error})") from error
-    write_arrays(into, stacked)
+    write_batches(into, outputs)
     return samples
 
 

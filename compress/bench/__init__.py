@@ -100,7 +100,7 @@ def bench(
     """
     _check(candidates, baseline)
     machine = machine or this_machine()
-    target = None if data is None else targets_of(data)
+    target = None if data is None else targets_of(data, metric.output)
     groups = None if data is None else groups_of(data)
     work, samples = _prepare(candidates, feed, data, metric, config, machine, Path(workdir).resolve(), target)
     settings = {**dataclasses.asdict(config), **dataclasses.asdict(config.plan()), "threads": work.threads,

@@ -62,7 +62,7 @@ def bench_bundle(
     output = _writable(output or path.resolve().parent / "bench.json")
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as work:
         return bench_everywhere(
-            candidates, feed=query_feed(feed, bundle.inputs, wanted), data=samples, metric=get_metric(metric),
+            candidates, feed=query_feed(feed, bundle.inputs, wanted), data=samples, metric=get_metric(metric, bundle),
             config=config, workdir=Path(work), emulate=emulate, progress=progress,
             keep=lambda record: write_json(output, record.to_json()),
         )  # fmt: skip

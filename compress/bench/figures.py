@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from compress.bench.early_stopping import estimate, smallest_count
 from compress.bench.record import Accuracy, Drop, EmulatedParity, Latency, Speedup
 from compress.errors import CompressError
-from compress.intervals import is_different, mean_interval, median_interval, paired_drop, verdict
-from compress.metrics import Outputs
+from compress.intervals import is_different, median_interval, verdict
+from compress.metrics import Metric, Outputs, drop_of, value_of
 
 PERCENTILES = (90, 95, 99)
 
@@ -42,42 +42,57 @@ def speedup(against: str, reference: Latency, candidate: Latency) -> Speedup:
 
 
 def accuracy(
-    metric: str, scores: np.ndarray, reference: np.ndarray | None, max_drop: float, groups: np.ndarray | None
+    metric: Metric, scores: np.ndarray, reference: np.ndarray | None, max_drop: float, groups: np.ndarray | None
 ) -> Accuracy:
-    """The value of ``scores`` and, given the baseline's, the drop against them and whether it keeps ``max_drop``."""
-    found = mean_interval(scores, groups)
+    """The value of ``metric`` and, given the baseline's scores, the drop and whether it keeps ``max_drop``.
+
+    Args:
+        scores, reference: what :func:`compress.metrics.statistics_of` gave of the engine and of the baseline.
+    """
+    found = value_of(metric, scores, groups)
     drop = None
     if reference is not None:
-        lost = paired_drop(reference, scores, groups)
+        lost = drop_of(metric, reference, scores, groups)
         drop = Drop(points=100 * lost.value, interval=(100 * lost.low, 100 * lost.high), n=lost.n, method=lost.method,
                     verdict=verdict(lost, max_drop))
-    return Accuracy(metric=metric, value=found.value, interval=(found.low, found.high), n=found.n, drop=drop)
+    return Accuracy(metric=metric.name, value=found.value, interval=(found.low, found.high), n=found.n, drop=drop,
+                    share=metric.is_share, lower_is_better=metric.lower_is_better)
 
 
-def emulated_parity(here: Outputs, emulated: Outputs) -> EmulatedParity:
-    """The outputs of one engine file on one set of samples: this machine's, and those under emulation.
+def emulated_parity(here: Sequence[Outputs], emulated: Sequence[Outputs]) -> EmulatedParity:
+    """The outputs of one engine file on one set of samples, batch by batch: this machine's, and those under emulation.
 
     Raises:
         CompressError: if an output has another shape there, or is infinite in one place alone.
     """
-    largest, output, answers = 0.0, 0.0, []
-    for name, value in here.items():
-        if emulated[name].shape != value.shape:
-            raise CompressError(f"output {name!r} has shape {emulated[name].shape} under emulation and {value.shape} "
-                                "here: these must agree")
-        a, b = value.astype(np.float64), emulated[name].astype(np.float64)
+    largest, output = 0.0, 0.0
+    same: dict[str, list[np.ndarray]] = {}      # output -> whether each answer is
+    for name, value, other in _pairs(here, emulated):
+        a, b = value.astype(np.float64), other.astype(np.float64)
         if not np.array_equal(np.where(np.isfinite(a), 0, a), np.where(np.isfinite(b), 0, b)):
             raise CompressError(f"output {name!r} is infinite under emulation or here, and not in both")
         finite = np.isfinite(a)
         largest = max(largest, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
         output = max(output, float(np.abs(a[finite]).max(initial=0.0)))
         if value.dtype.kind != "f":
-            answers.append((a == b).reshape(len(a), -1).all(1).mean())
+            same.setdefault(name, []).append((a == b).reshape(len(a), -1).all(1))
         elif a.ndim > 1 and a.shape[-1] > 1:
-            answers.append((a.argmax(-1) == b.argmax(-1)).mean())
+            same.setdefault(name, []).append((a.argmax(-1) == b.argmax(-1)).reshape(-1))
+    answers = [float(np.concatenate(found).mean()) for found in same.values()]
     return EmulatedParity(
-        largest_difference=largest, largest_output=output, same_answers=float(min(answers)) if answers else None,
-        samples=len(next(iter(here.values()))))
+        largest_difference=largest, largest_output=output, same_answers=min(answers, default=None),
+        samples=sum(len(next(iter(batch.values()))) for batch in here))
+
+
+def _pairs(here: Sequence[Outputs], emulated: Sequence[Outputs]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The name and both arrays of every output, batch by batch."""
+    for batch, own in enumerate(here):
+        for name, value in own.items():
+            other = emulated[batch][name] if batch < len(emulated) else np.empty(0)
+            if other.shape != value.shape:
+                raise CompressError(f"output {name!r} has shape {other.shape} under emulation and {value.shape} here: "
+                                    "these must agree")
+            yield name, value, other
 
 
 def _percentile(rounds: Sequence[np.ndarray], percent: int) -> float | None:

@@ -12,8 +12,8 @@ from compress.bench import figures, layers
 from compress.bench.agent import AgentError
 from compress.bench.config import Candidate
 from compress.bench.record import EmulatedParity, Latency, LayerRow
-from compress.metrics import Metric, Outputs
-from runtimes.arrays import read_arrays
+from compress.metrics import Metric, Outputs, statistics_of
+from runtimes.arrays import read_batches
 from runtimes.engine import Engine
 
 
@@ -32,27 +32,28 @@ class Measured:
         self.rounds: list[dict[str, Any]] = []     # results of the timing processes, in order
         self.latency: Latency | None = None        # of these rounds
         self.layers: tuple[LayerRow, ...] = ()
-        self.scores: np.ndarray | None = None      # shape (samples,)
-        self.outputs: Outputs | None = None        # under emulation alone, until they are compared
+        self.scores: np.ndarray | None = None      # the metric's statistics, samples first
+        self.outputs: list[Outputs] | None = None  # by batch; under emulation alone, until they are compared
         self.parity: EmulatedParity | None = None
 
     def add_outputs(self, result: dict[str, Any], file: Path, metric: Metric | None, target: np.ndarray | None) -> None:
         """Score the outputs of all samples, in ``file``; under emulation also keep them, to be compared."""
         self._check_digest(result)
-        outputs = read_arrays(file)
+        outputs: list[Outputs] = [*read_batches(file)]
         file.unlink()
         if self.emulated:
             self.outputs = outputs
             self._add_layers(result)
         _refuse_nan(outputs)
         if metric is not None and target is not None:
-            self.scores = metric.per_sample(outputs, target)
+            batches = ((len(next(iter(batch.values()))), batch) for batch in outputs)
+            self.scores = statistics_of(metric, batches, target)
 
     def add_reference(self, result: dict[str, Any], file: Path) -> None:
         """Compare with this machine's outputs of the same engine file."""
         self._check_digest(result)
         assert self.outputs is not None
-        outputs = read_arrays(file)
+        outputs: list[Outputs] = [*read_batches(file)]
         file.unlink()
         _refuse_nan(outputs)
         self.parity = figures.emulated_parity(outputs, self.outputs)
@@ -80,9 +81,12 @@ class Measured:
                              "the files changed while they were measured")
 
 
-def _refuse_nan(outputs: Outputs) -> None:
+def _refuse_nan(batches: list[Outputs]) -> None:
     """Infinity may be meant, as the score of what is masked; NaN never is, and ``argmax`` would call it an answer."""
-    for name, value in outputs.items():
-        if value.dtype.kind == "f" and np.isnan(value).any():
-            first = int(np.flatnonzero(np.isnan(value).reshape(len(value), -1).any(1))[0])
-            raise AgentError(f"output {name!r} is NaN for sample {first}: what this engine computes is of no use")
+    done = 0
+    for outputs in batches:
+        for name, value in outputs.items():
+            if value.dtype.kind == "f" and np.isnan(value).any():
+                first = done + int(np.flatnonzero(np.isnan(value).reshape(len(value), -1).any(1))[0])
+                raise AgentError(f"output {name!r} is NaN for sample {first}: what this engine computes is of no use")
+        done += len(next(iter(outputs.values())))

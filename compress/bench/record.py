@@ -57,7 +57,10 @@ class Speedup:
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """Points (hundredths of the metric) lost against the baseline on the same samples, with a paired 95 % interval."""
+    """Points (hundredths of the metric) lost against the baseline on the same samples, with a paired 95 % interval.
+
+    Above 0 is worse, of an error rate too.
+    """
 
     points: float
     interval: tuple[float, float]
@@ -68,13 +71,18 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """The metric on the validation set, of the very engine that was timed; ``drop`` is None for the baseline itself."""
+    """The metric on the validation set, of the very engine that was timed; ``drop`` is None for the baseline itself.
+
+    ``share`` is whether it is told in per cent and points, ``lower_is_better`` whether it is an error.
+    """
 
     metric: str
     value: float
     interval: tuple[float, float]
     n: int
     drop: Drop | None
+    share: bool = False
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

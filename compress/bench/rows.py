@@ -43,7 +43,7 @@ def rows_of(
         scores = None
         if one.scores is not None:
             against = None if candidate.name == baseline else reference
-            scores = figures.accuracy(metric.name, one.scores, against, config.max_drop, groups)
+            scores = figures.accuracy(metric, one.scores, against, config.max_drop, groups)
         whole = _is_whole(one, config.plan().restarts, has_data)
         status = "emulated" if machine.emulated else "measured"
         made.append(BenchRow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compress.bench.record import BenchRecord, BenchRow, Speedup
+from compress.bench.record import BenchRecord, BenchRow, Drop, Speedup
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,12 +25,18 @@ def table(record: BenchRecord) -> Table:
     view = Table(title=_title(record), caption=Text(_plain("\n".join(_remarks(record)))), caption_justify="left")
     view.add_column("engine", overflow="fold")
     times = ("samples/s", "p50 ms of a batch") if offline else ("p50 ms", "p90 ms at most", "p99 ms")
-    for heading in ("size MB", *times, "speed-up", "accuracy", "drop, points", "int8 layers"):
+    for heading in ("size MB", *times, "speed-up", *_headings(record), "int8 layers"):
         view.add_column(heading, justify="right", no_wrap=True)
     for row in record.rows:
         cells = (_name(row), f"{row.size_bytes / 1e6:.2f}", *_times(row, offline), *_rest(row))
         view.add_row(*(Text(_plain(cell)) for cell in cells), style="bold" if row.role == "shipped" else None)
     return view
+
+
+def _headings(record: BenchRecord) -> tuple[str, str]:
+    """Of the score and its drop."""
+    scores = [row.accuracy for row in record.rows if row.accuracy is not None]
+    return record.metric, "drop, points" if not scores or scores[0].share else "drop"
 
 
 def _plain(text: str) -> str:
@@ -97,10 +103,17 @@ def _rest(row: BenchRow) -> tuple[str, ...]:
     arithmetic = sum(row.precisions.values())
     return (
         _speedup(gain) if gain else "",
-        f"{score.value:.2%}" if score else "not measured",
-        f"{drop.points:+.2f} [{drop.interval[0]:+.2f}, {drop.interval[1]:+.2f}]\n{drop.verdict}" if drop else "",
+        (f"{score.value:.2%}" if score.share else f"{score.value:.4g}") if score else "not measured",
+        _drop(drop, share=score.share) if score and drop else "",
         f"{row.precisions.get('int8', 0)} of {arithmetic}" if arithmetic else "not known",
     )
+
+
+def _drop(drop: Drop, *, share: bool) -> str:
+    """In points where the metric is a share, in its own unit where it is not."""
+    values = [drop.points, *drop.interval]
+    lost, low, high = (f"{value:+.2f}" if share else f"{value / 100:+.3g}" for value in values)
+    return f"{lost} [{low}, {high}]\n{drop.verdict}"
 
 
 def _speedup(gain: Speedup) -> str:

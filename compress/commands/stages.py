@@ -72,6 +72,7 @@ def distill(
 ) -> None:  # fmt: skip
     """Train MODEL towards its teacher; quantization-aware where MODEL is quantized."""
     import compress
+    from compress.described import described
     from compress.loading import load
     from compress.metrics import get_metric
     from compress.modelfile import write_model
@@ -82,7 +83,8 @@ def distill(
         result = compress.distill(
             student, load(teacher), read_data(data, student),
             validation=None if validation is None else read_data(validation, student),
-            metric=None if validation is None else get_metric(metric), config=config, progress=progress.step,
+            metric=None if validation is None else get_metric(metric, described(student)), config=config,
+            progress=progress.step,
         )  # fmt: skip
     path = output or model.with_suffix(".distilled.pt")
     write_model(result.model, path)
@@ -198,18 +200,21 @@ def eval_(
     from calibration import open_set
     from compress.evaluate import evaluate
     from compress.metrics import get_metric
+    from runtimes import read_bundle
 
     progress = Progress(quiet=quiet)
     with progress.stage("eval"):
         if model.is_dir():
             with runtimes.load(model, target=target) as session:
-                samples = open_set(data, session.inputs)
-                result = evaluate(session.run, samples, get_metric(metric), progress=progress.step)
+                samples, found = open_set(data, session.inputs), get_metric(metric, read_bundle(model))
+                result = evaluate(session.run, samples, found, progress=progress.step)
         else:
+            from compress.described import described
             from compress.ladder import torch_runner
 
             loaded = read_model(model, factory, trust_pickle, example)
-            result = evaluate(torch_runner(loaded), read_data(data, loaded), get_metric(metric), progress=progress.step)
+            found = get_metric(metric, described(loaded))
+            result = evaluate(torch_runner(loaded), read_data(data, loaded), found, progress=progress.step)
     record = result.to_json()
     low, high = record["interval"]
     show(record, as_json, lambda: f"{metric} {record['value']:.4f} [{low:.4f}, {high:.4f}] over {record['n']} samples")

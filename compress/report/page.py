@@ -10,7 +10,7 @@ from compress.report import conditions, shares, units
 from compress.report.components import component_rows, total
 from compress.report.credit import credits
 from compress.report.plots import Lines, Point, Scatter, lines, scatter
-from compress.report.schema import Baseline, Record, is_share, metric_of, summary
+from compress.report.schema import Baseline, Record, metric_of, summary, unit_of
 from compress.report.stages import label, stage_rows
 from compress.report.summaries import DistillSummary, ExportSummary, PruneSummary, QuantizeSummary
 from compress.report.verdict import AGAINST, headline, judge, reference, size_ratio
@@ -30,7 +30,8 @@ def render(record: Record, digest: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "short"):
+    for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "change_interval",
+                 "short"):  # fmt: skip
         environment.filters[name] = getattr(units, name)
     environment.globals.update(filters=units, facts=facts, layers=layers, conditions=conditions, shares=shares)
     environment.filters["precision_class"] = precision_class
@@ -44,7 +45,7 @@ def context(record: Record) -> dict[str, Any]:
     head = headline(bench, max_drop) if bench else None
     return {
         "verdict": said,
-        "share": is_share(metric_of(record)),
+        "unit": unit_of(metric_of(record), bench),
         "metric": metric_of(record),
         "against": AGAINST,
         "head": head,
@@ -116,7 +117,7 @@ def short_name(row: BenchRow) -> str:
 
 def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) -> Scatter | None:
     """Accuracy against ``figure`` ("latency" or "size") of every engine that has both; None where none has."""
-    share, targets = is_share(bench.metric), list(by_target(bench))
+    unit, targets = unit_of(bench.metric, bench), list(by_target(bench))
     points = []
     for row in bench.rows:
         if row.latency_ms is None or row.accuracy is None or not row.size_bytes:
@@ -132,7 +133,7 @@ def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) ->
                 series=targets.index(row.target) % 4,
                 filled=row.role != "original",
                 title=f"{row.name}\n{row.precision} on {row.target}\np50 {units.milliseconds(time.p50)}, "
-                f"{score.metric} {units.score(score.value, share)}, {units.size(row.size_bytes)}\n"
+                f"{score.metric} {units.score(score.value, unit)}, {units.size(row.size_bytes)}\n"
                 f"engine {units.short(row.digest)}",
             )
         )
@@ -157,26 +158,26 @@ def trade_off(bench: BenchRecord, baselines: Sequence[Baseline], figure: str) ->
     return scatter(
         points,
         x_label=x_label[figure],
-        y_label=f"{bench.metric}, %" if share else bench.metric,
+        y_label=f"{bench.metric}, %" if unit.share else bench.metric,
         x_text=units.bare if figure == "latency" else lambda v: units.size(v, units.bare),
-        y_text=lambda v: units.bare(100 * v if share else v),
+        y_text=lambda v: units.bare(100 * v if unit.share else v),
     )
 
 
 def curves(found: DistillSummary, metric: str) -> list[Lines]:
     """The loss, and the metric where it was measured, over the epochs; a line marks the metric before the first."""
-    share = is_share(metric)
+    unit = unit_of(metric)
     drawn = [lines("loss", [(e.epoch, e.loss) for e in found.history], x_label="epoch")]
     scores = [(e.epoch, e.metric) for e in found.history if e.metric is not None]
     if len(scores) > 1:
-        rule = None if found.before is None else (found.before, f"before: {units.score(found.before, share)}")
+        rule = None if found.before is None else (found.before, f"before: {units.score(found.before, unit)}")
         drawn.append(
             lines(
                 metric,
                 scores,
                 x_label="epoch",
                 rule=rule,
-                y_text=lambda v: f"{units.bare(100 * v)} %" if share else units.bare(v),
+                y_text=lambda v: f"{units.bare(100 * v)} %" if unit.share else units.bare(v),
             )
         )
     return drawn

@@ -19,8 +19,10 @@ import msgspec
 from compress.bench.record import VERSION as BENCH_VERSION
 from compress.bench.record import BenchRecord
 from compress.errors import CompressError
+from compress.metrics import find_metric
 from compress.parity import ParityResult
 from compress.report.summaries import SUMMARIES, Amount, Count, Positive
+from compress.report.units import Unit
 from runtimes.errors import RuntimesError
 from runtimes.spec import TensorSpec
 
@@ -119,9 +121,13 @@ def metric_of(record: Record) -> str:
     return str((record.recipe or {}).get("metric", "accuracy"))
 
 
-def is_share(metric: str) -> bool:
-    """Whether a metric is told in per cent and points: accuracy is, a metric of the user's own may not be a share."""
-    return metric == "accuracy"
+def unit_of(metric: str, bench: BenchRecord | None = None) -> Unit:
+    """How the metric called ``metric`` is told; one of the user's own as the rows of ``bench`` say."""
+    known: Any = find_metric(metric)
+    if known is not None:
+        return Unit(share=known.is_share, lower_is_better=known.lower_is_better)
+    found = next((row.accuracy for row in bench.rows if row.accuracy is not None), None) if bench else None
+    return Unit(share=found.share, lower_is_better=found.lower_is_better) if found else Unit(share=False)
 
 
 def validate(record: Mapping[str, Any], source: str = "the report's record") -> Record:

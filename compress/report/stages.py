@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report import units
-from compress.report.schema import Stage, is_share, summary
+from compress.report.schema import Stage, summary, unit_of
 from compress.report.summaries import DistillSummary, ExportSummary, PruneSummary, QuantizeSummary
 
 
@@ -60,7 +60,7 @@ def _pruned(found: PruneSummary) -> str:
 def _distilled(found: DistillSummary, metric: str) -> str:
     text = _many(len(found.history), "epoch")
     if found.before is not None and found.after is not None:
-        before, after = (units.score(score, is_share(metric)) for score in (found.before, found.after))
+        before, after = (units.score(score, unit_of(metric)) for score in (found.before, found.after))
         text += f", {metric} {before} → {after}"
     if found.kept_epoch is not None and found.kept_epoch < len(found.history):
         text += (

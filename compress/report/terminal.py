@@ -8,7 +8,7 @@ from compress.bench.record import BenchRow, Speedup
 from compress.report import conditions, shares, units
 from compress.report.credit import credits
 from compress.report.page import verdict
-from compress.report.schema import Record, is_share, metric_of
+from compress.report.schema import Record, metric_of, unit_of
 from compress.report.stages import stage_rows
 from compress.report.verdict import AGAINST, headline
 
@@ -33,9 +33,8 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
         console.print(_text(found.sentence))
         if found.max_drop is not None:
             said = {True: "within the budget", False: "over the budget", None: "not checked"}
-            console.print(
-                f"Budget: a drop of at most {_budget(found.max_drop, record)}: {said.get(found.within, 'undecidable')}."
-            )
+            budget = _budget(found.max_drop, record)
+            console.print(f"Budget: a {budget}: {said.get(found.within, 'undecidable')}.")
     for table in (_engines(record), _credit(record), _time(record), _conditions(record), _stages(record)):
         if table is not None:
             console.print()
@@ -47,31 +46,29 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
 def _engines(record: Record) -> Table | None:
     if record.bench is None:
         return None
-    share, best = (
-        is_share(record.bench.metric),
-        headline(record.bench, record.verdict.max_drop if record.verdict else None),
-    )
+    unit = unit_of(record.bench.metric, record.bench)
+    best = headline(record.bench, record.verdict.max_drop if record.verdict else None)
     table = _table("engine", "p50 ms", "speed-up", "score", "change", "size")
     for row in record.bench.rows:
         state = conditions.status(row) or (None if row.status == "measured" else row.status)
         name = row.name if state is None else f"{row.name} ({state})"
         marks = dict.fromkeys(note.label for note in conditions.notes(row) if note.label.isupper())
         table.add_row(
-            _text("\n".join([name, *marks])), *_figures(row, share),
+            _text("\n".join([name, *marks])), *_figures(row, unit),
             style="bold" if best and row.name == best.name else "",
         )  # fmt: skip
     table.caption = "speed-up and change against the original's fp32 engine, with 95 % intervals; bold: the verdict's"
     return table
 
 
-def _figures(row: BenchRow, share: bool) -> tuple[str, ...]:
+def _figures(row: BenchRow, unit: units.Unit) -> tuple[str, ...]:
     time, score, gain = row.latency_ms, row.accuracy, row.speedup.get(AGAINST)
     drop = score.drop if score else None
     return (
         units.number(time.p50) if time else units.NONE,
         _gain(gain) if gain else units.NONE,
-        units.score(score.value, share) if score else units.NONE,
-        units.change_with_interval(drop.points, drop.interval, share).replace(" points ", "\n") if drop else units.NONE,
+        units.score(score.value, unit) if score else units.NONE,
+        units.change_with_interval(drop.points, drop.interval, unit).replace(" points ", "\n") if drop else units.NONE,
         units.size(row.size_bytes),
     )
 
@@ -184,6 +181,6 @@ def _text(value: str) -> str:
 
 
 def _budget(max_drop: float, record: Record) -> str:
-    if is_share(metric_of(record)):
-        return f"{100 * max_drop:g} point" + ("" if 100 * max_drop == 1 else "s")
-    return f"{max_drop:g}"
+    unit = unit_of(metric_of(record), record.bench)
+    most = f"{100 * max_drop:g} point" + ("" if 100 * max_drop == 1 else "s") if unit.share else f"{max_drop:g}"
+    return f"{'rise' if unit.lower_is_better else 'drop'} of at most {most}"

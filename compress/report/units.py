@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 NONE = "\N{EN DASH}"  # where there is no figure
 _MINUS, _TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """How a metric is told: a ``share`` in per cent and points, anything else in its own unit."""
+
+    share: bool
+    lower_is_better: bool = False
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -65,23 +74,32 @@ def factor(value: float) -> str:
     return f"{number(value, 2)}{_TIMES}"
 
 
-def score(value: float, is_share: bool) -> str:
+def score(value: float, unit: Unit) -> str:
     """A metric's value: in per cent with one decimal where the metric is a share, else four significant digits."""
-    return f"{100 * value:.1f} %" if is_share else number(value, 4)
+    return f"{100 * value:.1f} %" if unit.share else number(value, 4)
 
 
-def change(points: float, is_share: bool) -> str:
-    """A drop of ``points`` (hundredths of the metric) told as a change: ``−0.3`` points, or the metric's own unit."""
-    if not is_share:
-        return minus(f"{-points / 100:+.3g}") if points else "0"
-    text = f"{-points:+.1f}"
+def change(points: float, unit: Unit) -> str:
+    """A drop of ``points`` (hundredths of the metric) told as a change: ``−0.3`` points, or the metric's own unit.
+
+    What is lost of accuracy is a change below 0, what is lost by an error rate is one above.
+    """
+    changed = points if unit.lower_is_better else -points
+    if not unit.share:
+        return minus(f"{changed / 100:+.3g}") if points else "0"
+    text = f"{changed:+.1f}"
     return "0.0" if float(text) == 0 else minus(text)
 
 
-def change_with_interval(points: float, interval: Sequence[float], is_share: bool) -> str:
-    """``−0.3 points [−0.6, +0.1]``; the interval of a drop turns round when it is told as a change."""
-    unit = " points" if is_share else ""
-    return f"{change(points, is_share)}{unit} [{change(interval[1], is_share)}, {change(interval[0], is_share)}]"
+def change_interval(interval: Sequence[float], unit: Unit) -> str:
+    """``[−0.6, +0.1]``: the interval of a drop, which turns round where a drop is a change below 0."""
+    low, high = interval if unit.lower_is_better else (interval[1], interval[0])
+    return f"[{change(low, unit)}, {change(high, unit)}]"
+
+
+def change_with_interval(points: float, interval: Sequence[float], unit: Unit) -> str:
+    """``−0.3 points [−0.6, +0.1]``."""
+    return f"{change(points, unit)}{' points' if unit.share else ''} {change_interval(interval, unit)}"
 
 
 def short(digest: str) -> str:

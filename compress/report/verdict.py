@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from compress.bench.record import BenchRecord, BenchRow
-from compress.report.schema import Verdict, is_share
+from compress.report.schema import Verdict, unit_of
 from compress.report.units import change_with_interval, factor
 
 AGAINST = "vs_original_fp32"
@@ -72,9 +72,9 @@ def _sentence(bench: BenchRecord, row: BenchRow) -> str:
         text = f"No difference in speed seen ({factor(gain.ratio)}) from"
     text += " the original's fp32 engine"
     if row.accuracy is not None and row.accuracy.drop is not None:
-        text += (
-            f" at {change_with_interval(row.accuracy.drop.points, row.accuracy.drop.interval, is_share(bench.metric))}"
-        )
+        drop, unit = row.accuracy.drop, unit_of(bench.metric, bench)
+        text += f" at {change_with_interval(drop.points, drop.interval, unit)}"
+        text += "" if bench.metric == "accuracy" else f" of {bench.metric}"
     if ratio is not None:
         text += f", {factor(ratio)} smaller" if ratio >= 1 else f", {factor(1 / ratio)} larger"
     text += f" ({row.precision} on {row.target})."

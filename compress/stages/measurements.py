@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.bench import BenchConfig
+from compress.described import described
 from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.stages.engines import Build
@@ -47,8 +48,10 @@ class _CutShortError(CompressError):
     """A device was lost or what ships failed: the record is kept for this run, and not for the next."""
 
 
-def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) -> None:
+def measure_speed(filing: Filing, builds: Sequence[Build], shipped: ModelFile, config: BenchConfig) -> None:
     """Latency and accuracy of every engine, each where its target is: the section ``bench``.
+
+    ``shipped`` says how outputs become the texts that some metrics read.
 
     A target that is another machine is measured if its row has an address. Where one cannot be reached or goes away,
     the section holds what there is, not ``complete``, and the next run measures again; as it does where an engine that
@@ -75,8 +78,9 @@ def measure_speed(filing: Filing, builds: Sequence[Build], config: BenchConfig) 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         wanted = query_samples(config.scenario, validation.inputs)
         record = bench_everywhere(
-            candidates, feed=validation.first(wanted), data=validation, metric=get_metric(metric), config=config,
-            workdir=scratch / "work", progress=filing.progress.step,
+            candidates, feed=validation.first(wanted), data=validation,
+            metric=get_metric(metric, described(shipped.load())), config=config, workdir=scratch / "work",
+            progress=filing.progress.step,
         )  # fmt: skip
         kept.update(json.loads(json.dumps(record.to_json())))
         if not record.complete or record.failures:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.described import described
 from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.recipe import Stage
@@ -99,9 +100,11 @@ def _distill(
 ) -> Any:
     from compress.distill import distill
 
+    student = model.load()
+    metric = get_metric(filing.recipe.metric, described(student))
     return distill(
-        model.load(), original.load(), filing.sets["train"], validation=filing.sets["validation"],
-        metric=get_metric(filing.recipe.metric), config=config, scratch=scratch, progress=filing.progress.step,
+        student, original.load(), filing.sets["train"], validation=filing.sets["validation"], metric=metric,
+        config=config, scratch=scratch, progress=filing.progress.step,
     )  # fmt: skip
 
 

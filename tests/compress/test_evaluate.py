@@ -69,7 +69,7 @@ def test_a_set_without_targets(tmp_path: Path) -> None:
 def test_a_batch_axis_that_is_not_the_first() -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=(2, Dim("batch")), batch_axis=1)
     data = open_set([{"x": LOGITS.T, "target": TARGET}], [spec])
-    metric = Metric(name="first", per_sample=lambda outputs, target: outputs["output"][:, 0] + 0 * target)
+    metric = Metric(name="first", statistics=lambda outputs, target: outputs["output"][:, 0] + 0 * target)
     found = evaluate(lambda feed: {"output": feed["x"].T}, data, metric, 2)
     np.testing.assert_array_equal(found.per_sample, LOGITS[:, 0])
 
@@ -95,3 +95,23 @@ def test_questions_about_one_image_are_one_group(tmp_path: Path) -> None:
 def test_samples_without_a_shared_recording_are_independent(tmp_path: Path) -> None:
     assert groups_of(_set(tmp_path, "image", np.arange(10, dtype=np.float32).reshape(5, 2))) is None
     assert groups_of(_set(tmp_path, "sensor", np.zeros((5, 2), np.float32))) is None
+
+
+def test_targets_of_several_outputs(tmp_path: Path) -> None:
+    samples = {"x": LOGITS}
+    data = open_set(write(tmp_path / "set", samples, {"action": TARGET, "said": np.array(["up"] * 5)}), [SPEC])
+    found = evaluate(lambda feed: {"action": feed["x"], "said": feed["x"]}, data, get_metric("accuracy/action"), 2)
+    assert (found.metric, found.value) == ("accuracy/action", pytest.approx(0.6))
+    with pytest.raises(CompressError, match=r"'set' has targets of the outputs action, said: say whose .*/action"):
+        evaluate(lambda feed: {"action": feed["x"]}, data, get_metric("accuracy"))
+    with pytest.raises(CompressError, match="of the outputs action, said, and none of 'speed': say whose"):
+        targets_of(data, "speed")
+
+
+def test_a_metric_that_is_no_mean_and_one_of_the_whole_set(data: CalibrationSet) -> None:
+    """Answers 0 1 0 1 1 of targets 0 1 1 1 0: of three called 1 two are, of three that are 1 two are called."""
+    found = evaluate(lambda feed: {"output": feed["x"]}, data, get_metric("f1"), 2)
+    assert found.value == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(found.per_sample.sum(axis=0), [2, 1, 1])
+    pairs = evaluate(lambda feed: {"image": feed["x"], "text": feed["x"]}, data, get_metric("zero-shot-accuracy"), 2)
+    assert len(pairs.per_sample) == 5

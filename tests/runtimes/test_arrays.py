@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtimes.arrays import parse_arrays, read_arrays, write_arrays
+from runtimes.arrays import parse_arrays, read_arrays, read_batches, write_arrays, write_batches
 from runtimes.errors import RuntimesError
 
 
@@ -52,3 +52,18 @@ def test_unreadable(tmp_path: Path) -> None:
     for data in (b"", b"PK", b"\x93NUMPY\x01\x00", b"\x80\x04N."):
         with pytest.raises(RuntimesError, match=r"x\.npz is not an \.npz file"):
             parse_arrays(data, "x.npz")
+
+
+def test_batches_of_several_shapes(tmp_path: Path) -> None:
+    """Neighbours of one shape are joined; more than ten keep their order; a name may have a slash."""
+    sizes = [(2, 3), (1, 3), (2, 4), (2, 3), *((1, 5 + i % 2) for i in range(10))]
+    batches = [{"ids": np.full(size, i), "a/b": np.arange(size[0])} for i, size in enumerate(sizes)]
+    write_batches(tmp_path / "a.npz", batches)
+    read = read_batches(tmp_path / "a.npz")
+    assert [batch["ids"].shape for batch in read] == [(3, 3), *sizes[2:]]
+    assert read[0]["ids"][:, 0].tolist() == [0, 0, 1]
+    assert [int(batch["ids"][0, 0]) for batch in read[1:]] == list(range(2, 14))
+    assert read[0]["a/b"].tolist() == [0, 1, 0]
+    write_arrays(tmp_path / "b.npz", {"ids": np.arange(3)})
+    with pytest.raises(RuntimesError, match=r"b\.npz holds the array 'ids', which is of no batch"):
+        read_batches(tmp_path / "b.npz")

@@ -21,7 +21,7 @@ from compress.bench.record import BenchRow, Role
 from compress.errors import CompressError
 from compress.metrics import Metric, get_metric
 from compress.targets import get_target
-from runtimes.arrays import write_arrays
+from runtimes.arrays import write_batches
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.spec import Dim, TensorSpec
 
@@ -84,7 +84,7 @@ class FakeAgent:
             folder.mkdir(parents=True)
             scores = np.eye(self.answers, dtype=np.float32)[target]
             scores[scores == 1] = self.values.get(name, 1)
-            write_arrays(Path(job["outputs"]["into"]), {"output": scores})
+            write_batches(Path(job["outputs"]["into"]), [{"output": scores}])
         if job["latency"]:
             result["latencies_ns"] = [int(self.ms[name] * MS)] * 120
             result["samples_per_query"] = job["latency"]["samples_per_query"]
@@ -211,13 +211,14 @@ def test_outputs_the_metric_refuses_are_that_engines_failure(tmp_path: Path, dat
 
     def certain(outputs: Mapping[str, np.ndarray], target: np.ndarray) -> np.ndarray:
         if outputs["output"].argmax(-1)[0] != target[0]:
-            raise CompressError("metric 'certain' gave nan for sample 0")
+            return np.full(len(target), np.nan)
         return np.ones(len(target))
 
-    record = bench(candidates, feed=FEED, data=data, metric=Metric(name="certain", per_sample=certain),
+    record = bench(candidates, feed=FEED, data=data, metric=Metric(name="certain", statistics=certain),
                    machine=this_machine(agent), baseline="original", config=BenchConfig(restarts=1),
                    workdir=tmp_path / "work")
-    assert by_name(record)["int8"].reason == "metric 'certain' gave nan for sample 0"
+    reason = f"samples 0 to {len(data) - 1}: metric 'certain' gave nan for sample 0: a score must be finite"
+    assert by_name(record)["int8"].reason == reason
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from compress.bench.figures import accuracy, emulated_parity, latency, speedup
 from compress.errors import CompressError
 from compress.intervals import tango_interval
+from compress.metrics import get_metric
 
 MS = 1_000_000
 
@@ -69,15 +70,15 @@ def test_speedup_is_paired_by_round() -> None:
 def test_drop_in_points() -> None:
     reference, scores = np.ones(200), np.ones(200)
     scores[:4] = 0
-    found = accuracy("accuracy", scores, reference, 0.01, None)
+    found = accuracy(get_metric("accuracy"), scores, reference, 0.01, None)
     assert found.value == 0.98
     assert found.drop is not None
     low, high = tango_interval(4, 0, 200)
     assert (found.drop.points, found.drop.interval) == (pytest.approx(2.0), pytest.approx((100 * low, 100 * high)))
     assert (found.drop.n, found.drop.method, found.drop.verdict) == (200, "Tango", "undecidable at n=200")
-    assert accuracy("accuracy", scores, reference, 0.06, None).drop.verdict == "within budget"  # type: ignore[union-attr]
-    assert accuracy("accuracy", scores, reference, 0.0, None).drop.verdict == "over budget"  # type: ignore[union-attr]
-    assert accuracy("accuracy", scores, None, 0.01, None).drop is None
+    for budget, verdict in ((0.06, "within budget"), (0.0, "over budget")):
+        assert accuracy(get_metric("accuracy"), scores, reference, budget, None).drop.verdict == verdict  # type: ignore[union-attr]
+    assert accuracy(get_metric("accuracy"), scores, None, 0.01, None).drop is None
 
 
 def test_a_comparison_says_whether_it_is_one() -> None:
@@ -91,11 +92,33 @@ def test_a_comparison_says_whether_it_is_one() -> None:
 def test_under_emulation_integers_are_compared_and_infinities_must_agree() -> None:
     """Token ids of three samples, of which one differs; scores whose masked column is minus infinity on both sides."""
     tokens, masked = np.array([[1, 2], [3, 4], [5, 6]]), np.array([[0.5, -np.inf], [0.25, -np.inf], [2.0, -np.inf]])
-    found = emulated_parity({"ids": tokens, "scores": masked}, {"ids": tokens + np.array([[0, 0], [0, 3], [0, 0]]),
-                                                                "scores": masked + 0.125})
+    found = emulated_parity([{"ids": tokens, "scores": masked}], [{"ids": tokens + np.array([[0, 0], [0, 3], [0, 0]]),
+                                                                  "scores": masked + 0.125}])
     assert (found.largest_difference, found.largest_output, found.samples) == (3.0, 6.0, 3)
     assert found.same_answers == pytest.approx(2 / 3)
     with pytest.raises(CompressError, match="output 'scores' is infinite under emulation or here, and not in both"):
-        emulated_parity({"scores": masked}, {"scores": np.abs(masked)})
+        emulated_parity([{"scores": masked}], [{"scores": np.abs(masked)}])
     with pytest.raises(CompressError, match=r"output 'ids' has shape \(3, 1\) under emulation and \(3, 2\) here"):
-        emulated_parity({"ids": tokens}, {"ids": tokens[:, :1]})
+        emulated_parity([{"ids": tokens}], [{"ids": tokens[:, :1]}])
+
+
+def test_the_drop_of_an_error_rate_is_what_it_rose() -> None:
+    """Ten references of 10 words with one edit each, then with two in the first of them: 10 % and 11 %."""
+    reference = np.tile([1.0, 10.0], (10, 1))
+    scores = reference + np.eye(10)[:, :1] * [[1.0, 0.0]]
+    found = accuracy(get_metric("wer"), scores, reference, 0.05, None)
+    assert (found.metric, found.value, found.share, found.lower_is_better) == ("wer", pytest.approx(0.11), True, True)
+    assert found.drop is not None
+    assert (found.drop.points, found.drop.verdict) == (pytest.approx(1.0), "within budget")
+    assert found.drop.interval[0] == pytest.approx(0.0)
+    fewer = accuracy(get_metric("wer"), reference, scores, 0.0, None).drop
+    assert fewer is not None
+    assert fewer.points == pytest.approx(-1.0)
+
+
+def test_under_emulation_batches_may_differ_in_shape() -> None:
+    here = [{"ids": np.zeros((2, 3), int)}, {"ids": np.zeros((1, 5), int)}]
+    found = emulated_parity(here, [{"ids": np.zeros((2, 3), int)}, {"ids": np.ones((1, 5), int)}])
+    assert (found.samples, found.same_answers) == (3, pytest.approx(2 / 3))
+    with pytest.raises(CompressError, match=r"output 'ids' has shape \(0,\) under emulation and \(1, 5\) here"):
+        emulated_parity(here, here[:1])

@@ -16,6 +16,7 @@ from compress.bench.figures import accuracy, latency, speedup
 from compress.bench.record import BenchRow, EmulatedParity, LayerRow, Mark
 from compress.errors import CompressError
 from compress.intervals import median_interval
+from compress.metrics import get_metric
 
 SLOW, FAST = latency([[8_000_000] * 120] * 6), latency([[2_000_000] * 99] * 6)
 
@@ -32,10 +33,10 @@ RECORD = BenchRecord(
     data={"name": "validation", "digest": "1" * 64, "count": 100}, order=(("original fp32", 0), ("small int8", 0)),
     rows=(
         row("original fp32", role="original", precision="fp32", latency_ms=SLOW,
-            accuracy=accuracy("accuracy", np.ones(100), None, 0.01, None), precisions={"f32": 9}),
+            accuracy=accuracy(get_metric("accuracy"), np.ones(100), None, 0.01, None), precisions={"f32": 9}),
         row("small int8", role="shipped", latency_ms=FAST,
             speedup={"vs_original_fp32": speedup("original fp32", SLOW, FAST)},
-            accuracy=accuracy("accuracy", np.arange(100) > 49.0, np.ones(100), 0.01, None),
+            accuracy=accuracy(get_metric("accuracy"), np.arange(100) > 49.0, np.ones(100), 0.01, None),
             precisions={"f32": 1, "int8": 8}, unexpected=("head: MatMul in f32",),
             layers=(LayerRow(name="head", type="MatMul", precision="f32", time_us=None),),
             marks=(Mark(kind="UNSTABLE", reason="the interval is wide"),)),
@@ -90,7 +91,8 @@ def test_the_caption_says_what_failed_and_what_is_doubtful() -> None:
 
 
 def test_what_was_emulated_has_no_time() -> None:
-    emulated = row("rpi5 int8", status="emulated", accuracy=accuracy("accuracy", np.ones(100), None, 0.01, None),
+    scores = accuracy(get_metric("accuracy"), np.ones(100), None, 0.01, None)
+    emulated = row("rpi5 int8", status="emulated", accuracy=scores,
                    precisions={"int8": 9}, emulated_parity=EmulatedParity(
                        largest_difference=0.125, largest_output=8.0, same_answers=0.99, samples=100))
     record = replace(RECORD, rows=(emulated,))

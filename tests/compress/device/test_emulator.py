@@ -24,7 +24,7 @@ from compress.device import open_device
 from compress.device.emulator import can_emulate, emulator_command
 from compress.errors import CompressError
 from compress.targets import get_target, targets
-from runtimes.arrays import read_arrays
+from runtimes.arrays import read_batches
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -251,7 +251,7 @@ def test_an_int8_engine_answers_as_on_x86(
     assert (machine["arch"], machine["board"]) == ("aarch64", "Raspberry Pi 5, emulated by qemu")
     assert "asimddp" in machine["flags"]
     assert machine["memory_bytes"] is None  # not this machine's
-    x86, arm64 = read_arrays(tmp_path / "x86.npz")["output"], read_arrays(tmp_path / "arm64.npz")["output"]
+    x86, arm64 = (read_batches(tmp_path / f"{name}.npz")[0]["output"] for name in ("x86", "arm64"))
     np.testing.assert_allclose(arm64, x86, atol=0.02 * np.abs(x86).max())
     assert (arm64.argmax(1) == x86.argmax(1)).mean() >= 0.99
     assert {0, 1, 2} == set(x86.argmax(1))  # answers that could differ

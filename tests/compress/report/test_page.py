@@ -244,6 +244,16 @@ def test_a_metric_that_is_no_share_is_told_in_its_own_unit(example: dict[str, An
     assert "0.9796" in text
 
 
+def test_an_error_rate_that_rose_is_told_as_above_zero(example: dict[str, Any], tmp_path: Path) -> None:
+    record = copy.deepcopy(example)
+    record["bench"]["metric"] = "wer"
+    record["verdict"] = {"max_drop": 0.01}
+    text = _Page(_page(record, tmp_path)).text
+    assert "at +0.3\u00a0points [−0.2, +0.7] of wer" in text
+    assert "a rise of at most 1 point" in text
+    assert "98.0 %" in text
+
+
 def test_parity_that_is_not_finite(example: dict[str, Any], tmp_path: Path) -> None:
     broken = example["parity"]["steps"][3]["from_reference"]["output"]
     broken.update(max_abs=None, cosine=None, sqnr_db=None, not_finite=12)

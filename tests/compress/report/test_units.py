@@ -54,14 +54,21 @@ def test_durations(value: float, text: str) -> None:
 
 
 def test_a_drop_is_told_as_a_change_with_its_interval_turned_round() -> None:
-    assert units.change_with_interval(0.3, (-0.1, 0.6), True) == "−0.3 points [−0.6, +0.1]"
-    assert units.change_with_interval(30.0, (-10.0, 60.0), False) == "−0.3 [−0.6, +0.1]"
-    assert units.change(0.04, True) == "0.0"  # never a minus zero
+    share, number = units.Unit(share=True), units.Unit(share=False)
+    assert units.change_with_interval(0.3, (-0.1, 0.6), share) == "−0.3 points [−0.6, +0.1]"
+    assert units.change_with_interval(30.0, (-10.0, 60.0), number) == "−0.3 [−0.6, +0.1]"
+    assert units.change(0.04, share) == "0.0"  # never a minus zero
+
+
+def test_the_drop_of_an_error_is_a_change_above_zero() -> None:
+    share, number = (units.Unit(share=share, lower_is_better=True) for share in (True, False))
+    assert units.change_with_interval(0.3, (-0.1, 0.6), share) == "+0.3 points [−0.1, +0.6]"
+    assert units.change_with_interval(30.0, (-10.0, 60.0), number) == "+0.3 [−0.1, +0.6]"
 
 
 def test_scores_factors_and_digests() -> None:
-    assert units.score(0.9796, True) == "98.0 %"
-    assert units.score(12.3456, False) == "12.35"
+    assert units.score(0.9796, units.Unit(share=True)) == "98.0 %"
+    assert units.score(12.3456, units.Unit(share=False)) == "12.35"
     assert units.factor(3.44) == "3.4×"
     assert units.milliseconds(1.8361) == "1.84 ms"
     assert units.short("ab" * 32) == "abababababab"

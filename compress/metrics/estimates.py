@@ -1,0 +1,36 @@
+"""The value of a metric and the drop between two engines, each with its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compress.intervals import Estimate, mean_interval, paired_drop, sums_drop, sums_interval
+from compress.metrics.metric import Metric
+
+
+def value_of(metric: Metric, statistics: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
+    """The value of ``statistics``, as :func:`compress.metrics.statistics_of` gives them, over all samples.
+
+    Args:
+        groups: shape ``(samples,)``, equal for samples that are not independent.
+
+    Raises:
+        CompressError: if there are fewer than two samples (or groups).
+    """
+    if metric.value is None:
+        return mean_interval(statistics, groups)
+    return sums_interval(statistics, metric.value, groups)
+
+
+def drop_of(
+    metric: Metric, reference: np.ndarray, candidate: np.ndarray, groups: np.ndarray | None = None
+) -> Estimate:
+    """How much worse ``candidate`` is than ``reference`` on the same samples, in the metric's unit: above 0 is worse.
+
+    Raises:
+        CompressError: as :func:`compress.intervals.paired_drop`.
+    """
+    better, worse = (candidate, reference) if metric.lower_is_better else (reference, candidate)
+    if metric.value is None:
+        return paired_drop(better, worse, groups)
+    return sums_drop(better, worse, metric.value, groups, most=1.0 if metric.is_share else None)
