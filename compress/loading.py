@@ -134,7 +134,7 @@ def _load_pt2(path: Path, inputs: Mapping[str, Input] | None) -> Model:
     )  # fmt: skip
 
 
-def _read_tensors(path: Path, members: Mapping[str, bytes], kind: str, name: str) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, members: Mapping[str, bytearray], kind: str, name: str) -> dict[str, torch.Tensor]:
     content = members.get(f"data/{kind}/{name}_{kind}_config.json")
     if content is None:
         raise CompressError(f"{path} has no list of its {kind}: write it again with torch.export.save of torch 2.9 on")
@@ -149,14 +149,14 @@ def _read_tensors(path: Path, members: Mapping[str, bytes], kind: str, name: str
             dtype = _SERIALIZE_TO_TORCH_DTYPE[meta["dtype"]]
             sizes, strides = ([int(size["as_int"]) for size in meta[axis]] for axis in ("sizes", "strides"))
             data = members[f"data/{kind}/{file}"]
-            flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             tensors[key] = torch.as_strided(flat, sizes, strides, int(meta["storage_offset"]["as_int"])).clone()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
         raise CompressError(f"{path} is damaged: its {kind} cannot be read ({error}); save it again") from error
     return tensors
 
 
-def _read_samples(path: Path, members: Mapping[str, bytes], name: str) -> tuple[list[torch.Tensor], int, list[str]]:
+def _read_samples(path: Path, members: Mapping[str, bytearray], name: str) -> tuple[list[torch.Tensor], int, list[str]]:
     """The example inputs, how many of them are positional, and the names of the others."""
     content = members.get(f"data/sample_inputs/{name}.pt")
     if not content:

@@ -9,7 +9,6 @@ SHA-256 of every other member), ``graphs/<name>.json`` (the exported program in 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import zipfile
 import zlib
@@ -18,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 
 from compress.errors import CompressError
 from compress.model import Factory, Model, ModelProcessing, ProgramGraph, Quantization
 from compress.program import program_from_json, program_to_json
-from compress.store import atomic_write
+from compress.store import atomic_file
+from compress.tensorfile import read_tensors, tensor_pieces
 from runtimes.errors import RuntimesError
-from runtimes.hashing import bytes_digest
+from runtimes.hashing import bytes_digest, pieces_digest
 from runtimes.processing.record import FOLDER, Processing, parse_processing
 from runtimes.spec import TensorSpec, check_feed
 
 FORMAT = "compress.model"
 VERSION = 3         # version 1 had no processing, version 2 no chain; both are read still
+_BLOCK = 1 << 20    # bytes read at a time
 # What reading damaged JSON, tables and archives raises; all of it is turned into a CompressError that names the file.
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
 
@@ -40,15 +40,14 @@ _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, Overflow
 def write_model(model: Model, path: Path) -> None:
     """Write ``model`` to ``path``; the same model gives the same bytes."""
     names = _aliases(model.weights)
-    tensors = _separated({key: value for key, value in model.weights.items() if key not in names})
     example = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in model.example.items()}
-    members: dict[str, bytes] = {
-        f"graphs/{key}.json": program_to_json(graph.program).encode() for key, graph in model.graphs.items()
+    members: dict[str, list[bytes | memoryview]] = {
+        f"graphs/{key}.json": [program_to_json(graph.program).encode()] for key, graph in model.graphs.items()
     }
-    members["weights.safetensors"] = safetensors.torch.save(tensors)
-    members["example.safetensors"] = safetensors.torch.save(_separated(example))
+    members["weights.safetensors"] = tensor_pieces({k: v for k, v in model.weights.items() if k not in names})
+    members["example.safetensors"] = tensor_pieces(example)
     processing = model.processing or ModelProcessing(section=Processing(inputs={}, outputs={}))
-    members.update({f"{FOLDER}/{name}": data for name, data in processing.files.items()})
+    members.update({f"{FOLDER}/{name}": [data] for name, data in processing.files.items()})
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -69,14 +68,16 @@ def write_model(model: Model, path: Path) -> None:
         "processing": None if model.processing is None else processing.section.to_json(),
         "quantization": None if model.quantization is None else dataclasses.asdict(model.quantization),
         "aliases": names,
-        "files": {name: bytes_digest(data) for name, data in sorted(members.items())},
+        "files": {name: pieces_digest(pieces) for name, pieces in sorted(members.items())},
     }
-    members = {"model.json": json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode(), **members}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
-    atomic_write(path, buffer.getvalue())
+    members = {"model.json": [json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode()], **members}
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, pieces in members.items():
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.file_size = sum(len(piece) for piece in pieces)
+            with archive.open(entry, "w") as member:
+                for piece in pieces:
+                    member.write(piece)
 
 
 def _aliases(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -101,8 +102,8 @@ def read_model(path: Path) -> Model:
     members = read_members(path)
     header = _read_header(path, members)
     try:
-        stored = safetensors.torch.load(members["weights.safetensors"])
-        example = {k: v.numpy() for k, v in safetensors.torch.load(members["example.safetensors"]).items()}
+        stored = read_tensors(members["weights.safetensors"])
+        example = {k: v.numpy() for k, v in read_tensors(members["example.safetensors"]).items()}
         weights = {**stored, **{name: stored[owner] for name, owner in header["aliases"].items()}}
         graphs = {
             key: ProgramGraph(
@@ -132,26 +133,14 @@ def read_model(path: Path) -> Model:
         for graph in graphs.values():
             check_feed(graph.inputs, {s.name: example[s.name] for s in graph.inputs}, source=f"{path}: example")
         model.wiring  # noqa: B018 - parsed, to be refused now
-    except (*_DAMAGE, safetensors.SafetensorError, RuntimesError) as error:
+    except (*_DAMAGE, RuntimesError) as error:
         raise CompressError(
             f"{path} is damaged: {error}; copy it again, or write it anew with compress.save"
         ) from error
     return model
 
 
-def _separated(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor contiguous in memory of its own: safetensors refuses one that is a part of another."""
-    separated: dict[str, torch.Tensor] = {}
-    seen = set()
-    for name, value in weights.items():
-        plain = value.detach().cpu().contiguous()
-        memory = plain.untyped_storage().data_ptr()
-        separated[name] = plain.clone() if memory in seen else plain
-        seen.add(memory)
-    return separated
-
-
-def read_members(path: Path) -> dict[str, bytes]:
+def read_members(path: Path) -> dict[str, bytearray]:
     """Content of a zip archive whose members are each there once and not compressed, as those of torch and ours are.
 
     Raises:
@@ -164,11 +153,23 @@ def read_members(path: Path) -> dict[str, bytes]:
                 raise zipfile.BadZipFile("it holds a member twice")
             if sum(member.file_size for member in members) > path.stat().st_size:
                 raise zipfile.BadZipFile("it would unpack to more than its own size")
-            return {member.filename: archive.read(member) for member in members}
+            return {member.filename: _content(archive, member) for member in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, *_DAMAGE) as error:
         raise CompressError(
             f"{path} is damaged or not a model file ({error}): copy it again, or write it anew with compress.save"
         ) from error
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
+    """What is in a member, in memory that tensors may be views of."""
+    content, at = bytearray(member.file_size), 0
+    with archive.open(member) as file, memoryview(content) as view:
+        while block := file.read(_BLOCK):
+            view[at : at + len(block)] = block
+            at += len(block)
+    if at < len(content):
+        raise zipfile.BadZipFile(f"{member.filename} is cut short")
+    return content
 
 
 def _check_specs(graph: ProgramGraph) -> None:
@@ -200,7 +201,7 @@ def _read_factory(data: Mapping[str, Any]) -> Factory:
     return Factory(reference=_text(data["reference"]), kwargs={_text(k): v for k, v in data["kwargs"].items()})
 
 
-def _read_header(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
+def _read_header(path: Path, members: Mapping[str, bytearray]) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(members["model.json"])
         if header["format"] != FORMAT:
@@ -235,12 +236,12 @@ def _section(header: Mapping[str, Any], path: Path) -> Processing:
 
 
 def _read_processing(
-    header: Mapping[str, Any], members: Mapping[str, bytes], path: Path
+    header: Mapping[str, Any], members: Mapping[str, bytearray], path: Path
 ) -> ModelProcessing | None:
     if header["version"] == 1 or header["processing"] is None:
         return None
     section = _section(header, path)
-    return ModelProcessing(section=section, files={name: members[f"{FOLDER}/{name}"] for name in section.files})
+    return ModelProcessing(section=section, files={name: bytes(members[f"{FOLDER}/{name}"]) for name in section.files})
 
 
 def _read_chain(header: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -260,10 +261,10 @@ def _read_quantization(data: Mapping[str, Any]) -> Quantization:
 def check_finite(tensors: Mapping[str, torch.Tensor], source: str = "") -> None:
     """Parameters are finite; a buffer may hold -inf, as attention masks do, and nothing else that is not finite."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or not tensor.numel():
             continue
-        allowed = torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor < torch.inf
-        if not allowed.all():
+        low, high = torch.aminmax(tensor.detach())  # one NaN makes both of them NaN
+        if not high < torch.inf or (isinstance(tensor, nn.Parameter) and not low > -torch.inf):
             raise CompressError(
                 f"{source}weight {name!r} has values that are not finite: the model did not train; "
                 "save it from a good checkpoint"

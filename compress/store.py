@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from compress.errors import CompressError
 from runtimes.errors import RuntimesError
@@ -260,11 +260,22 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
     Raises:
         CompressError: if it cannot be written (no space, no such folder); nothing is left behind then.
     """
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` when the block ends, and vanishes if the block fails.
+
+    Raises:
+        CompressError: if it cannot be written (no space, no such folder); nothing is left behind then.
+    """
     path = Path(os.path.realpath(path))
     partial = _partial(path)
     with _explained(path, "write", partial):
         with partial.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from runtimes.errors import RuntimesError
 
 
-def bytes_digest(data: bytes | memoryview) -> str:
+def bytes_digest(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def pieces_digest(pieces: Iterable[bytes | memoryview]) -> str:
+    """Digest of the bytes that ``pieces`` are, one behind the other."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:

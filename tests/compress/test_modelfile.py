@@ -134,7 +134,7 @@ def expected(net: nn.Module, feed: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 def rewritten(path: Path, into: Path, change: Callable[[dict[str, bytes], dict[str, Any]], None]) -> Path:
     """A copy whose members ``change`` edited, with every digest in its header right again."""
-    members = read_members(path)
+    members = {name: bytes(data) for name, data in read_members(path).items()}
     header = json.loads(members.pop("model.json"))
     change(members, header)
     if "files" in header:

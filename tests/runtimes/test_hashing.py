@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from runtimes.errors import RuntimesError
-from runtimes.hashing import bytes_digest, file_digest, json_digest, tree_digest, tree_files, tree_paths
+from runtimes.hashing import bytes_digest, file_digest, json_digest, pieces_digest, tree_digest, tree_files, tree_paths
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_bytes_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert bytes_digest(b"abc") == file_digest(tmp_path / "a") == ABC
+    assert bytes_digest(b"abc") == file_digest(tmp_path / "a") == pieces_digest([b"a", memoryview(b"bc")]) == ABC
     monkeypatch.delattr("hashlib.file_digest", raising=False)   # as on Python 3.10
     assert file_digest(tmp_path / "a") == ABC
 
