@@ -16,6 +16,7 @@ from calibration.labels import choose, label_of, stratum_of
 from calibration.rows import Row
 from calibration.shards import check_shard, shard_specs
 from calibration.sources import Samples, Source
+from calibration.targets import stacked
 from calibration.writing import writing_to
 from runtimes.errors import FeedError
 from runtimes.spec import Feed, TensorSpec
@@ -51,6 +52,7 @@ class Wanted:
     inputs: tuple[TensorSpec, ...]
     process: Process
     labels: tuple[str, ...] | None = None       # names of the classes of the target
+    texts: bool = False                         # whether the model answers in texts, and labels are such
     digest: str = ""                            # of the processing, for the record
 
 
@@ -218,13 +220,15 @@ class _Converter:
         axes = {spec.name: spec.batch_axis or 0 for spec in self._wanted.inputs}
         arrays = {name: np.moveaxis(array, axes.get(name, 0), 0) for name, array in feed.items()}
         targets = [ready.target for ready in group if ready.target is not None]
-        arrays |= {TARGET: np.stack(targets)} if targets else {}
+        arrays |= {TARGET: stacked(targets)} if targets else {}
         return check_shard(arrays, self._specs, source="what the processing makes of it").arrays
 
     def _label(self, value: Any) -> np.ndarray:
-        label = label_of(value, self._wanted.labels)
+        label = label_of(value, self._wanted.labels, texts=self._wanted.texts)
         if self._target is None:
             self._target = label
+        if self._wanted.texts and label.ndim == self._target.ndim:
+            return label
         if (label.dtype, label.shape) != (self._target.dtype, self._target.shape):
             raise CalibrationError(f"has the label {value!r:.80} ({label.dtype}{list(label.shape)}), but those before "
                                    f"it are {self._target.dtype}{list(self._target.shape)}: write all of them alike, "

@@ -11,16 +11,19 @@ from calibration.errors import CalibrationError
 from calibration.rows import NamedClass
 
 
-def label_of(value: Any, names: Sequence[str] | None) -> np.ndarray:
-    """The label ``value`` as an array of shape ``()``, or of its own for numbers in a list.
+def label_of(value: Any, names: Sequence[str] | None, *, texts: bool = False) -> np.ndarray:
+    """The label ``value`` as an array of shape ``()``, or of its own for numbers or texts in a list.
 
     Args:
-        value: a class by name or index, a number, or numbers.
+        value: a class by name or index, a number, or numbers; a text, or several references.
         names: of the classes, where the model knows them; classes become their index, in int64.
+        texts: whether the model answers in texts, so that labels are such.
 
     Raises:
-        CalibrationError: if it is none of the names, out of range, or no number; the caller says in which row.
+        CalibrationError: if it is none of the names, out of range, no number or no text; the caller says in which row.
     """
+    if texts:
+        return _text_of(value)
     if isinstance(value, NamedClass) and names is not None:
         value = value.name
     if isinstance(value, Mapping) or value is None or (isinstance(value, str) and not value.strip()):
@@ -42,6 +45,17 @@ def label_of(value: Any, names: Sequence[str] | None) -> np.ndarray:
             raise CalibrationError(f"has the label {value!r:.80}, which is out of range: the model has {len(names)} "
                                    f"classes, 0 to {len(names) - 1}")
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+
+
+def _text_of(value: Any) -> np.ndarray:
+    given = value if isinstance(value, list | tuple) else [value]
+    if not given or not all(isinstance(text, str) for text in given):
+        raise CalibrationError(f"has the label {value!r:.80}, but the model answers in texts: give a text, or a list "
+                               "of references, or take no labels with target=")
+    if isinstance(value, list | tuple) and not any(text.strip() for text in given):
+        raise CalibrationError("has only empty references as its label")
+    texts = [" ".join(text.split()) for text in given]
+    return np.array(texts if isinstance(value, list | tuple) else texts[0])
 
 
 def _number(text: str) -> int | float:

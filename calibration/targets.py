@@ -55,6 +55,14 @@ def joined(parts: Sequence[np.ndarray], shards: Sequence[Path], name: str) -> np
     return np.concatenate(parts)
 
 
+def stacked(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """The labels of single samples as one array; texts with fewer references than others get empty ones."""
+    if labels[0].dtype.kind == "U" and labels[0].ndim == 1:
+        most = max(len(label) for label in labels)
+        return np.concatenate([_widened(label[None], most) for label in labels])
+    return np.stack(labels)
+
+
 def _widened(texts: np.ndarray, references: int) -> np.ndarray:
     """``texts`` ``(samples, ...)`` with empty ones up to ``references``."""
     return np.concatenate([texts, np.full((len(texts), references - texts.shape[1]), "", texts.dtype)], axis=1)

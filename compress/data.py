@@ -17,7 +17,7 @@ from compress.processing import Source, read_processing
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest, json_digest
 from runtimes.processing import FOLDER, Processing, Processor
-from runtimes.processing.outputs import ClassesOutput, DecisionOutput
+from runtimes.processing.outputs import ClassesOutput, DecisionOutput, TextOutput
 
 EVERYTHING = ConvertConfig()
 
@@ -79,8 +79,10 @@ def wanted_of(model: Model, processing: Source | None = None) -> Wanted:
            for entry in entries.values() for source in getattr(entry, "sources", ()) if source in processor.sources}
     raw |= {name: RawInput(name=name, kind="tensor") for name in processor.inputs if name not in entries}
     record = {**own.section.to_json(), "files": {name: bytes_digest(data) for name, data in own.files.items()}}
+    names = _class_names(model, own.section)
+    texts = names is None and any(isinstance(entry, TextOutput) for entry in own.section.outputs.values())
     return Wanted(raw=tuple(raw.values()), inputs=model.inputs, process=processor.feed, digest=json_digest(record),
-                  labels=_class_names(model, own.section))
+                  labels=names, texts=texts)
 
 
 def _class_names(model: Model, processing: Processing) -> tuple[str, ...] | None:

@@ -308,6 +308,21 @@ def test_labels_of_two_kinds() -> None:
         open_raw(samples, wanted(WORDS))
 
 
+def test_labels_that_are_texts(tmp_path: Path) -> None:
+    """References in lists of different lengths, processed two together; or one text a sample."""
+    raw = (RawInput(name="x", kind="tensor"),)
+    spec = TensorSpec(name="x", dtype="float32", shape=(Dim("batch", 1, 1, 8), 2))
+    given = Wanted(raw=raw, inputs=(spec,), texts=True,
+                   process=lambda raw: {"x": np.stack(raw["x"]).astype(np.float32)})
+    rows = [{"x": np.ones(2), "label": label} for label in (["a dog", "one dog"], ["a cat"], ["birds", "a", "b"])]
+    written = open_set(convert(rows, tmp_path / "set", given, ConvertConfig(batch=2)).path, (spec,))
+    assert written.targets().tolist() == [["a dog", "one dog", ""], ["a cat", "", ""], ["birds", "a", "b"]]
+    plain = convert([{"x": np.ones(2), "label": label} for label in ("on", "off")], tmp_path / "set", given)
+    assert open_set(plain.path, (spec,)).targets().tolist() == ["on", "off"]
+    with pytest.raises(CalibrationError, match=r"sample 2: has the label 'off' .* but those before it are .*\[1\]"):
+        convert([{"x": np.ones(2), "label": label} for label in (["on"], "off")], tmp_path / "set", given)
+
+
 def test_nothing_is_left() -> None:
     with pytest.raises(CalibrationError, match="the iterable gives no sample: it is empty"):
         open_raw([], BOTH)

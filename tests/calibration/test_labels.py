@@ -45,6 +45,22 @@ def test_labels_that_cannot_be_used(value: Any, names: tuple[str, ...] | None, m
         label_of(value, names)
 
 
+def test_texts() -> None:
+    assert label_of(" turn it\n off ", None, texts=True).tolist() == "turn it off"
+    assert label_of("", None, texts=True).tolist() == ""          # nothing was said
+    assert label_of(["a dog", "one dog"], None, texts=True).tolist() == ["a dog", "one dog"]
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    (3, "has the label 3, but the model answers in texts: give a text, or a list of references"),
+    ([], r"has the label \[\], but the model answers in texts"), (["a", 1], "but the model answers in texts"),
+    (None, "has the label None, but the model answers in texts"), (["", " "], "has only empty references as its label"),
+])  # fmt: skip
+def test_texts_that_cannot_be_used(value: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        label_of(value, None, texts=True)
+
+
 def test_each_stratum_by_its_share_evenly_spaced() -> None:
     strata = ["a"] * 6 + ["b"] * 3 + ["a"] * 0 + ["c"] * 3     # 6, 3, 3 of 12: 4, 2, 2 of 8
     assert choose(strata, 8) == [0, 2, 3, 5, 6, 8, 9, 11]
