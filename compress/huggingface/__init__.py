@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FAMILIES: Mapping[str, str] = {
     "bert": "compress.huggingface.bert",
+    "blip": "compress.huggingface.blip",
     "clap": "compress.huggingface.clap",
     "clip": "compress.huggingface.clip",
     "siglip": "compress.huggingface.siglip",

@@ -84,3 +84,14 @@ def causal_bias(length: int, past: int, mask: torch.Tensor | None = None) -> tor
     if mask is not None:    # selected, since torch would have to know that its length is the sum of the two others
         allowed = allowed & mask.index_select(1, keys)[:, None, None, :].bool()
     return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+
+
+def positions(mask: torch.Tensor, length: int, past: int) -> torch.Tensor:
+    """Where the last ``length`` tokens of a ``mask`` ``(batch, past + length)`` stand among those it counts."""
+    counted = (mask.cumsum(dim=1) - 1).clamp(min=0)     # in the padding, which nothing looks at, it may be any place
+    return counted.index_select(1, torch.arange(length) + past)
+
+
+def masked_bias(mask: torch.Tensor) -> torch.Tensor:
+    """What is added to attention scores over what ``mask`` ``(batch, length)`` counts: 0, else the least float."""
+    return torch.where(mask[:, None, None, :].bool(), 0.0, torch.finfo(torch.float32).min)

@@ -86,4 +86,5 @@ def image_example(config: Any) -> torch.Tensor:
     """Two pictures of noise as the network of ``config`` takes them, ``(batch, channels, height, width)``."""
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(2, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+    channels = getattr(config, "num_channels", 3)       # BLIP's has three and does not say so
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))

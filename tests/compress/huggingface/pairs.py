@@ -17,3 +17,18 @@ def vilt(folder: Path, architecture: str = "ViltForQuestionAnswering", **setting
     tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     processor = transformers.ViltImageProcessorPil(size={"shortest_edge": 32}, size_divisor=8)
     return save(getattr(transformers, architecture)(config), folder, tokenizer, processor)
+
+
+def blip(folder: Path, architecture: str = "BlipForConditionalGeneration", **settings: Any) -> Path:
+    """Whose texts end early or late, with a token that its random weights like; the tokenizer has no start token, as of
+    those published. ``settings`` are the text network's."""
+    words = list(dict.fromkeys(BERT_WORDS))
+    text = {"vocab_size": len(words) + 2, "max_position_embeddings": 24, "bos_token_id": len(words),
+            "sep_token_id": 16 if "Question" in architecture else 59, "pad_token_id": 0, "encoder_hidden_size": 32}
+    config = transformers.BlipConfig(
+        text_config={**TINY, **text, **settings}, vision_config={**TINY, "image_size": 32, "patch_size": 8},
+        image_text_hidden_size=16)
+    model = getattr(transformers, architecture)(config)
+    tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    processor = transformers.BlipImageProcessorPil(size={"height": 32, "width": 32})
+    return save(model, folder, tokenizer, processor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compress.huggingface.caches import CROSS, PAST, PRESENT, Cache, causal_bias
+from compress.huggingface.caches import CROSS, PAST, PRESENT, Cache, causal_bias, masked_bias, positions
 from runtimes.spec import Dim
 from tests.compress.huggingface.folders import transformers
 
@@ -45,3 +45,11 @@ def test_who_may_look_at_whom() -> None:
     masked = causal_bias(2, 1, torch.tensor([[1, 1, 1], [0, 1, 1]]))
     second = [[least, 0, least], [least, 0, 0]]
     torch.testing.assert_close(masked[:, 0], torch.tensor([[[0, 0, least], [0, 0, 0]], second]))
+    torch.testing.assert_close(masked_bias(torch.tensor([[1, 0]])), torch.tensor([[[[0, least]]]]))
+
+
+def test_where_tokens_stand() -> None:
+    """Behind two of the padding, and none."""
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    assert positions(mask, 5, 0).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert positions(mask, 2, 3).tolist() == [[1, 2], [3, 4]]
