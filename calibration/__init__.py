@@ -6,7 +6,7 @@ from calibration.dataset import CalibrationSet, open_set
 from calibration.errors import CalibrationError
 from calibration.histogram import Histogram
 from calibration.minmax import MinMax
-from calibration.ranges import choose_range
+from calibration.ranges import Grid, choose_range
 from calibration.writing import write
 
 __all__ = [
@@ -15,6 +15,6 @@ __all__ = [
     # from raw samples
     "ConvertConfig", "Converted", "RawInput", "Wanted", "convert", "open_raw",
     # statistics
-    "Histogram", "MinMax", "choose_range",
+    "Grid", "Histogram", "MinMax", "choose_range",
     "CalibrationError",
 ]

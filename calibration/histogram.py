@@ -1,4 +1,4 @@
-"""A histogram of a tensor's values in bounded memory, whose range doubles exactly: mergeable to the bit."""
+"""A histogram of a tensor's values in bounded memory, its bins as fine as floating point's: mergeable to the bit."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from calibration.errors import CalibrationError
 from calibration.minmax import MinMax, extent
 
 SMALLEST_EXPONENT = -64
-"""The range is never narrower than 2^-64: values below it (denormals, noise of an all-zero tensor) share a bin."""
+"""The largest value counts as at least 2^-65: those of a tensor of zeros, or of nothing but noise, share a bin."""
 
-_CHUNK = 1 << 16  # values binned at a time: the temporaries stay in the second-level cache
+PER_OCTAVE = 128        # bins between one power of two and the next: their width is at most 1/128 of their values
+OCTAVES = 32            # below the largest value; what is smaller than 2^-32 of it shares the bin of zero
+SIDE = OCTAVES * PER_OCTAVE
+
+_CHUNK = 1 << 16        # values binned at a time: the temporaries stay in the second-level cache
+_KEYS = 1 << 15         # of a positive float32: its exponent, and the first seven bits of its mantissa
+_BIAS = 127 * PER_OCTAVE
 
 
 class Histogram:
-    """Counts of values in equal bins over ``(-2^e, 2^e)``, with the exact minimum and maximum.
+    """Counts of values, as float32, by sign, exponent and the first seven bits of the mantissa; exact extremes.
 
-    With ``n = bins`` and the bin width ``w = 2^e / n``, a value ``x`` falls in bin ``trunc(x / w)``: bin ``j > 0`` is
-    ``[j w, (j+1) w)``, bin ``-j`` its mirror image, and bin 0 is ``(-w, w)``. The exponent ``e`` is the smallest that
-    holds every value. Scaling by a power of two is exact, and ``trunc(trunc(x / w) / 2) = trunc(x / (2 w))``: doubling
-    the range moves every count to the bin it would have had from the start. So the state depends on the values alone,
-    not on their order, split or merging. One enormous value costs resolution, never memory.
+    With ``e`` the smallest exponent that holds every value (``|x| < 2^e``), there are 32 octaves below ``2^e`` on
+    either side of zero, with 128 equal bins each; bin 0 is what lies between them. The bin of a value does not depend
+    on the others: where ``e`` grows, the smallest octaves are joined with bin 0, as they would have been from the
+    start. So the state depends on the values alone, not on their order, split or merging. And one enormous value costs
+    little: a million times as large as all others, it leaves these the bins of 12 octaves.
     """
 
-    def __init__(self, bins: int = 2048) -> None:
-        if bins < 2 or bins & (bins - 1):
-            raise CalibrationError(f"a histogram of {bins} bins was asked for: give a power of two, at least 2")
-        self.bins = bins
+    def __init__(self) -> None:
         self.exponent = SMALLEST_EXPONENT
-        self.counts: np.ndarray = np.zeros(2 * bins - 1, np.int64)  # bin j at index j + bins - 1
+        self.counts: np.ndarray = np.zeros(2 * SIDE + 1, np.int64)  # bin j at index SIDE + j, -SIDE <= j <= SIDE
         self.extremes = MinMax()
 
     @classmethod
-    def of(cls, *arrays: np.ndarray, bins: int = 2048) -> Histogram:
-        stat = cls(bins)
+    def of(cls, *arrays: np.ndarray) -> Histogram:
+        stat = cls()
         for array in arrays:
             stat.update(array)
         return stat
@@ -56,78 +59,94 @@ class Histogram:
         return self.extremes.count
 
     @property
-    def width(self) -> float:
-        """Width of a bin, in the units of the values; bin 0 is twice as wide."""
-        return math.ldexp(1.0 / self.bins, self.exponent)
+    def edges(self) -> np.ndarray:
+        """Where the bins of one side end, float64 ``(SIDE + 1,)``: bin ``j > 0`` is ``[edges[j - 1], edges[j])``.
+
+        Bin ``-j`` is its mirror image, and bin 0 is ``(-edges[0], edges[0])``.
+        """
+        place = np.arange(SIDE + 1)
+        return np.ldexp(1 + (place % PER_OCTAVE) / PER_OCTAVE, self.exponent - OCTAVES + place // PER_OCTAVE)
 
     def update(self, array: np.ndarray) -> None:
-        """Add the values of an array of any shape; integers count as float64, an empty array adds nothing.
+        """Add the values of an array of any shape; an empty one adds nothing.
 
         Raises:
-            CalibrationError: if a value is not a finite real number; nothing is added then.
+            CalibrationError: if a value is not a real number that float32 holds; nothing is added then.
         """
         array = np.asarray(array)
         if not array.size:
             return
         low, high = extent(array)
+        if max(-low, high) > float(np.finfo(np.float32).max):
+            far = low if -low > high else high
+            raise CalibrationError(f"values of shape {array.shape} hold {far:g}, which float32 does not: look for the "
+                                   "layer or sample that produces it")
+        low, high = float(np.float32(low)), float(np.float32(high))
         largest = max(-low, high)
         self._widen(math.frexp(largest)[1] if largest else SMALLEST_EXPONENT)
-        work = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
-        scale = np.ldexp(work(self.bins), -self.exponent)
         flat = array.ravel(order="K")
+        keys = np.zeros(2 * _KEYS, np.int64)
         for start in range(0, flat.size, _CHUNK):
-            scaled = flat[start:start + _CHUNK].astype(work, copy=False) * scale
-            index = scaled.astype(np.int32)  # truncates
-            index += self.bins - 1
-            self.counts += np.bincount(index, minlength=self.counts.size)
+            values = np.ascontiguousarray(flat[start:start + _CHUNK], np.dtype("<f4"))
+            keys += np.bincount(values.view("<u2")[1::2], minlength=2 * _KEYS)      # the upper half of each value
+        self._add(keys[:_KEYS], keys[_KEYS:])
         self.extremes.low = min(self.low, low)
         self.extremes.high = max(self.high, high)
         self.extremes.count += array.size
 
     def merge(self, other: Histogram) -> None:
         """Add the values that ``other`` has seen."""
-        if other.bins != self.bins:
-            raise CalibrationError(f"histograms of {self.bins} and {other.bins} bins cannot be merged: "
-                                   "collect both with the same number")
         self._widen(other.exponent)
-        self.counts += _doubled(other.counts, self.exponent - other.exponent)
+        self.counts += _widened(other.counts, self.exponent - other.exponent)
         self.extremes.merge(other.extremes)
 
     def to_json(self) -> dict[str, Any]:
         """The state as a JSON value; empty bins at both ends are left out."""
         filled = np.flatnonzero(self.counts)
         first, last = (int(filled[0]), int(filled[-1])) if filled.size else (0, -1)
-        return {"bins": self.bins, "exponent": self.exponent, "first": first,
+        return {"per_octave": PER_OCTAVE, "octaves": OCTAVES, "exponent": self.exponent, "first": first,
                 "counts": self.counts[first:last + 1].tolist(), "extremes": self.extremes.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Histogram:
+        stat = cls()
         try:
-            stat = cls(int(data["bins"]))
+            if (data["per_octave"], data["octaves"]) != (PER_OCTAVE, OCTAVES):
+                raise CalibrationError("a histogram of other bins than this release's: collect it again")
             counts, first = np.asarray(data["counts"], np.int64), int(data["first"])
             stat.exponent = int(data["exponent"])
             stat.counts[first:first + counts.size] = counts
             stat.extremes = MinMax.from_json(data["extremes"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"not a histogram ({type(error).__name__}: {error}): collect it again") from error
-        sound = first >= 0 and SMALLEST_EXPONENT <= stat.exponent <= 1024 and (stat.counts >= 0).all()
+        sound = first >= 0 and SMALLEST_EXPONENT <= stat.exponent <= 128 and (stat.counts >= 0).all()
         if not sound or int(stat.counts.sum()) != stat.count:
             raise CalibrationError(f"not a histogram: its bins hold {int(stat.counts.sum())} values of {stat.count}: "
                                    "collect it again")
         return stat
 
+    def _add(self, positive: np.ndarray, negative: np.ndarray) -> None:
+        """Counts by key; the window of ``SIDE`` keys below ``2^exponent`` has bins, what is below it is bin 0."""
+        end = self.exponent * PER_OCTAVE + _BIAS
+        start = end - SIDE
+        self.counts[SIDE + 1:] += positive[start:end]
+        self.counts[:SIDE] += negative[start:end][::-1]
+        self.counts[SIDE] += positive[:start].sum() + negative[:start].sum()
+
     def _widen(self, exponent: int) -> None:
-        """Double the range until it reaches ``2^exponent``."""
+        """Let the bins reach to ``2^exponent``."""
         if exponent > self.exponent:
-            self.counts = _doubled(self.counts, exponent - self.exponent)
+            self.counts = _widened(self.counts, exponent - self.exponent)
             self.exponent = exponent
 
 
-def _doubled(counts: np.ndarray, times: int) -> np.ndarray:
-    """The counts in bins ``2^times`` as wide."""
-    bins = counts.size // 2 + 1
-    bin_of = np.arange(1 - bins, bins)
-    bin_of = np.sign(bin_of) * (np.abs(bin_of) >> min(times, 62))
+def _widened(counts: np.ndarray, octaves: int) -> np.ndarray:
+    """The counts in bins that reach ``octaves`` farther."""
+    if octaves == 0:
+        return counts
+    moved = min(octaves * PER_OCTAVE, SIDE)
     wider = np.zeros_like(counts)
-    np.add.at(wider, bin_of + bins - 1, counts)
+    wider[SIDE + 1:2 * SIDE + 1 - moved] = counts[SIDE + 1 + moved:]
+    wider[moved:SIDE] = counts[:SIDE - moved]
+    wider[SIDE] = counts[SIDE - moved:SIDE + 1 + moved].sum()
     return wider

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from compress.errors import CompressError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class QuantizeConfig:
     """How ranges are chosen. The integers themselves are the target's (:mod:`compress.quantize.schemes`)."""
 
-    ranges: Literal["minmax", "percentile"] = field(
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = field(
         default="percentile", metadata={"help": "How a tensor's range is chosen from its statistics."}
     )
     percentile: float = field(
@@ -35,8 +35,8 @@ class QuantizeConfig:
             raise CompressError(f"percentile is {self.percentile}: it must be in (50, 100]")
         if self.samples < 1:
             raise CompressError(f"samples is {self.samples}: at least one calibration sample is needed")
-        if self.ranges not in ("minmax", "percentile"):
-            raise CompressError(f"ranges is {self.ranges!r}: expected 'minmax' or 'percentile'")
+        if self.ranges not in get_args(get_type_hints(type(self))["ranges"]):
+            raise CompressError(f"ranges is {self.ranges!r}: expected 'minmax', 'percentile', 'mse' or 'entropy'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def quantize(
     from compress.quantize.prepare import fold_batch_norms, int8_operators
     from compress.quantize.schemes import get_scheme
 
-    get_scheme(scheme)
+    integers = get_scheme(scheme)
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
     sets = _sets(model, data, config.samples)
@@ -118,7 +118,7 @@ def quantize(
     for own, inputs, run in passes:
         collect(run, inputs, own, None if progress is None else functools.partial(_told, progress, done, total))
         done += len(own)
-    ranges = {name: collector.ranges(config) for name, collector in collectors.items()}
+    ranges = {name: collector.ranges(config, integers) for name, collector in collectors.items()}
     table = [
         {
             "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),

@@ -16,6 +16,7 @@ from compress.model import Model, ProgramGraph
 from compress.program import chain_of, told_as
 from compress.quantize import QuantizeConfig
 from compress.quantize.annotate import Operator, sources
+from compress.quantize.schemes import Scheme
 from runtimes.spec import Feed, TensorSpec, largest_batch
 
 BATCH = 32
@@ -56,10 +57,11 @@ class Collector(Interpreter):
                 ) from error
         return value
 
-    def ranges(self, config: QuantizeConfig) -> dict[str, tuple[float, float]]:
-        """Range of each tensor that was collected, by node name, chosen as ``config`` says."""
+    def ranges(self, config: QuantizeConfig, scheme: Scheme) -> dict[str, tuple[float, float]]:
+        """Range of each tensor that was collected, by node name, chosen for the integers of ``scheme``."""
+        grid = scheme.activations.grid
         return {
-            name: choose_range(histogram, config.ranges, config.percentile, name=self.layers[name])
+            name: choose_range(histogram, config.ranges, config.percentile, grid, name=self.layers[name])
             for name, histogram in self.histograms.items()
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calibration import Grid
 from compress.errors import CompressError
 
 
@@ -15,6 +16,11 @@ class Integers:
     low: int
     high: int
     symmetric: bool
+
+    @property
+    def grid(self) -> Grid:
+        """These integers as what a range is chosen for."""
+        return Grid(levels=self.high - self.low + 1, symmetric=self.symmetric)
 
     def scale_and_zero_point(self, low: float, high: float) -> tuple[float, int]:
         """Step and zero point that cover ``[low, high]`` widened to hold zero, which must be exact.

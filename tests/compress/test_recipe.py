@@ -120,7 +120,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
          "(bench): duration_s is inf: it must be a finite"),
         ({"stages": [{"prune": {"keep": "head"}}]}, "stage 1 (prune): Expected `array`, got `str` - at `keep`"),
         ({"stages": [{"prune": {"macs": 2}}]}, "stage 1 (prune): prune: macs=2.0 is the share of MACs to keep"),
-        ({"stages": [{"quantize": {"ranges": "mse"}}]}, "stage 1 (quantize): Invalid enum value 'mse' - at `ranges`"),
+        ({"stages": [{"quantize": {"ranges": "kl"}}]}, "stage 1 (quantize): Invalid enum value 'kl' - at `ranges`"),
         ({"stages": [{"quantize": {"percentile": 0.5}}]},
          "stage 1 (quantize): percentile is 0.5: it must be in (50, 100]"),
         ({"stages": ["export", {"bench": {"max_drop": 0.1}}]},

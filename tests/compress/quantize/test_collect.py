@@ -14,6 +14,7 @@ from compress.model import Model
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.annotate import find_operators
 from compress.quantize.collect import Collector, collect
+from compress.quantize.schemes import get_scheme
 from compress.saving import export_model
 from tests.compress.quantize.networks import TwoReaders, make, samples
 
@@ -23,7 +24,7 @@ def ranges(model: Model, x: np.ndarray, config: QuantizeConfig) -> dict[str, tup
     data = open_set([{"x": x}], model.inputs, name="known")
     collector = Collector(module, find_operators(module), model.graph, "known")
     collect(collector, model.inputs, data)
-    return collector.ranges(config)
+    return collector.ranges(config, get_scheme("x86-vnni"))
 
 
 def test_minmax_by_hand() -> None:
@@ -40,14 +41,14 @@ def test_minmax_by_hand() -> None:
 
 
 def test_percentile_on_known_data() -> None:
-    """4000 values 1/1000 .. 4 without sign: 99 % drops the largest 40, to the edge of a bin of width 4/2048."""
+    """4000 values 1/1000 .. 4 without sign: 99 % drops the largest 40, to the edge of a bin of width 1/64."""
     model = make(TwoReaders)
     x = (np.arange(1, 4001, dtype=np.float32) / 1000).reshape(1000, 4)
     x[0, 0] = 3.9999  # below 4, so that the histogram ends there
     x[-1, -1] = 3.9999
     low, high = ranges(model, x, QuantizeConfig(percentile=99.0))["x"]
     assert low == 0.0
-    assert 3.96 <= high <= 3.96 + 2 * 4 / 2048
+    assert 3.96 <= high <= 3.96 + 2 / 64
     assert ranges(model, x, QuantizeConfig(percentile=100.0))["x"][1] == pytest.approx(3.9999)
 
 

@@ -25,7 +25,7 @@ from tests.compress.quantize.networks import Everything, Normed, TwoReaders, mak
         ({"percentile": 100.1}, "percentile is 100.1"),
         ({"percentile": float("nan")}, "percentile is nan"),
         ({"samples": 0}, "samples is 0: at least one calibration sample"),
-        ({"ranges": "mse"}, "ranges is 'mse': expected 'minmax' or 'percentile'"),
+        ({"ranges": "kl"}, "ranges is 'kl': expected 'minmax', 'percentile', 'mse' or 'entropy'"),
     ],
 )
 def test_a_bad_setting_is_refused(settings: dict[str, object], message: str) -> None:
