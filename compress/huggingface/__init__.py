@@ -26,8 +26,10 @@ FAMILIES: Mapping[str, str] = {
     "clip": "compress.huggingface.clip",
     "siglip": "compress.huggingface.siglip",
     "vilt": "compress.huggingface.vilt",
+    "vision-encoder-decoder": "compress.huggingface.vision_encoder_decoder",
     "vit": "compress.huggingface.vit",
     "wav2vec2": "compress.huggingface.wav2vec2",
+    "whisper": "compress.huggingface.whisper",
 }
 """``model_type`` of a ``config.json`` -> the module that reads it."""
 

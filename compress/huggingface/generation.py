@@ -81,8 +81,9 @@ def read_config(folder: Folder) -> Any:
 
 
 def read_generation(
-    folder: Folder, *, vocabulary: int, positions: int, start: Sequence[int] | None = None, prompt: int = 0
-) -> Generation:
+    folder: Folder, *, vocabulary: int, positions: int, start: Sequence[int] | None = None, prompt: int = 0,
+    beyond_start: bool = False,
+) -> Generation:  # fmt: skip
     """Greedy search as the folder's ``generation_config.json`` describes it.
 
     Beams and sampling there are read as greedy search. A ``forced_bos_token_id`` is a second start token; a
@@ -93,6 +94,7 @@ def read_generation(
         positions: how many tokens it can be given.
         start: the tokens it begins with; by default ``decoder_start_token_id``, or ``bos_token_id``.
         prompt: the most tokens that the caller gives in place of start tokens.
+        beyond_start: whether ``max_length`` leaves out the start tokens, as it always does a prompt.
 
     Raises:
         CompressError: as :func:`read_config`, or if a token is beyond the vocabulary, there is no start token, or no
@@ -105,15 +107,15 @@ def read_generation(
     longest = given + config.max_new_tokens if config.max_new_tokens is not None else config.max_length
     if longest is None:
         longest = given + UNSET_STEPS
-    if prompt and config.max_new_tokens is None and config.max_length is not None:
-        longest += prompt       # what comes after the prompt, whatever its length
+    elif (prompt or beyond_start) and config.max_new_tokens is None:
+        longest += given
     if config.forced_eos_token_id is not None:
         longest -= 1
     if config.forced_bos_token_id is not None and len(first) == 1:
         first = (*first, int(config.forced_bos_token_id))
         given = 2
     least = config.min_new_tokens if config.min_new_tokens is not None else (config.min_length or 0) - len(first)
-    most = min(longest, positions + 1) - given      # the last token picked is never fed
+    most = min(longest, positions) - given
     found = Generation(
         start=first, stop=stop, pad=_pad(config, stop), suppress=_ids(config.suppress_tokens),
         suppress_first=_ids(config.begin_suppress_tokens), min_steps=max(0, min(least, most)), max_steps=most,

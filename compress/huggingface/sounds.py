@@ -60,6 +60,27 @@ def read_spectrogram(folder: Folder) -> tuple[dict[str, Any], tuple[int, int, in
     return entry, (1, 1 + samples // extractor.hop_length, extractor.feature_size)
 
 
+def read_log_mel(folder: Folder) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The settings of a ``WhisperFeatureExtractor``, and the shape ``(features, frames)`` it gives.
+
+    Raises:
+        CompressError: as :func:`read_waveform`, or if it adds noise.
+    """
+    extractor = _extractor(folder, "WhisperFeatureExtractor")
+    if extractor.dither:
+        raise CompressError(f"{folder.path}: its feature extractor adds noise (dither {extractor.dither}): set it to 0")
+    samples = int(extractor.chunk_length * extractor.sampling_rate)
+    steps = [
+        {"op": "fit", "length": samples},
+        {"op": "spectrogram", "n_fft": extractor.n_fft, "hop": extractor.hop_length, "log": "log10", "drop_last": True,
+         "mel": {"count": extractor.feature_size, "high_hz": 8000.0}},
+        {"op": "floor_below_max", "range": 8.0},
+        {"op": "rescale", "scale": 0.25, "offset": 1.0},
+    ]  # fmt: skip
+    entry = {"kind": "audio", "from": "audio", "rate": int(extractor.sampling_rate), "steps": steps}
+    return entry, (extractor.feature_size, samples // extractor.hop_length)
+
+
 def _extractor(folder: Folder, expected: str) -> Any:
     """The feature extractor object of the library, of the class ``expected``."""
     if not any((folder.path / name).is_file() for name in FILES):

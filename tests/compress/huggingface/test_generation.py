@@ -46,7 +46,7 @@ def test_what_a_loop_says(tmp_path: Path) -> None:
     ({}, {"max_steps": 20}),
     ({"max_new_tokens": 7, "max_length": 30}, {"max_steps": 7}),
     ({"max_new_tokens": 7, "min_new_tokens": 9}, {"max_steps": 7, "min_steps": 7}),
-    ({"max_length": 400}, {"max_steps": 100}),          # of 100 positions one is the start's; the last is not fed
+    ({"max_length": 400}, {"max_steps": 99}),           # of 100 positions one is the start's
     ({"eos_token_id": [2, 7], "pad_token_id": None}, {"stop": (2, 7), "pad": 2}),
     ({"eos_token_id": None, "pad_token_id": None}, {"stop": (), "pad": 0}),
     ({"decoder_start_token_id": None, "bos_token_id": 9}, {"start": (9,)}),
@@ -63,6 +63,9 @@ def test_settings(tmp_path: Path, settings: dict[str, Any], expected: dict[str, 
 def test_start_tokens_of_a_family(tmp_path: Path) -> None:
     found = read_generation(folder(tmp_path, **IDS, max_length=30), vocabulary=50, positions=100, start=[9, 8, 7])
     assert (found.start, found.max_steps) == ((9, 8, 7), 27)
+    given: dict[str, Any] = {"vocabulary": 50, "positions": 100, "start": [9, 8, 7], "beyond_start": True}
+    assert read_generation(folder(tmp_path, **IDS, max_length=30), **given).max_steps == 30
+    assert read_generation(folder(tmp_path, **IDS, max_length=100), **given).max_steps == 97
 
 
 def test_a_prompt(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_a_prompt(tmp_path: Path) -> None:
     assert read_generation(folder(tmp_path, **IDS), **given).start == ()
     assert read_generation(folder(tmp_path, **IDS), **given).max_steps == 20
     assert read_generation(folder(tmp_path, **IDS, max_length=30), **given).max_steps == 30
-    assert read_generation(folder(tmp_path, **IDS, max_new_tokens=80), **given).max_steps == 61
+    assert read_generation(folder(tmp_path, **IDS, max_new_tokens=80), **given).max_steps == 60
 
 
 def test_old_folders_have_it_in_their_config(tmp_path: Path) -> None:
@@ -104,4 +107,4 @@ def test_a_damaged_one(tmp_path: Path) -> None:
 
 def test_a_prompt_too_long(tmp_path: Path) -> None:
     with pytest.raises(compress.CompressError, match="used up by the longest prompt"):
-        read_generation(folder(tmp_path, **IDS), vocabulary=50, positions=100, prompt=101)
+        read_generation(folder(tmp_path, **IDS), vocabulary=50, positions=100, prompt=100)
