@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.zoo import Progress
-from compress.zoo.samples import Parts
+from compress.zoo.samples import Parts, count_of
 
-Objective: TypeAlias = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""The loss of a batch from the network's outputs by name and the batch's targets."""
+Objective: TypeAlias = Callable[[Mapping[str, Tensor], Any], Tensor]
+"""The loss of a batch from the network's outputs by name and the batch's targets, a tensor or one by output."""
+
+Said: TypeAlias = list[tuple[int, dict[str, np.ndarray]]]
+"""Of each batch, in order, the number of its samples and the outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +51,19 @@ def fit(
         parts: what ``network.forward`` takes, by name, and the targets that ``loss`` takes.
     """
     torch.manual_seed(config.seed)
-    held = [({name: torch.from_numpy(array) for name, array in rows.items()}, torch.from_numpy(target))
-            for rows, target in parts]  # fmt: skip
+    held = [(_tensors(rows), _tensors(target)) for rows, target in parts]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.rate, weight_decay=config.decay)
     steps, done = steps_of(config, parts), 0
     network.train()
     for _ in range(config.epochs):
-        for part, chosen in _shuffled([len(target) for _, target in held], config.batch):
+        for part, chosen in _shuffled([count_of(target) for _, target in parts], config.batch):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate * 0.5 * (1 + math.cos(math.pi * done / steps))
             rows, target = held[part]
             feed = {name: _noisy(value[chosen], config.noise) for name, value in rows.items()}
-            wrong = loss(run(network, feed), target[chosen])
+            wanted = {name: v[chosen] for name, v in target.items()} if isinstance(target, dict) else target[chosen]
+            wrong = loss(run(network, feed), wanted)
             optimizer.zero_grad()
             wrong.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -72,7 +75,7 @@ def fit(
 
 
 def steps_of(config: FitConfig, parts: Parts) -> int:
-    return config.epochs * sum(math.ceil(len(target) / config.batch) for _, target in parts)
+    return config.epochs * sum(math.ceil(count_of(target) / config.batch) for _, target in parts)
 
 
 def run(network: nn.Module, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -81,16 +84,27 @@ def run(network: nn.Module, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {"output": result} if isinstance(result, Tensor) else result
 
 
-def predict(network: nn.Module, parts: Parts, batch: int = 64) -> dict[str, np.ndarray]:
-    """What ``network`` says to all samples of ``parts``, in order, by output name."""
-    said: dict[str, list[Tensor]] = {}
+def predict(network: nn.Module, parts: Parts, batch: int = 64) -> Said:
+    """What ``network`` says to all samples of ``parts``."""
+    said: Said = []
     with torch.no_grad():
         for rows, _ in parts:
             inputs = {name: torch.split(torch.from_numpy(array), batch) for name, array in rows.items()}
             for feed in zip(*inputs.values(), strict=True):
-                for name, value in run(network, dict(zip(inputs, feed, strict=True))).items():
-                    said.setdefault(name, []).append(value)
-    return {name: torch.cat(values).numpy() for name, values in said.items()}
+                found = run(network, dict(zip(inputs, feed, strict=True)))
+                said.append((len(feed[0]), {name: value.numpy() for name, value in found.items()}))
+    return said
+
+
+def joined(said: Said, output: str = "output") -> np.ndarray:
+    """One output of all samples, where it has one shape."""
+    return np.concatenate([outputs[output] for _, outputs in said])
+
+
+def _tensors(arrays: Any) -> Any:
+    if isinstance(arrays, Mapping):
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return torch.from_numpy(arrays)
 
 
 def _shuffled(sizes: list[int], batch: int) -> list[tuple[int, Tensor]]:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.targets import Targets
 from compress.errors import CompressError
 from compress.model import Input, Model
 from compress.zoo import Progress
-from compress.zoo.fitting import FitConfig, fit, predict, steps_of
+from compress.zoo.fitting import FitConfig, Said, fit, joined, predict, steps_of
 from compress.zoo.folder import DATA, FORMAT, begin, digests, finish, is_whole, read_record, shifted
-from compress.zoo.samples import Parts, Rows, Splits, alone, blank_of, targets_of
+from compress.zoo.samples import Parts, Rows, Splits, alone, blank_of, count_of, targets_of
 from compress.zoo.scores import constant_answer, scores_of
-from compress.zoo.tasks import Tasks, loss_of
+from compress.zoo.tasks import Tasks, encoded, loss_of
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -77,7 +78,7 @@ class Reference:
 
     @property
     def recipe(self) -> str:
-        kind = "kl" if all(task.loss == "cross-entropy" for task in self.tasks.values()) else "mse"
+        kind = "kl" if all(task.loss in ("cross-entropy", "ctc") for task in self.tasks.values()) else "mse"
         return RECIPE.format(name=self.name, metric=self.metric, macs=self.macs, epochs=self.distill_epochs, loss=kind)
 
     @property
@@ -142,6 +143,7 @@ def make_reference(
         CompressError: if ``folder`` holds another model, or the disk is full.
     """
     from calibration import write
+    from calibration.targets import named
 
     config = dataclasses.replace(reference.fit, seed=seed, epochs=QUICK_EPOCHS if quick else reference.fit.epochs)
     tasks = {name: dataclasses.asdict(task) for name, task in reference.tasks.items()}
@@ -151,7 +153,7 @@ def make_reference(
     splits = reference.samples()
     begin(folder, reference.name, reference.recipe)
     for name in DATA:
-        write(folder / name, ({**rows, "target": target} for rows, target in splits[name]))
+        write(folder / name, ({**rows, **named(target)} for rows, target in splits[name]))
     record = _train(reference, folder, splits, config, settings, progress)
     finish(folder, record.to_json())
     return record
@@ -185,7 +187,6 @@ def _train(
 
     from compress.complexity import count_model
     from compress.factory import resolve
-    from compress.metrics import get_metric
     from compress.versions import versions
 
     train, validation, tasks = splits["train"], splits["validation"], reference.tasks
@@ -196,7 +197,8 @@ def _train(
     for index, (name, blind) in enumerate(seen.items()):
         torch.manual_seed(config.seed)
         network = resolve(reference.factory, "factory")(**reference.kwargs)
-        learnt, asked = ([(blind(rows), answers) for rows, answers in parts] for parts in (train, validation))
+        learnt = [(blind(rows), encoded(answers, tasks)) for rows, answers in train]
+        asked = [(blind(rows), answers) for rows, answers in validation]
         started = time.monotonic()
         told = shifted(progress, index * steps, steps * len(seen), name)
         fit(network, learnt, functools.partial(loss_of, tasks=tasks), config, told)
@@ -204,17 +206,30 @@ def _train(
         outputs[name] = predict(network, asked)
         if name == "network":
             model = _save(reference, folder, network, train[0][0])
-    outputs[MAJORITY] = constant_answer(targets_of(train), tasks, len(target))
-    metric = get_metric(reference.metric)
-    values = {name: float(metric.per_sample(said, target).mean()) for name, said in outputs.items()}
+    guessed = constant_answer(targets_of(train), tasks, count_of(target))
+    outputs[MAJORITY] = [(count_of(target), guessed)]
+    values = {name: _value(reference.metric, said, target, model) for name, said in outputs.items()}
+    texts = [name for name, task in tasks.items() if task.loss == "ctc"]
+    whole = {name: joined(outputs["network"], name) for name in tasks if name not in texts}
+    scores = scores_of(whole, target, tasks)
+    scores |= {f"{name} word errors": _value(f"wer/{name}", outputs["network"], target, model) for name in texts}
     return ReferenceRecord(
-        model=reference.name, seed=config.seed, settings=settings, metric=metric.name, value=values.pop("network"),
-        scores=scores_of(outputs["network"], target, tasks), baselines=values,
-        samples={name: len(targets_of(splits[name])) for name in DATA},
+        model=reference.name, seed=config.seed, settings=settings, metric=reference.metric, scores=scores,
+        value=values.pop("network"), baselines=values,
+        samples={name: count_of(targets_of(splits[name])) for name in DATA},
         parameters=sum(weight.numel() for weight in model.weights.values()),
         macs=count_model(model).total.macs, seconds=seconds, threads=torch.get_num_threads(),
         versions=versions(), files=digests(folder),
     )  # fmt: skip
+
+
+def _value(name: str, said: Said, target: Targets, model: Model) -> float:
+    from compress.described import described
+    from compress.metrics import get_metric, statistics_of, value_of
+
+    metric = get_metric(name, described(model))
+    wanted = target[str(metric.output)] if isinstance(target, Mapping) else target
+    return value_of(metric, statistics_of(metric, said, wanted)).value
 
 
 def _save(reference: Reference, folder: Path, network: Any, rows: Rows) -> Model:

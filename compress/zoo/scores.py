@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from calibration.targets import Targets
 from compress.errors import CompressError
 from compress.metrics import Outputs
 from compress.zoo.tasks import Task, Tasks, by_task
@@ -22,15 +23,17 @@ def decided_right(outputs: Outputs, target: np.ndarray) -> np.ndarray:
     return np.asarray((probability.reshape(len(target), -1)[:, 0] >= THRESHOLD) == (target == 1))
 
 
-def scores_of(outputs: Outputs, target: np.ndarray, tasks: Tasks) -> dict[str, float]:
+def scores_of(outputs: Outputs, target: Targets, tasks: Tasks) -> dict[str, float]:
     """What is said of a task's outputs: :func:`class_scores`, or :func:`number_scores` of a regression.
 
-    With several outputs each score's name begins with its output's. ``target`` is as
+    Of texts nothing is said here. With several outputs each score's name begins with its output's. ``target`` is as
     :func:`compress.zoo.tasks.by_task` takes it.
     """
     wanted = by_task(target, tasks)
     found: dict[str, float] = {}
     for name, task in tasks.items():
+        if task.loss == "ctc":
+            continue
         if task.loss == "mean squared error":
             scores = number_scores(outputs[name][:, 0], wanted[name])
         else:
@@ -65,13 +68,15 @@ def number_scores(said: np.ndarray, target: np.ndarray) -> dict[str, float]:
     }  # fmt: skip
 
 
-def constant_answer(target: np.ndarray, tasks: Tasks, count: int) -> dict[str, np.ndarray]:
-    """Outputs of ``count`` samples that are always the same: the most frequent class of ``target``, or its mean."""
+def constant_answer(target: Targets, tasks: Tasks, count: int) -> dict[str, np.ndarray]:
+    """Outputs of ``count`` samples that are always the same: the most frequent class, the mean, silence."""
     wanted = by_task(target, tasks)
     return {name: np.repeat(_constant(wanted[name], task)[None], count, axis=0) for name, task in tasks.items()}
 
 
 def _constant(target: np.ndarray, task: Task) -> np.ndarray:
+    if task.loss == "ctc":
+        return np.eye(len(task.labels))[:1]
     if task.loss == "mean squared error":
         return np.array([target.mean()])
     most = int(np.bincount(target.reshape(-1).astype(np.int64)).argmax())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.zoo.fitting import FitConfig, fit, predict, steps_of
+from compress.zoo.fitting import FitConfig, fit, joined, predict, steps_of
 from compress.zoo.tasks import Task, loss_of
 
 DECIDE = partial(loss_of, tasks={"output": Task(loss="binary cross-entropy", labels=("below", "above"))})
@@ -40,7 +40,7 @@ def test_a_line_is_learnt_and_the_same_seed_gives_the_same_weights():
     assert said[-1] == (140, 140)
     assert not networks[0].training
     ((_, target),) = _samples()
-    assert ((predict(networks[0], _samples())["output"][:, 0] > 0.5) == target).mean() > 0.97
+    assert ((joined(predict(networks[0], _samples()))[:, 0] > 0.5) == target).mean() > 0.97
     for first, second in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         assert torch.equal(first, second)
 
@@ -76,8 +76,9 @@ def test_predict_gives_every_output_of_every_part_in_order():
     rows = [np.array([[1, 2], [3, 4]], np.float32), np.ones((1, 3), np.float32)]
     parts = [({"x": row}, np.zeros(len(row))) for row in rows]
     said = predict(Longest(), parts, batch=1)
-    assert said["sum"].tolist() == [[3], [7], [3]]
-    assert said["first"].tolist() == [[1], [3], [1]]
+    assert [count for count, _ in said] == [1, 1, 1]
+    assert joined(said, "sum").tolist() == [[3], [7], [3]]
+    assert joined(said, "first").tolist() == [[1], [3], [1]]
 
 
 def test_predict_keeps_the_order_over_batches():
@@ -85,7 +86,7 @@ def test_predict_keeps_the_order_over_batches():
     ((rows, _),) = _samples()
     with torch.no_grad():
         whole = network(torch.from_numpy(rows["x"])).numpy()
-    np.testing.assert_allclose(predict(network, _samples(), batch=7)["output"], whole, rtol=1e-5)
+    np.testing.assert_allclose(joined(predict(network, _samples(), batch=7)), whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch", "rate"])
