@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, str] = {
     "blip": "compress.huggingface.blip",
     "clap": "compress.huggingface.clap",
     "clip": "compress.huggingface.clip",
+    "llava": "compress.huggingface.llava",
     "siglip": "compress.huggingface.siglip",
     "vilt": "compress.huggingface.vilt",
     "vision-encoder-decoder": "compress.huggingface.vision_encoder_decoder",

@@ -32,3 +32,39 @@ def blip(folder: Path, architecture: str = "BlipForConditionalGeneration", **set
     tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     processor = transformers.BlipImageProcessorPil(size={"height": 32, "width": 32})
     return save(model, folder, tokenizer, processor)
+
+
+def llava(folder: Path, kind: str = "llama", **settings: Any) -> Path:
+    """A CLIP tower before a Llama, or a SigLIP tower, two layers of it, before a Qwen2; ``settings`` are the latter's.
+
+    A picture is 16 tokens. Texts end with a token that its random weights like.
+    """
+    import tokenizers
+    from tokenizers import AddedToken, decoders, pre_tokenizers, processors
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyzUSERAI:?", "▁is", "▁the", "▁dog"]
+    pieces = [(word, -3.0 if len(word) > 1 else -5.0) for word in dict.fromkeys(words)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=3))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens([*words[:4], AddedToken("<image>", special=True)])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    image_token = backend.token_to_id("<image>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        padding_side="left", model_max_length=256, model_input_names=["input_ids", "attention_mask"])
+    text = {**TINY, "vocab_size": image_token + 3, "max_position_embeddings": 96, "num_key_value_heads": 2,
+            "bos_token_id": 1, "eos_token_id": 24 if kind == "llama" else 12, "pad_token_id": 0, **settings}
+    vision = {**TINY, "image_size": 32, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 3}
+    llama = kind == "llama"
+    config = transformers.LlavaConfig(
+        text_config=(transformers.LlamaConfig if llama else transformers.Qwen2Config)(**text),
+        vision_config=(transformers.CLIPVisionConfig if llama else transformers.SiglipVisionConfig)(**vision),
+        image_token_index=image_token, image_seq_length=16, vision_feature_layer=-2 if llama else [-3, -1],
+        vision_feature_select_strategy="default" if llama else "full")
+    size = {"height": 32, "width": 32}
+    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size) if llama \
+        else transformers.SiglipImageProcessorPil(size=size)
+    processor = transformers.LlavaProcessor(
+        images, tokenizer, patch_size=8, num_additional_image_tokens=int(llama),
+        vision_feature_select_strategy=config.vision_feature_select_strategy)
+    return save(transformers.LlavaForConditionalGeneration(config), folder, processor)
