@@ -1,4 +1,4 @@
-"""docs/models: every command and all Python of each page runs, with little training and little measuring."""
+"""docs/models: commands and Python of each page of a reference model run, with little training and measuring."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from compress.cli import cli
 from compress.zoo import REFERENCES
 
 PAGES = Path(__file__).parents[3] / "docs/models"
+DEMOS = sorted(path.name for path in PAGES.glob("*.md") if "compress demo" in path.read_text(encoding="utf-8"))
 
 
 def _fences(page: str) -> list[tuple[str, str]]:
@@ -22,7 +23,7 @@ def _fences(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.md")))
+@pytest.mark.parametrize("page", DEMOS)
 def test_everything_on_the_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
