@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,13 @@ def read_record(folder: Path, model: str = DEMO) -> dict[str, Any] | None:
 def is_whole(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether ``folder`` holds all that ``found``, its record, says, made with these ``settings``."""
     same = found.get("settings") == settings and (folder / "recipe.yaml").exists()
-    return same and found["files"] == digests(folder)
+    return same and found["files"] == digests(folder, {path.partition("/")[0] for path in found["files"]})
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of the model and the data sets; recipe.yaml is the user's to edit, and not among them."""
+def digests(folder: Path, sets: Iterable[str] = DATA) -> dict[str, str]:
+    """Path -> SHA-256 of the model and the data ``sets``; recipe.yaml is the user's to edit, and not among them."""
     files: dict[str, str] = {}
-    for name in DATA:
+    for name in sets:
         if (folder / name).is_dir():
             files |= {f"{name}/{path}": digest for path, digest in tree_files(folder / name).items()}
     if (folder / "model.pt").is_file():

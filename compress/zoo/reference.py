@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.targets import Targets
 from compress.errors import CompressError
+from compress.metrics import Outputs
 from compress.model import Input, Model
 from compress.zoo import Progress
+from compress.zoo.composed import Composed, said_by
 from compress.zoo.fitting import FitConfig, Said, fit, joined, predict, steps_of
-from compress.zoo.folder import DATA, FORMAT, begin, digests, finish, is_whole, read_record, shifted
+from compress.zoo.folder import FORMAT, begin, digests, finish, is_whole, read_record, shifted
 from compress.zoo.samples import Parts, Rows, Splits, alone, blank_of, count_of, targets_of
 from compress.zoo.scores import constant_answer, scores_of
 from compress.zoo.tasks import Tasks, encoded, loss_of
@@ -56,10 +58,12 @@ class Reference:
     Attributes:
         factory: of the network, with ``kwargs``, as :func:`compress.save` takes them.
         samples: makes or loads the data; the same on every call.
-        tasks: what each output is trained for, in the order of the outputs.
+        tasks: what each output is trained for, in the order of the outputs; or
+        composed: how a model of several graphs is saved, trained and judged.
         metric: of the recipe; its mean over the samples is what the network and its baselines are judged by.
         inputs, processing: of :func:`compress.save`.
-        blinded: baselines besides each modality alone; what their networks see of the rows.
+        blinded: baselines besides each modality alone; what their networks see of the rows. Of a composed model there
+            are no others.
         macs: share of the multiply-accumulates that the recipe keeps. distill_epochs: after pruning.
     """
 
@@ -67,7 +71,8 @@ class Reference:
     factory: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     samples: Callable[[], Splits]
-    tasks: Tasks
+    tasks: Tasks = field(default_factory=dict)
+    composed: Composed | None = None
     metric: str
     fit: FitConfig
     inputs: Mapping[str, Input]
@@ -79,6 +84,7 @@ class Reference:
     @property
     def recipe(self) -> str:
         kind = "kl" if all(task.loss in ("cross-entropy", "ctc") for task in self.tasks.values()) else "mse"
+        kind = kind if self.composed is None else self.composed.loss
         return RECIPE.format(name=self.name, metric=self.metric, macs=self.macs, epochs=self.distill_epochs, loss=kind)
 
     @property
@@ -92,7 +98,7 @@ class Reference:
         """Name -> what a network of the same shape is trained on, to show how much the rest is worth."""
         every, blank = self.modalities, blank_of(train)
         each = {f"{name} alone": functools.partial(alone, kept=kept, blank=blank) for name, kept in every.items()}
-        return {**(each if len(every) > 1 else {}), **self.blinded}
+        return {**(each if len(every) > 1 and self.composed is None else {}), **self.blinded}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +158,7 @@ def make_reference(
         return ReferenceRecord(**{field.name: found[field.name] for field in dataclasses.fields(ReferenceRecord)})
     splits = reference.samples()
     begin(folder, reference.name, reference.recipe)
-    for name in DATA:
+    for name in splits:
         write(folder / name, ({**rows, **named(target)} for rows, target in splits[name]))
     record = _train(reference, folder, splits, config, settings, progress)
     finish(folder, record.to_json())
@@ -189,7 +195,7 @@ def _train(
     from compress.factory import resolve
     from compress.versions import versions
 
-    train, validation, tasks = splits["train"], splits["validation"], reference.tasks
+    train, validation = splits["train"], splits["validation"]
     target = targets_of(validation)
     seen: dict[str, Blinding] = {"network": dict, **reference.baselines(train)}
     steps = steps_of(config, train)
@@ -197,29 +203,23 @@ def _train(
     for index, (name, blind) in enumerate(seen.items()):
         torch.manual_seed(config.seed)
         network = resolve(reference.factory, "factory")(**reference.kwargs)
-        learnt = [(blind(rows), encoded(answers, tasks)) for rows, answers in train]
-        asked = [(blind(rows), answers) for rows, answers in validation]
+        learnt, asked = ([(blind(rows), answers) for rows, answers in parts] for parts in (train, validation))
         started = time.monotonic()
-        told = shifted(progress, index * steps, steps * len(seen), name)
-        fit(network, learnt, functools.partial(loss_of, tasks=tasks), config, told)
+        _teach(reference, network, learnt, config, shifted(progress, index * steps, steps * len(seen), name))
         seconds[name] = round(time.monotonic() - started, 1)
-        outputs[name] = predict(network, asked)
+        outputs[name] = _ask(reference, network, asked)
         if name == "network":
             model = _save(reference, folder, network, train[0][0])
-    guessed = constant_answer(targets_of(train), tasks, count_of(target))
-    outputs[MAJORITY] = [(count_of(target), guessed)]
+    if (constant := _constant(reference, targets_of(train), count_of(target))) is not None:
+        outputs[MAJORITY] = [(count_of(target), dict(constant))]
     values = {name: _value(reference.metric, said, target, model) for name, said in outputs.items()}
-    texts = [name for name, task in tasks.items() if task.loss == "ctc"]
-    whole = {name: joined(outputs["network"], name) for name in tasks if name not in texts}
-    scores = scores_of(whole, target, tasks)
-    scores |= {f"{name} word errors": _value(f"wer/{name}", outputs["network"], target, model) for name in texts}
     return ReferenceRecord(
-        model=reference.name, seed=config.seed, settings=settings, metric=reference.metric, scores=scores,
-        value=values.pop("network"), baselines=values,
-        samples={name: count_of(targets_of(splits[name])) for name in DATA},
+        model=reference.name, seed=config.seed, settings=settings, metric=reference.metric,
+        scores=_scores(reference, model, splits, outputs["network"]), value=values.pop("network"), baselines=values,
+        samples={name: count_of(targets_of(parts)) for name, parts in splits.items()},
         parameters=sum(weight.numel() for weight in model.weights.values()),
         macs=count_model(model).total.macs, seconds=seconds, threads=torch.get_num_threads(),
-        versions=versions(), files=digests(folder),
+        versions=versions(), files=digests(folder, splits),
     )  # fmt: skip
 
 
@@ -232,12 +232,58 @@ def _value(name: str, said: Said, target: Targets, model: Model) -> float:
     return value_of(metric, statistics_of(metric, said, wanted)).value
 
 
+def _teach(reference: Reference, network: Any, parts: Parts, config: FitConfig, progress: Progress | None) -> None:
+    if reference.composed is not None:
+        reference.composed.train(network, parts, config, progress)
+        return
+    tasks = reference.tasks
+    learnt = [(rows, encoded(answers, tasks)) for rows, answers in parts]
+    fit(network, learnt, functools.partial(loss_of, tasks=tasks), config, progress)
+
+
+def _ask(reference: Reference, network: Any, parts: Parts) -> Said:
+    from compress.saving import export_model
+
+    if reference.composed is None:
+        return predict(network, parts)
+    return said_by(export_model(network, **_form(reference, parts[0][0])), parts)
+
+
+def _constant(reference: Reference, target: Targets, count: int) -> Outputs | None:
+    """What is always the same: of a composed model only where it says what that would be."""
+    if reference.composed is None:
+        return constant_answer(target, reference.tasks, count)
+    return None if reference.composed.constant is None else reference.composed.constant(target, count)
+
+
+def _scores(reference: Reference, model: Model, splits: Splits, said: Said) -> dict[str, float]:
+    """What is told of the network, which says ``said`` of validation."""
+    target, tasks = targets_of(splits["validation"]), reference.tasks
+    if reference.composed is not None:
+        of = {split: said if split == "validation" else said_by(model, splits[split])
+              for split in reference.composed.scores.values()}  # fmt: skip
+        return {name: _value(name, of[split], targets_of(splits[split]), model)
+                for name, split in reference.composed.scores.items()}  # fmt: skip
+    texts = [name for name, task in tasks.items() if task.loss == "ctc"]
+    scores = scores_of({name: joined(said, name) for name in tasks if name not in texts}, target, tasks)
+    return scores | {f"{name} word errors": _value(f"wer/{name}", said, target, model) for name in texts}
+
+
 def _save(reference: Reference, folder: Path, network: Any, rows: Rows) -> Model:
     from compress.saving import save
 
-    classes = {name: task.labels for name, task in reference.tasks.items() if task.loss == "cross-entropy"}
     return save(
-        network, folder / "model.pt", name=reference.name, factory=reference.factory, factory_kwargs=reference.kwargs,
-        example={name: array[:2] for name, array in rows.items()}, inputs=reference.inputs, labels=classes,
-        processing=reference.processing,
+        network, folder / "model.pt", factory=reference.factory, factory_kwargs=reference.kwargs,
+        processing=reference.processing, **_form(reference, rows),
     )  # fmt: skip
+
+
+def _form(reference: Reference, rows: Rows) -> dict[str, Any]:
+    """What the model is, whatever the weights: arguments of :func:`compress.saving.export_model`."""
+    example = {name: array[:2] for name, array in rows.items()}
+    form = {"name": reference.name, "inputs": reference.inputs}
+    if reference.composed is not None:
+        return {**form, "example": {**example, **reference.composed.given}, "graphs": reference.composed.graphs,
+                "chain": reference.composed.chain}  # fmt: skip
+    classes = {name: task.labels for name, task in reference.tasks.items() if task.loss == "cross-entropy"}
+    return {**form, "example": example, "labels": classes}
