@@ -31,7 +31,7 @@ def test_everything_on_the_page_runs(
     for language, block in _fences(page):
         if language == "python":
             exec(block, {})     # the page's own words
-            assert "{'output': {'label': " in capsys.readouterr().out
+            assert "{'label': " in capsys.readouterr().out
             continue
         for line in block.splitlines():
             words = shlex.split(line)
