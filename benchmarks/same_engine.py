@@ -29,6 +29,7 @@ from compress.targets import get_target
 from compress.versions import versions
 from runtimes.bundle import read_bundle
 from runtimes.engine import Engine, read_engine
+from runtimes.engineset import EngineSet
 from runtimes.machine import machine_facts
 from runtimes.records import write_json
 
@@ -65,9 +66,9 @@ def main() -> int:
 
 def compare(engine: Engine, config: BenchConfig, folder: Path) -> dict[str, Any]:
     """One bench of ``engine`` against itself."""
-    target = get_target(f"{engine.backend}-cpu")
-    pair = [Candidate(name="A", role="original", engine=engine, target=target),
-            Candidate(name="B", role="shipped", engine=engine, target=target)]
+    target, engines = get_target(f"{engine.backend}-cpu"), EngineSet(engines={"forward": engine})
+    pair = [Candidate(name="A", role="original", engines=engines, target=target),
+            Candidate(name="B", role="shipped", engines=engines, target=target)]
     rng = np.random.default_rng(0)
     feed = {spec.name: (rng.random(spec.sized()) * 2).astype(spec.dtype) for spec in engine.inputs}
     made = bench(pair, feed=feed, data=None, metric=get_metric("accuracy"), config=config, baseline="A", workdir=folder)

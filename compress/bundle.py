@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from compress.store import atomic_folder
 from runtimes.arrays import write_arrays
 from runtimes.backends import open_engine
 from runtimes.bundle import MANIFEST, SIGNATURE, Bundle, EngineEntry, Golden, GraphEntry, read_bundle, write_manifest
-from runtimes.engine import Engine, read_engine
+from runtimes.engine import Engine
 from runtimes.errors import RuntimesError
-from runtimes.records import inside
 from runtimes.signing import check_signature
 from runtimes.spec import Feed
 
@@ -171,43 +170,3 @@ def _tolerance(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray
         return UNSEEN_TOLERANCE * largest
     difference = max(float(np.abs(expected[name] - seen[name]).max(initial=0.0)) for name in expected)
     return 2 * difference + 0.01 * largest
-
-
-def write_controls(
-    engines: Iterable[tuple[str, str, str, Engine]], into: Path, *, ships: Iterable[Engine]
-) -> None:
-    """Write the float controls, (name, role, target, engine) each, of the engines that ship in a bundle."""
-    with atomic_folder(into) as folder:
-        entries = []
-        for index, (name, role, target, engine) in enumerate(engines):
-            shutil.copytree(engine.path, folder / str(index))
-            entries.append({"name": name, "role": role, "target": target, "path": str(index), "digest": engine.digest})
-        digests = sorted(engine.digest for engine in ships)
-        record = {"format": "compress.controls", "version": 2, "engines": entries, "ships": digests}
-        (folder / "controls.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-def read_controls(folder: Path, *, ships: Iterable[str]) -> list[tuple[str, str, str, Engine]]:
-    """What :func:`write_controls` wrote, each engine checked by its digest.
-
-    Raises:
-        CompressError: if it is damaged, or one of the engines whose digests are ``ships`` is not what it was written
-            for: figures beside another model's controls would credit one with the other's.
-    """
-    file = folder / "controls.json"
-    try:
-        record = json.loads(file.read_text())
-        if (record["format"], record["version"]) != ("compress.controls", 2):
-            raise CompressError(f"{file} is of another format or version: run the recipe again")
-        if strange := set(ships) - set(record["ships"]):
-            raise CompressError(f"{folder} holds the controls of another bundle (it does not know the engine "
-                                f"{min(strange)[:12]}…): name this bundle's with --controls, or move that folder away")
-        found = []
-        for entry in record["engines"]:
-            engine = read_engine(folder / inside(entry["path"], str(file)))
-            if engine.digest != entry["digest"]:
-                raise CompressError(f"{engine.path} is not the control it was written as (its digest differs)")
-            found.append((entry["name"], entry["role"], entry["target"], engine))
-    except (OSError, ValueError, KeyError, TypeError, RuntimesError) as error:
-        raise CompressError(f"{file} is damaged or missing ({error}): run the recipe again") from error
-    return found

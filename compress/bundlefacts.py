@@ -18,7 +18,7 @@ SECTIONS = ("name", "processing", "chain", "accuracy")      # of the manifest, c
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     """Graphs, engines, sizes in bytes, specs, golden feeds, processing, and whose signature it has."""
-    record = _record(bundle)
+    record = manifest_of(bundle)
     return {
         "name": bundle.name,
         "digest": bundle.digest,
@@ -54,7 +54,7 @@ def bundle_changes(old: Bundle, new: Bundle) -> dict[str, Any]:
 
     A tensor's ``changed_bytes`` count the bytes of it that differ; one whose type or shape changed is all new.
     """
-    before, after = _record(old), _record(new)
+    before, after = manifest_of(old), manifest_of(new)
     return {
         "old": old.digest,
         "new": new.digest,
@@ -66,7 +66,8 @@ def bundle_changes(old: Bundle, new: Bundle) -> dict[str, Any]:
     }
 
 
-def _record(bundle: Bundle) -> dict[str, Any]:
+def manifest_of(bundle: Bundle) -> dict[str, Any]:
+    """The manifest as it is written."""
     record: dict[str, Any] = json.loads((bundle.path / MANIFEST).read_bytes())
     return record
 

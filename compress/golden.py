@@ -43,11 +43,27 @@ def golden_feeds(model: Model, data: Path) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
+def feeds_of(model: Model, feed: Feed) -> dict[str, dict[str, np.ndarray]]:
+    """Graph name -> what it is run on for ``feed``, one of the model."""
+    from compress.steps import split
+
+    if model.chain is not None:
+        return chain_feeds(model, feed)
+    return {name: dict(own[0]) for name, own in split(model, feed).items()}
+
+
 def chain_feeds(model: Model, feed: Feed) -> dict[str, dict[str, np.ndarray]]:
     """Graph name -> what it is run on for ``feed``, one of the chain; the second time where it is run again."""
-    from compress.program import steps_of
+    from compress.steps import watch
 
-    return {name: dict(feeds[min(1, len(feeds) - 1)]) for name, feeds in steps_of(model, feed).items()}
+    found: dict[str, dict[str, np.ndarray]] = {}
+
+    def keep(graph: str, run: int, given: Feed) -> None:
+        if run < 2:
+            found[graph] = dict(given)
+
+    watch(model, feed, keep)
+    return found
 
 
 def read_chain(path: Path) -> dict[str, Any]:

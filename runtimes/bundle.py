@@ -94,12 +94,27 @@ class Bundle:
         return next(iter(self.graphs.values()))
 
     @property
+    def wiring(self) -> Wiring | None:
+        """How its graphs are run together; ``None`` where it has one, which is run by itself.
+
+        Raises:
+            RuntimesError: if it has several, of which one takes what another gives, and no chain.
+        """
+        if self.chain is not None or len(self.graphs) == 1:
+            return self.chain
+        from runtimes.wiring import independent
+
+        return independent(self.graphs, f"bundle {self.path}")
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.graph.inputs
+        """What the caller gives: to its graph, or to the chain of them."""
+        return self.graph.inputs if (wiring := self.wiring) is None else wiring.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.graph.outputs
+        """What the caller gets."""
+        return self.graph.outputs if (wiring := self.wiring) is None else wiring.outputs
 
     @property
     def golden(self) -> Golden:

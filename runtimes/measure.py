@@ -1,16 +1,18 @@
-"""The measuring agent: opens one engine in a fresh process on the device, times it, runs data through it.
+"""The measuring agent: opens a model's engines in a fresh process on the device, times them, runs data through them.
 
 ``python -m runtimes.measure JOB.json``. The job::
 
-    {"engine": folder, "threads": int or null,
+    {"engines": {graph: folder}, "chain": how they feed each other, as a manifest has it, or null,
+     "threads": int or null,
      "latency": {"feed": path.npz, "warmup_s": seconds, "duration_s": seconds, "min_runs": int,
                  "scenario": name, "samples_per_query": int or null} or null,
      "outputs": {"shards": [path.npz, ...], "inputs": [name, ...], "batch": int, "into": path.npz} or null,
      "layers": bool, "result": path.json}
 
 What is inside the clock: the backend's own call with arrays that are already in memory, copying the outputs out of the
-backend included; checking the feed, and pre- and post-processing, are not. ``load_ms`` is reading, checking and
-compiling the engine, without importing the vendor's package. The result's ``telemetry`` is the machine's state around
+backend included; checking the feed, and pre- and post-processing, are not. Of several graphs, or one with a loop, it is
+the chain from its inputs to its outputs, as a device app runs it. ``load_ms`` is reading, checking and compiling the
+engines, without importing the vendor's package. The result's ``telemetry`` is the machine's state around
 the timed part, after the warm-up: :mod:`runtimes.telemetry` says what it holds. ``scenario`` is the host's name for the
 query and changes nothing here: :mod:`runtimes.timing` says how one runs.
 """
@@ -27,11 +29,12 @@ from typing import Any
 import numpy as np
 
 from runtimes.arrays import read_arrays, write_batches
-from runtimes.backends import Runner, import_backend, open_engine
-from runtimes.engine import Engine, read_engine
+from runtimes.backends import import_backend
+from runtimes.engineset import EngineSet, read_engines
 from runtimes.errors import RuntimesError
 from runtimes.machine import machine_facts, peak_memory_bytes
 from runtimes.records import get, string_list, typed, write_json
+from runtimes.running import Running
 from runtimes.spec import check_feed
 from runtimes.timing import samples_of, split_query, time_queries
 
@@ -48,35 +51,40 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     where = "measurement job"
     result_path = Path(get(job, "result", str, where))
     threads = job.get("threads")
-    engine = read_engine(get(job, "engine", str, where))
+    engines = read_engines(job, where)
     latency, outputs = job.get("latency"), job.get("outputs")
-    parts, per_query = ([], 0) if latency is None else _query(engine, latency)
+    parts, per_query = ([], 0) if latency is None else _query(engines, latency)
 
-    import_backend(engine.backend)
+    for engine in engines.engines.values():
+        import_backend(engine.backend)
     baseline = peak_memory_bytes()
     start = time.perf_counter_ns()
-    runner = open_engine(engine, threads=None if threads is None else typed(threads, int, f"{where}: 'threads'"))
+    running = Running(engines, threads=None if threads is None else typed(threads, int, f"{where}: 'threads'"))
     load_ns = time.perf_counter_ns() - start
     try:
-        timed = None if latency is None else time_queries(runner, parts, per_query, latency)
+        timed = None if latency is None else time_queries(running.run, parts, per_query, latency)
         peak = peak_memory_bytes()
-        samples = None if outputs is None else _write_outputs(engine, runner, outputs)
+        samples = None if outputs is None else _write_outputs(engines, running, outputs)
         feed = parts[0] if parts else None
-        layers = [dict(vars(layer)) for layer in runner.layers(feed)] if job.get("layers") else None
-        versions = {**runner.versions(), "numpy": np.__version__}
+        generation = None if feed is None else running.generation(feed)
+        layers = None
+        if job.get("layers"):
+            layers = [{"graph": graph, **vars(layer)} for graph, layer in running.layers(feed)]
+        versions = {**running.versions(), "numpy": np.__version__}
     finally:
-        runner.close()
+        running.close()
     result = {
-        "digest": engine.digest,
-        "backend": engine.backend,
-        "device": engine.device,
-        "precision": engine.precision,
+        "digest": engines.digest,
+        "backend": engines.backend,
+        "device": engines.device,
+        "precision": engines.precision,
         "threads": threads,
         "load_ms": load_ns / 1e6,
         "latencies_ns": timed.latencies_ns if timed else None,
         "samples_per_query": timed.samples_per_query if timed else None,
         "warmup": {"seconds": timed.warmup_s, "steady": timed.steady} if timed else None,
         "telemetry": timed.telemetry if timed else None,
+        "generation": generation,
         "baseline_memory_bytes": baseline,
         "peak_memory_bytes": peak if latency is not None else peak_memory_bytes(),
         "samples": samples,
@@ -107,8 +115,8 @@ def _read_job(path: Path) -> dict[str, Any]:
         raise RuntimesError(f"{path} is not a measurement job ({error}): name the job's JSON file") from error
 
 
-def _write_outputs(engine: Engine, runner: Runner, settings: Mapping[str, Any]) -> int:
-    """Run every sample of the shards through the engine, write all outputs to one file; return how many samples.
+def _write_outputs(engines: EngineSet, running: Running, settings: Mapping[str, Any]) -> int:
+    """Run every sample of the shards through the engines, write all outputs to one file; return how many samples.
 
     Outputs may differ in shape from batch to batch, as transcripts of sounds of different lengths do.
     """
@@ -120,29 +128,29 @@ def _write_outputs(engine: Engine, runner: Runner, settings: Mapping[str, Any]) 
     outputs: list[Mapping[str, np.ndarray]] = []
     samples = 0
     for feed in _batches([Path(shard) for shard in shards], names, batch):
-        count, found = len(next(iter(feed.values()))), runner.run(check_feed(engine.inputs, feed, source="shard"))
-        _check_outputs(engine, found, count)
+        count, found = len(next(iter(feed.values()))), running.run(check_feed(engines.inputs, feed, source="shard"))
+        _check_outputs(engines, found, count)
         outputs.append(found)
         samples += count
     write_batches(into, outputs)
     return samples
 
 
-def _check_outputs(engine: Engine, outputs: Mapping[str, np.ndarray], samples: int) -> None:
-    """A score of anything but what the engine says it gives would be the score of something else."""
-    specs = {spec.name: spec for spec in engine.outputs}
+def _check_outputs(engines: EngineSet, outputs: Mapping[str, np.ndarray], samples: int) -> None:
+    """A score of anything but what the engines say they give would be the score of something else."""
+    specs = {spec.name: spec for spec in engines.outputs}
     if outputs.keys() != specs.keys():
-        raise RuntimesError(f"{engine.path} gave the outputs {sorted(outputs)} and says it has {sorted(specs)}: "
+        raise RuntimesError(f"{engines.where} gave the outputs {sorted(outputs)} and says it has {sorted(specs)}: "
                             "build it again")
     for name, value in outputs.items():
         spec = specs[name]
         axis = spec.batch_axis
         fixed = axis is None or axis >= value.ndim or isinstance(spec.shape[axis], int)
         if value.dtype != np.dtype(spec.dtype) or value.ndim != len(spec.shape):
-            raise RuntimesError(f"output {name!r} of {engine.path} came as {value.dtype} of {value.ndim} axes, and it "
-                                f"says {spec.dtype} of {len(spec.shape)}: build it again")
+            raise RuntimesError(f"output {name!r} of {engines.where} came as {value.dtype} of {value.ndim} axes, and "
+                                f"it says {spec.dtype} of {len(spec.shape)}: build it again")
         if axis is not None and not fixed and value.shape[axis] != samples:
-            raise RuntimesError(f"output {name!r} of {engine.path} has {value.shape[axis]} answers for {samples} "
+            raise RuntimesError(f"output {name!r} of {engines.where} has {value.shape[axis]} answers for {samples} "
                                 "samples: build it again")
 
 
@@ -160,9 +168,9 @@ def _batches(shards: list[Path], names: tuple[str, ...], batch: int) -> Iterator
             yield {name: arrays[name][start : start + batch] for name in names}
 
 
-def _query(engine: Engine, latency: Mapping[str, Any]) -> tuple[list[dict[str, np.ndarray]], int]:
+def _query(engines: EngineSet, latency: Mapping[str, Any]) -> tuple[list[dict[str, np.ndarray]], int]:
     path = Path(get(latency, "feed", str, "measurement job: 'latency'"))
-    return split_query(engine.inputs, read_arrays(path), samples_of(latency), source=str(path))
+    return split_query(engines.inputs, read_arrays(path), samples_of(latency), source=str(path))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Times queries of an engine: warm-up until they are steady, then one clock reading before and one after each.
+"""Times queries of a model: warm-up until they are steady, then one clock reading before and one after each.
 
 A query is what a scenario of MLPerf sends at once: one sample (single stream), eight (multi stream), or a batch as
 large as the engine takes (offline). Where the engine takes fewer samples at once than the query has, they run in turn.
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends import Runner
 from runtimes.errors import RuntimesError
 from runtimes.records import get, typed
 from runtimes.spec import TensorSpec, check_feed, largest_batch
@@ -73,13 +72,14 @@ def split_query(
 
 
 def time_queries(
-    runner: Runner, parts: Sequence[Mapping[str, np.ndarray]], samples: int, settings: Mapping[str, Any]
+    run: Callable[[Mapping[str, np.ndarray]], Any], parts: Sequence[Mapping[str, np.ndarray]], samples: int,
+    settings: Mapping[str, Any],
 ) -> Timed:
     """Warm up for ``warmup_s`` at least, then time ``min_runs`` queries at least, for ``duration_s`` at least."""
     warmup_s = get(settings, "warmup_s", float, _WHERE)
     duration_ns = int(get(settings, "duration_s", float, _WHERE) * 1e9)
     min_runs = get(settings, "min_runs", int, _WHERE)
-    clock, run, telemetry = time.perf_counter_ns, runner.run, Telemetry()
+    clock, telemetry = time.perf_counter_ns, Telemetry()
 
     def query() -> int:
         start = clock()

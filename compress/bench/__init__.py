@@ -168,8 +168,8 @@ def _prepare(
     machine: Machine, folder: Path, target: np.ndarray | None,
 ) -> tuple[_Work, int]:
     """What the jobs share, and the number of samples of a query, which is one for all engines."""
-    inputs, plan = candidates[0].engine.inputs, config.plan()
-    samples = min(query_samples(config.scenario, one.engine.inputs) for one in candidates)
+    inputs, plan = candidates[0].engines.inputs, config.plan()
+    samples = min(query_samples(config.scenario, one.engines.inputs) for one in candidates)
     if config.scenario == "single_stream":
         axes = {spec.name: spec.batch_axis for spec in inputs}
         samples = next((value.shape[axis] for name, value in feed.items() if (axis := axes[name]) is not None), 1)
@@ -188,7 +188,7 @@ def _prepare(
 def _steps(ones: Sequence[Measured], machine: Machine, restarts: int, *, has_data: bool) -> Iterator[_Step]:
     """What is run, in order."""
     for one in ones:
-        if one.engine is None:
+        if one.engines is None:
             yield _Step(name=one.candidate.name, kind="build")
     names = [one.candidate.name for one in ones]
     if machine.emulated:
@@ -209,11 +209,13 @@ def _run(step: _Step, one: Measured, work: _Work, folder: Path) -> dict[str, Any
     if step.kind == "build":
         if machine.build is None:
             raise CompressError(f"the engine is built on its device, and {machine.name} is not one")
-        one.engine = machine.build(one.candidate.engine, folder / "build")
+        given = one.candidate.engines
+        built = {graph: machine.build(engine, folder / "build" / graph) if engine.state == "build on the device"
+                 else engine for graph, engine in given.engines.items()}
+        one.engines = dataclasses.replace(given, engines=built)
         return None
-    assert one.engine is not None
-    path = one.engine.path.resolve() if one.engine is one.candidate.engine else one.engine.path
-    job: dict[str, Any] = {"engine": str(path), "threads": work.threads, "latency": None, "outputs": None,
+    assert one.engines is not None
+    job: dict[str, Any] = {**one.engines.job(), "threads": work.threads, "latency": None, "outputs": None,
                            "layers": False}
     if step.kind == "round":
         # The layers are read after the clock has stopped; once is enough.
@@ -223,7 +225,7 @@ def _run(step: _Step, one: Measured, work: _Work, folder: Path) -> dict[str, Any
         return result
     place = folder / ("accuracy" if step.kind == "outputs" else "here")
     into = place / "outputs.npz"
-    batch = largest_batch(one.engine.inputs, ACCURACY_BATCH)
+    batch = largest_batch(one.engines.inputs, ACCURACY_BATCH)
     job.update(outputs={**work.outputs, "batch": batch, "into": str(into)})
     if step.kind == "reference":
         result = run_here(job, place, work.timeout_s)

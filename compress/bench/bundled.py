@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.targets import Target
 from runtimes.bundle import Bundle, read_bundle
-from runtimes.engine import Engine, read_engine
+from runtimes.engine import read_engine
+from runtimes.engineset import EngineSet
 from runtimes.records import write_json
 
 
@@ -58,7 +59,7 @@ def bench_bundle(
     candidates = _candidates(bundle, targets, controls, path.resolve().parent / "controls")
     samples = None if data is None else open_set(data, bundle.inputs)
     wanted = query_samples(config.scenario, bundle.inputs)
-    feed: dict[str, Any] = dict(samples.first(wanted) if samples else bundle.read_arrays(bundle.golden.feed))
+    feed: dict[str, Any] = dict(samples.first(wanted) if samples else _golden(bundle))
     output = _writable(output or path.resolve().parent / "bench.json")
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as work:
         return bench_everywhere(
@@ -72,13 +73,12 @@ def _check(bundle: Bundle, targets: Sequence[Target], *, emulate: bool) -> None:
     names = [target.name for target in targets]
     if not names or len(set(names)) != len(names):
         raise CompressError(f"the targets are {', '.join(names) or 'none'}: name each that is to be measured once")
-    if len(bundle.graphs) != 1:
-        raise CompressError(f"{bundle.path} has the graphs {', '.join(bundle.graphs)}, and a bench is of one graph: "
-                            "bundle each by itself to measure it")
     for target in targets:
-        if target.name not in bundle.graph.engines:
-            raise CompressError(f"{bundle.path} has no engine for target {target.name!r}: it has those of "
-                                f"{', '.join(bundle.graph.engines)}, name them with --target, or bundle for this one")
+        for graph, entry in bundle.graphs.items():
+            if target.name not in entry.engines:
+                whose = f" of graph {graph!r}" if len(bundle.graphs) > 1 else ""
+                raise CompressError(f"{bundle.path} has no engine{whose} for target {target.name!r}: it has those of "
+                                    f"{', '.join(entry.engines)}, name them with --target, or bundle for this one")
         if target.reach == "ssh" and target.address is None and not emulate:
             raise CompressError(
                 f'target {target.name!r} has no address: write [target.{target.name}] address = "user@host" (what you '
@@ -101,28 +101,57 @@ def _candidates(
     bundle: Bundle, targets: Sequence[Target], controls: Path | None, default: Path
 ) -> list[Candidate]:
     """The float controls of each target, then what ships."""
-    from compress.bundle import read_controls
+    from compress.bundlefacts import manifest_of
+    from compress.controls import RECORD, read_controls
 
-    ships = [bundle.graph.engines[target.name].digest for target in targets]
-    there = controls or (default / "controls.json").is_file()
-    beside = read_controls(controls or default, ships=ships) if there else []
+    chain = manifest_of(bundle).get("chain")
+    ships = {target.name: _engines(bundle, target.name, chain) for target in targets}
+    there = controls or (default / RECORD).is_file()
+    digests = [engines.digest for engines in ships.values()]
+    beside = read_controls(controls or default, ships=digests) if there else []
     found = []
     for target in targets:
-        for name, role, where, engine in beside:
-            if where != target.name:
+        for one in beside:
+            if one.target != target.name:
                 continue
-            if _signature(engine) != _signature(bundle):
-                raise CompressError(f"the control {name!r} in {controls or default} has other inputs or outputs than "
-                                    f"{bundle.path}: it is of another model; name this one's controls")
-            found.append(Candidate(name=name, role=role, engine=engine, target=target))  # type: ignore[arg-type]
-        entry = bundle.graph.engines[target.name]
-        engine = read_engine(bundle.path / entry.path, expected=bundle.engine_files(entry))
-        name = f"shipped {engine.precision}, {target.name}"
-        found.append(Candidate(name=name, role="shipped", engine=engine, target=target, asked=asked_of(engine)))
+            if _signature(one.engines) != _signature(bundle):
+                raise CompressError(f"the control {one.name!r} in {controls or default} has other inputs or outputs "
+                                    f"than {bundle.path}: it is of another model; name this one's controls")
+            found.append(Candidate(name=one.name, role=one.role, engines=one.engines, target=target))
+        engines = ships[target.name]
+        name = f"shipped {engines.precision}, {target.name}"
+        found.append(Candidate(name=name, role="shipped", engines=engines, target=target, asked=asked_of(engines)))
     return found
 
 
-def _signature(one: Bundle | Engine) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+def _engines(bundle: Bundle, target: str, chain: Mapping[str, Any] | None) -> EngineSet:
+    """The bundle's engines for a target."""
+    entries = {graph: entry.engines[target] for graph, entry in bundle.graphs.items()}
+    return EngineSet(chain=chain, engines={
+        graph: read_engine(bundle.path / entry.path, expected=bundle.engine_files(entry))
+        for graph, entry in entries.items()
+    })
+
+
+def _golden(bundle: Bundle) -> dict[str, Any]:
+    """The golden feeds as one of the bundle: of each graph what the caller gives it.
+
+    Raises:
+        CompressError: where the caller gives a decoder's first tokens; the golden feed of a decoder is a later step's.
+    """
+    wiring = bundle.wiring
+    if wiring is None:
+        return bundle.read_arrays(bundle.golden.feed)
+    found: dict[str, Any] = {}
+    for step in wiring.steps:
+        if step.loop is not None and step.loop.token in step.inputs:
+            raise CompressError(f"{bundle.path} holds no prompt for its {step.name}: name samples with --data")
+        feed = bundle.read_arrays(bundle.graphs[step.graph].golden.feed)
+        found |= {source.name: feed[name] for name, source in step.inputs.items() if source.step is None}
+    return found
+
+
+def _signature(one: Bundle | EngineSet) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
     """Names and ranks of inputs and outputs; types and bounds may differ between engines of one model."""
     inputs, outputs = ({(spec.name, len(spec.shape)) for spec in specs} for specs in (one.inputs, one.outputs))
     return inputs, outputs

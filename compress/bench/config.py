@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from compress.bench.record import Role, Scenario
 from compress.errors import CompressError
 from compress.targets import Target
-from runtimes.engine import Engine
+from runtimes.engineset import EngineSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +74,18 @@ class BenchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An engine to measure. ``asked`` is what its model wants in int8, from :func:`asked_for_int8`; None: not known."""
+    """A model on a target, to be measured: the engines of its graphs.
+
+    ``asked`` is what its graphs want in int8, of each from :func:`asked_for_int8`; one that is missing is not known.
+    """
 
     name: str
     role: Role
-    engine: Engine
+    engines: EngineSet
     target: Target
-    asked: Mapping[str, str] | None = None
+    asked: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def runs_here(self) -> bool:
         """Whether figures taken on this machine are this target's: a board's engine may run here, and tell nothing."""
-        return self.engine.state == "runnable" and self.target.reach == "local"
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.engine.path.rglob("*") if path.is_file())
+        return self.engines.state == "runnable" and self.target.reach == "local"

@@ -94,7 +94,7 @@ def merged(records: Sequence[BenchRecord]) -> BenchRecord:
 def baseline_of(candidates: Sequence[Candidate]) -> str:
     """The original model's fp32 engine; without one, what ships is its own."""
     originals = [one for one in candidates if one.role == "original"]
-    return next((one.name for one in originals if one.engine.precision == "fp32"), (originals or candidates)[-1].name)
+    return next((one.name for one in originals if one.engines.precision == "fp32"), (originals or candidates)[-1].name)
 
 
 def _on_device(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from compress.bench.early_stopping import estimate, smallest_count
-from compress.bench.record import Accuracy, Drop, EmulatedParity, Latency, Speedup
+from compress.bench.record import Accuracy, Drop, EmulatedParity, Generation, Latency, Speedup
 from compress.errors import CompressError
 from compress.intervals import is_different, median_interval, verdict
 from compress.metrics import Metric, Outputs, drop_of, value_of
@@ -57,6 +58,18 @@ def accuracy(
                     verdict=verdict(lost, max_drop))
     return Accuracy(metric=metric.name, value=found.value, interval=(found.low, found.high), n=found.n, drop=drop,
                     share=metric.is_share, lower_is_better=metric.lower_is_better)
+
+
+def generation(restarts: Sequence[Mapping[str, Any] | None]) -> Generation | None:
+    """Summary of what :meth:`runtimes.running.Running.generation` told in each process; None where nothing is."""
+    told = [one for one in restarts if one is not None]
+    if not told:
+        return None
+    steps = int(told[0]["steps"])
+    first = [float(np.median(one["first_ns"])) for one in told]
+    after = [float(np.median(np.subtract(one["all_ns"], one["first_ns"]))) for one in told]
+    return Generation(tokens=steps, first_token_ms=float(np.median(first)) / 1e6,
+                      tokens_per_s=(steps - 1) * 1e9 / float(np.median(after)) if steps > 1 else None)
 
 
 def emulated_parity(here: Sequence[Outputs], emulated: Sequence[Outputs]) -> EmulatedParity:

@@ -12,7 +12,7 @@ from compress.bench.record import ComponentRow, LayerRow
 from compress.export.components import SHARED, components_in
 from runtimes.arithmetic import is_arithmetic
 from runtimes.backends import COMPONENT_MARK
-from runtimes.engine import Engine
+from runtimes.engineset import EngineSet
 
 _QUANTIZED_PAIR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})  # int8 where both operands are
 
@@ -21,7 +21,7 @@ def rows(layers: Iterable[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
     """The layers that a measuring process read back, each with its component.
 
     Args:
-        layers: the fields of :class:`runtimes.backends.Layer`.
+        layers: the fields of :class:`runtimes.backends.Layer`, and the graph's name.
     """
     found = []
     for layer in layers:
@@ -58,19 +58,23 @@ def macs_by_precision(layers: Iterable[LayerRow]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def unexpected(asked: Mapping[str, str], layers: Sequence[LayerRow]) -> tuple[str, ...]:
+def unexpected(asked: Mapping[str, Mapping[str, str]], layers: Sequence[LayerRow]) -> tuple[str, ...]:
     """The layers that run what ``asked`` wants in int8 in another precision, as "name: type in precision (seen)".
 
-    In brackets stands what the backend shows of it, and its reason or that it gives none. Backends keep the name of the
-    ONNX node in that of the layer they fuse it into, or take that of its output tensor. An operator found under neither
-    name was fused beyond recognition and is not reported.
+    ``asked`` is by graph, whose name stands before a layer's where the layers are of several. In brackets stands what
+    the backend shows of it, and its reason or that it gives none. Backends keep the name of the ONNX node in that of
+    the layer they fuse it into, or take that of its output tensor. An operator found under neither name was fused
+    beyond recognition and is not reported.
     """
+    several = len({layer.graph for layer in layers}) > 1
     found = []
-    for node, output in asked.items():
-        # "_original" is OpenVINO's mark of a layer whose name went to the dequantization behind it.
-        name = re.compile(rf"(?<!\w)({re.escape(node)}|{re.escape(output)})(_original)?(?!\w)")
-        ran = [layer for layer in layers if is_arithmetic(layer.type) and name.search(layer.name)]
-        found += [_told(node, layer) for layer in ran if layer.precision != "int8"]
+    for graph, wanted in asked.items():
+        own = [layer for layer in layers if layer.graph == graph and is_arithmetic(layer.type)]
+        for node, output in wanted.items():
+            # "_original" is OpenVINO's mark of a layer whose name went to the dequantization behind it.
+            name = re.compile(rf"(?<!\w)({re.escape(node)}|{re.escape(output)})(_original)?(?!\w)")
+            found += [_told(f"{graph}: {node}" if several else node, layer) for layer in own
+                      if name.search(layer.name) and layer.precision != "int8"]
     return tuple(found)
 
 
@@ -84,10 +88,11 @@ def asked_for_int8(onnx_file: Path) -> dict[str, str]:
             if node.op_type in _QUANTIZED_PAIR and set(node.input[:2]) <= dequantized}
 
 
-def asked_of(engine: Engine) -> dict[str, str] | None:
-    """What an int8 engine's model asks for, where its folder holds the ONNX file; None where that is not known."""
-    files = sorted(engine.path.glob("*.onnx")) if engine.precision == "int8" else []
-    return asked_for_int8(files[0]) if len(files) == 1 else None
+def asked_of(engines: EngineSet) -> dict[str, dict[str, str]]:
+    """What the graphs of int8 engines ask for, by graph, of those whose folders hold the ONNX file."""
+    files = {graph: sorted(engine.path.glob("*.onnx")) for graph, engine in engines.engines.items()
+             if engine.precision == "int8"}
+    return {graph: asked_for_int8(found[0]) for graph, found in files.items() if len(found) == 1}
 
 
 def _component(name: str, kind: str, nodes: Sequence[str]) -> str | None:

@@ -14,18 +14,19 @@ from compress.bench.config import Candidate
 from compress.bench.record import EmulatedParity, Latency, LayerRow
 from compress.metrics import Metric, Outputs, statistics_of
 from runtimes.arrays import read_batches
-from runtimes.engine import Engine
+from runtimes.engineset import EngineSet
 
 
 class Measured:
     """What the processes of one candidate gave so far, or why the first that failed did.
 
-    ``engine`` is the one that runs: of an engine that is built on the device, the built one, None until it is.
+    ``engines`` are those that run: of what is built on the device, the built ones, None until they are.
     """
 
     def __init__(self, candidate: Candidate, *, emulated: bool) -> None:
         self.candidate = candidate
-        self.engine: Engine | None = None if candidate.engine.state == "build on the device" else candidate.engine
+        waits = any(engine.state == "build on the device" for engine in candidate.engines.engines.values())
+        self.engines: EngineSet | None = None if waits else candidate.engines
         self.emulated = emulated
         self.failure: str | None = None
         self.lost: str | None = None               # what became of its device
@@ -75,7 +76,7 @@ class Measured:
                 self.layers = tuple(dataclasses.replace(layer, time_us=None) for layer in self.layers)
 
     def _check_digest(self, result: dict[str, Any]) -> None:
-        expected = self.engine.digest if self.engine else ""
+        expected = self.engines.digest if self.engines else ""
         if result["digest"] != expected:
             raise AgentError(f"the process ran engine {result['digest'][:12]}, not {expected[:12]}: "
                              "the files changed while they were measured")

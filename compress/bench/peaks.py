@@ -109,7 +109,8 @@ def _measure(
     write_arrays(folder / "feed.npz", {"x": np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)})
     timing = {"feed": str(folder / "feed.npz"), "warmup_s": 0.2, "duration_s": 0.5, "min_runs": 3,
               "scenario": "single_stream", "samples_per_query": None}  # fmt: skip
-    job = {"engine": str(engine.path.resolve()), "threads": threads, "latency": timing, "outputs": None, "layers": True}
+    job = {"engines": {"product": str(engine.path.resolve())}, "threads": threads, "latency": timing, "outputs": None,
+           "layers": True}  # fmt: skip
     results, times_us = [], list[float]()
     product: Mapping[str, Any] = {}
     for repeat in range(REPEATS):

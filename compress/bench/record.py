@@ -90,7 +90,8 @@ class LayerRow:
     """A layer as the backend says it ran.
 
     ``component`` is whose it is, None where its engine does not tell; ``macs`` its multiply-accumulates where its
-    shapes tell them; ``seen`` what the backend shows of how an arithmetic layer ran: kernel, types, neighbours.
+    shapes tell them; ``seen`` what the backend shows of how an arithmetic layer ran: kernel, types, neighbours. Time
+    and ``macs`` are of all runs of its ``graph`` that a query takes.
     """
 
     name: str
@@ -100,6 +101,7 @@ class LayerRow:
     component: str | None = None
     macs: int | None = None
     seen: str | None = None
+    graph: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,19 @@ class RowTelemetry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How an answer comes: the medians over the processes. What comes before the first token is in ``first_token_ms``.
+
+    ``tokens`` are those of the query that is timed, for each of its samples; ``tokens_per_s``, of each sample, are of
+    those after the first, None where there are none.
+    """
+
+    tokens: int
+    first_token_ms: float
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmulatedParity:
     """Outputs under emulation against this machine's of the same engine file: the largest difference, and the answers.
 
@@ -199,7 +214,9 @@ class EmulatedParity:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One engine on one machine. ``reason`` says why a row failed, or what became of its device.
+    """One model on one machine: the engines of its graphs, timed from its inputs to its outputs.
+
+    ``reason`` says why a row failed, or what became of its device.
 
     ``status`` is
 
@@ -219,11 +236,12 @@ class BenchRow:
     target: str
     backend: str
     precision: str
-    digest: str                        # of the engine that ran: of one built on the device, the built one's
+    digest: str                        # of what ran, as a session or chain of it says: of engines built there, theirs
     state: str                         # the engine's own
     status: str
-    size_bytes: int
+    size_bytes: int                    # of all its engines
     machine: str | None = None
+    graphs: Mapping[str, str] = field(default_factory=dict)  # graph -> digest of its engine
     scenario: Scenario = "single_stream"
     batch: int = 1                     # samples of one query
     marks: tuple[Mark, ...] = ()
@@ -231,6 +249,7 @@ class BenchRow:
     load_ms: float | None = None       # median over restarts
     latency_ms: Latency | None = None
     throughput_per_s: float | None = None  # samples
+    generation: Generation | None = None   # of a model that answers token by token
     peak_memory_bytes: int | None = None  # high-water mark of the process, the largest of the restarts
     telemetry: RowTelemetry | None = None
     accuracy: Accuracy | None = None

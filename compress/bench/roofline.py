@@ -60,7 +60,7 @@ def with_roofline(row: BenchRow, candidate: Candidate, peak_of: PeakOf) -> Bench
     The layers are profiled on what the backend takes at once, so that a query run in parts has no share.
     """
     macs = work_of(row)
-    whole = largest_batch(candidate.engine.inputs, row.batch) >= row.batch
+    whole = largest_batch(candidate.engines.inputs, row.batch) >= row.batch
     if row.latency_ms is None or not macs or not whole:
         return row
     peaks = {precision: peak for precision in macs if (peak := peak_of(candidate.target, precision)) is not None}

@@ -55,7 +55,7 @@ def rows_of(
 
 def without_figures(candidate: Candidate, machine: str | None, failure: str | None) -> BenchRow:
     """The row of an engine that does not run here, or that failed."""
-    elsewhere = "built, not run here" if candidate.engine.state == "runnable" else candidate.engine.state
+    elsewhere = "built, not run here" if candidate.engines.state == "runnable" else candidate.engines.state
     status = elsewhere if failure is None else "failed"
     return BenchRow(**_identity(candidate, None), machine=machine, status=status, reason=failure)
 
@@ -66,10 +66,10 @@ def originals(candidate: Candidate, good: Mapping[str, Measured], baseline: str)
     Where nothing of the original was measured the baseline is an engine that ships, with which nothing is compared.
     """
     first = good.get(baseline)
-    found = {f"vs_original_{first.candidate.engine.precision}": first} if first and _compares(first) else {}
+    found = {f"vs_original_{first.candidate.engines.precision}": first} if first and _compares(first) else {}
     for one in good.values():
         if one.candidate.role == "original" and one.candidate.target.name == candidate.target.name:
-            found[f"vs_original_{one.candidate.engine.precision}"] = one
+            found[f"vs_original_{one.candidate.engines.precision}"] = one
     return {key: one for key, one in found.items() if one.candidate is not candidate}
 
 
@@ -87,13 +87,14 @@ def _speed(one: Measured, originals: Mapping[str, Measured]) -> dict[str, Any]:
     time = one.latency
     if time is None:
         return {}
-    samples, gpu = one.rounds[0]["samples_per_query"], one.candidate.engine.device == "GPU"
+    samples, gpu = one.rounds[0]["samples_per_query"], "GPU" in one.candidate.engines.device
     peaks = [result["peak_memory_bytes"] for result in one.rounds if result["peak_memory_bytes"] is not None]
     found = conditions(one.rounds, gpu=gpu)
     return {
         "batch": samples, "latency_ms": time, "marks": marks(time, one.rounds, found, gpu=gpu), "telemetry": found,
         "load_ms": float(np.median([result["load_ms"] for result in one.rounds])),
         "throughput_per_s": 1000 * samples / time.mean, "peak_memory_bytes": max(peaks, default=None),
+        "generation": figures.generation([result.get("generation") for result in one.rounds]),
         "speedup": {key: figures.speedup(other.candidate.name, other.latency, time)
                     for key, other in originals.items() if other.latency is not None},
     }
@@ -104,12 +105,14 @@ def _layers(one: Measured) -> dict[str, Any]:
     return {
         "precisions": layers.precisions(one.layers), "layers": one.layers,
         "components": layers.by_component(one.layers),
-        "unexpected": None if asked is None or not one.layers else layers.unexpected(asked, one.layers),
+        "unexpected": layers.unexpected(asked, one.layers) if asked and one.layers else None,
     }
 
 
 def _identity(candidate: Candidate, one: Measured | None) -> dict[str, Any]:
-    engine, ran = candidate.engine, one.engine if one else None
-    return {"name": candidate.name, "role": candidate.role, "target": candidate.target.name, "backend": engine.backend,
-            "precision": engine.precision, "digest": (ran or engine).digest, "state": engine.state,
-            "size_bytes": candidate.size_bytes}
+    engines = candidate.engines
+    ran = one.engines if one and one.engines else engines
+    return {"name": candidate.name, "role": candidate.role, "target": candidate.target.name, "backend": engines.backend,
+            "precision": engines.precision, "digest": ran.digest, "state": engines.state,
+            "graphs": {graph: engine.digest for graph, engine in ran.engines.items()},
+            "size_bytes": engines.size_bytes}

@@ -160,7 +160,7 @@ def export(
 @click.argument("model", type=EXISTING)
 @click.option("--data", type=EXISTING, required=True, help="Samples to compare on.")
 @click.option("--target", default="local", show_default=True, help="The target whose engine is compared.")
-@click.option("--graph", help="Which graph, where MODEL has several.")
+@click.option("--graph", help="Compare this graph alone, where MODEL has several.")
 @click.option("--samples", default=64, show_default=True, help="How many samples.")
 @model_options
 @common
@@ -176,9 +176,10 @@ def parity(
 
     loaded = read_model(model, factory, trust_pickle, example)
     with Progress(quiet=quiet).stage("parity"):
-        chosen, sets = only(loaded, graph), read_sets(data, loaded)
-        own = sets[next(iter(chosen.graphs))] if isinstance(sets, dict) else sets
-        result = check(chosen, get_target(target), own.take(samples))
+        sets = read_sets(data, loaded)
+        if isinstance(sets, dict):      # of each graph its own, which no chain joins
+            sets, loaded = sets[next(iter(only(loaded, graph).graphs))], only(loaded, graph)
+        result = check(loaded, get_target(target), sets.take(samples), graph=graph)
     show(result.to_json(), as_json, lambda: table(result))
     if not result.passed:
         sys.exit(1)

@@ -18,6 +18,7 @@ from compress.device.link import DeviceLost, Link
 from compress.device.ssh import explain, ssh_command
 from compress.errors import CompressError
 from runtimes.engine import Engine, Precision, State, choice
+from runtimes.engineset import digest_of
 from runtimes.errors import RuntimesError
 from runtimes.frames import BLOCK_BYTES, parse
 from runtimes.hashing import file_digest, json_digest, tree_paths
@@ -108,7 +109,7 @@ class Device:
     def agent(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
         """Run a job of :mod:`runtimes.measure` there; paths in ``job`` are this machine's.
 
-        Copies the engine, the feed and the shards that are not there yet, and brings ``outputs`` back to its path.
+        Copies the engines, the feed and the shards that are not there yet, and brings ``outputs`` back to its path.
         ``folder`` gets ``job.json``, ``result.json`` and ``stderr.txt``, as with :func:`compress.bench.agent.run_here`.
 
         Raises:
@@ -119,8 +120,9 @@ class Device:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job, indent=1))
         (folder / "result.json").unlink(missing_ok=True)
-        there, digest = self._engine(Path(job["engine"]))
-        sent: dict[str, Any] = {**job, "engine": there}
+        there = {graph: self._engine(Path(engine)) for graph, engine in job["engines"].items()}
+        digest = digest_of({graph: digest for graph, (_, digest) in there.items()}, job.get("chain"))
+        sent: dict[str, Any] = {**job, "engines": {graph: path for graph, (path, _) in there.items()}}
         if (latency := job.get("latency")) is not None:
             sent["latency"] = {**latency, "feed": self._files([Path(latency["feed"])])[0]}
         if (outputs := job.get("outputs")) is not None:
@@ -129,8 +131,9 @@ class Device:
         self._run("run", folder, timeout_s, json.dumps(sent).encode())
         result = self._result(folder)
         if result.get("digest") != digest:
+            where = ", ".join(job["engines"].values())
             raise AgentError(f"{self._link.name} measured engine {str(result.get('digest'))[:12]}…, not {digest[:12]}… "
-                             f"({job['engine']}), which must have changed meanwhile: measure again")
+                             f"({where}), which must have changed meanwhile: measure again")
         if outputs is not None:
             self._fetch("outputs.npz", Path(outputs["into"]))
         return result

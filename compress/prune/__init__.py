@@ -164,10 +164,10 @@ def prunable(
     """
     from compress.prune.forward import tensors
     from compress.prune.structured import find_groups
-    from compress.steps import first_of
+    from compress.steps import split
 
     module, calls = _module(model, factory)
-    groups, skipped = find_groups(module, calls, tensors(first_of(model)), config)
+    groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config)
     return tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups), skipped
 
 

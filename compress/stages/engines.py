@@ -6,29 +6,37 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.bench.record import Role
 from compress.errors import CompressError
 from compress.stages.filing import Filing
 from compress.stages.models import ModelFile
-from compress.store import is_disk_full
+from compress.store import Artifact, is_disk_full
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, read_engine
+from runtimes.engineset import EngineSet
+
+if TYPE_CHECKING:
+    from compress.model import Model
 
 _NOT_THE_ENGINES = ("verified", "description", "address", "python")  # parts of a row that no engine depends on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """An engine that was built, of which model and for what; ``error`` where it was not."""
+    """The engines of a model in one precision for one target, and the ONNX files they are of, by graph.
+
+    A graph in which nothing is int8 stays float in an int8 build. ``engines`` is None where one was not built, and
+    ``error`` says why.
+    """
 
     name: str
     role: Role
     target: Target
     precision: Precision
-    onnx: Path
-    engine: Engine | None = None
+    onnx: Mapping[str, Path]
+    engines: EngineSet | None = None
     error: str | None = None
 
 
@@ -51,13 +59,14 @@ def build_engines(
     Raises:
         CompressError: if no engine that ships could be built, or the disk is full.
     """
+    like = shipped.load()       # all of the run's models have its graphs and its chain
     wanted = [(target, *what) for target in targets for what in _wanted(target, original, shipped, quantized)]
     builds = []
     with filing.progress.stage("export"):
         for number, (target, name, role, model, precision) in enumerate(wanted):
             filing.progress.step(number, len(wanted), name)
-            builds.append(_build(filing, name, role, target, model, precision))
-    if not any(build.role == "shipped" and build.engine is not None for build in builds):
+            builds.append(_build(filing, name, role, target, model, precision, like))
+    if not any(build.role == "shipped" and build.engines is not None for build in builds):
         raise CompressError(
             "no engine could be built: " + "; ".join(f"{b.target.name}: {b.error}" for b in builds if b.error)
         )
@@ -93,49 +102,68 @@ def _wanted(
 
 
 def _build(
-    filing: Filing, name: str, role: Role, target: Target, model: ModelFile, precision: Precision
+    filing: Filing, name: str, role: Role, target: Target, model: ModelFile, precision: Precision, like: Model
 ) -> Build:
-    from compress.export import build_engine, export_onnx
-
-    def write_onnx(into: Path, scratch: Path) -> dict[str, Any]:
-        export_onnx(model.load(), target, into / "model.onnx")
-        return {}
-
-    written = {"opset": target.opset, "names": "component::node"}
-    onnx = filing.artifact("onnx", written, {"model": model.digest}, write_onnx)
-    path = onnx.path / "model.onnx"
-
-    def build(into: Path, scratch: Path) -> dict[str, Any]:
-        build_engine(path, model.load(), target, into / "engine", precision=precision)
-        return {}
-
-    row = {key: value for key, value in dataclasses.asdict(target).items() if key not in _NOT_THE_ENGINES}
-    made = Build(name=name, role=role, target=target, precision=precision, onnx=path)
+    onnx = {graph: _onnx(filing, target, model, graph) for graph in like.graphs}
+    made = Build(name=name, role=role, target=target, precision=precision,
+                 onnx={graph: one.path / "model.onnx" for graph, one in onnx.items()})
     try:
-        settings = {"target": row, "precision": precision}
-        engine = filing.artifact("engine", settings, {"onnx": onnx.digest}, build, detail=name)
+        engines = {
+            graph: _engine(filing, name if len(onnx) == 1 else f"{name}, {graph}", target, model, graph, one,
+                           precision if precision != "int8" or one.record["int8"] else "fp32")
+            for graph, one in onnx.items()
+        }
     except CompressError as error:
         if is_disk_full(error):
             raise
         filing.progress.say(f"{name} was not built: {error}")
         return dataclasses.replace(made, error=str(error))
-    return dataclasses.replace(made, engine=read_engine(engine.path / "engine"))
+    return dataclasses.replace(made, engines=EngineSet(engines=engines, chain=like.chain))
+
+
+def _onnx(filing: Filing, target: Target, model: ModelFile, graph: str) -> Artifact:
+    from compress.export import export_onnx, has_int8, only
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        one = only(model.load(), graph)
+        export_onnx(one, target, into / "model.onnx")
+        return {"int8": has_int8(one)}
+
+    written = {"opset": target.opset, "names": "component::node", "graph": graph}
+    return filing.artifact("onnx", written, {"model": model.digest}, build)
+
+
+def _engine(
+    filing: Filing, name: str, target: Target, model: ModelFile, graph: str, onnx: Artifact, precision: Precision
+) -> Engine:
+    from compress.export import build_engine, only
+
+    def build(into: Path, scratch: Path) -> dict[str, Any]:
+        path = onnx.path / "model.onnx"
+        build_engine(path, only(model.load(), graph), target, into / "engine", precision=precision)
+        return {}
+
+    row = {key: value for key, value in dataclasses.asdict(target).items() if key not in _NOT_THE_ENGINES}
+    settings = {"target": row, "precision": precision}
+    made = filing.artifact("engine", settings, {"onnx": onnx.digest}, build, detail=name)
+    return read_engine(made.path / "engine")
 
 
 def _summary(builds: Sequence[Build]) -> dict[str, Any]:
     return {
         "built": [
             {
-                "target": b.target.name, "precision": b.precision, "backend": b.engine.backend,
-                "state": b.engine.state, "digest": b.engine.digest, "size_bytes": _size(b.engine.path),
+                "target": b.target.name, "precision": b.precision, "backend": b.engines.backend,
+                "state": b.engines.state, "digest": b.engines.digest, "size_bytes": b.engines.size_bytes,
+                "graphs": {
+                    graph: {"precision": engine.precision, "digest": engine.digest}
+                    for graph, engine in b.engines.engines.items()
+                },
             }
-            for b in builds if b.engine is not None
+            for b in builds if b.engines is not None
         ],
         "not_built": [
-            {"target": b.target.name, "precision": b.precision, "reason": b.error} for b in builds if b.engine is None
+            {"target": b.target.name, "precision": b.precision, "reason": b.error} for b in builds if b.engines is None
         ],
     }  # fmt: skip
 
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

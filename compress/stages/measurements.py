@@ -17,30 +17,26 @@ from compress.stages.engines import Build
 from compress.stages.filing import Filing, read_json, write_json
 from compress.stages.models import ModelFile
 from runtimes.machine import machine_facts
-from runtimes.spec import largest_batch
-
-PARITY_SAMPLES = 64
 
 
 def measure_parity(
     filing: Filing, builds: Sequence[Build], shipped: ModelFile, quantized: Mapping[str, ModelFile]
 ) -> None:
     """Compare torch, ONNX and every engine that runs here on the same samples: the section ``parity``."""
-    from compress.ladder import ladder
-    from compress.parity import parity
+    from compress.ladder import climb, ladder, samples_for
 
-    validation = filing.data("validation", shipped.load())
+    model = shipped.load()
+    validation, samples = filing.data("validation", model), samples_for(model)
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
-        steps = ladder(builds, shipped.load(), {scheme: model.load() for scheme, model in quantized.items()})
-        feeds = list(validation.take(PARITY_SAMPLES).batches(largest_batch(validation.inputs, 32)))
-        result = parity(steps, feeds, progress=lambda done: filing.progress.step(done, len(feeds)))
+        forms = ladder(builds, model, {scheme: one.load() for scheme, one in quantized.items()})
+        result = climb(forms, model, validation.take(samples), progress=filing.progress.step)
         write_json(into / "parity.json", result.to_json())
         return {}
 
     inputs = {"validation": validation.digest, "shipped": shipped.digest}
-    inputs |= {build.name: build.engine.digest for build in builds if build.engine is not None}
-    artifact = filing.stage("parity", {"samples": PARITY_SAMPLES}, inputs, build)
+    inputs |= {build.name: build.engines.digest for build in builds if build.engines is not None}
+    artifact = filing.stage("parity", {"samples": samples}, inputs, build)
     filing.sections["parity"] = read_json(artifact.path / "parity.json")
 
 
@@ -57,18 +53,15 @@ def measure_speed(filing: Filing, builds: Sequence[Build], shipped: ModelFile, c
     the section holds what there is, not ``complete``, and the next run measures again; as it does where an engine that
     ships failed, which may have been for want of memory or time.
     """
-    from compress.bench import Candidate, asked_for_int8
+    from compress.bench import Candidate
     from compress.bench.everywhere import bench_everywhere
     from compress.bench.scenarios import query_samples
 
     validation, metric = filing.sets["validation"], filing.recipe.metric
     candidates = [
-        Candidate(
-            name=b.name, role=b.role, engine=b.engine, target=b.target,
-            asked=asked_for_int8(b.onnx) if b.precision == "int8" else None,
-        )
-        for b in builds if b.engine is not None
-    ]  # fmt: skip
+        Candidate(name=b.name, role=b.role, engines=b.engines, target=b.target, asked=_asked(b))
+        for b in builds if b.engines is not None
+    ]
     away = {c.target.name: c.target.address for c in candidates if c.target.reach == "ssh"}
     for name in [name for name, address in away.items() if address is None]:
         filing.progress.say(f'{name} is not measured, because it has no address: write [target.{name}] address = '
@@ -88,7 +81,7 @@ def measure_speed(filing: Filing, builds: Sequence[Build], shipped: ModelFile, c
         write_json(into / "bench.json", kept)
         return {}
 
-    inputs = {"validation": validation.digest, **{c.name: c.engine.digest for c in candidates}}
+    inputs = {"validation": validation.digest, **{c.name: c.engines.digest for c in candidates}}
     reached = {name: address for name, address in away.items() if address is not None}
     settings = {**dataclasses.asdict(config), "metric": metric, "machine": _machine(), "devices": reached}
     try:
@@ -97,6 +90,15 @@ def measure_speed(filing: Filing, builds: Sequence[Build], shipped: ModelFile, c
         filing.sections["bench"] = kept
         return
     filing.sections["bench"] = read_json(artifact.path / "bench.json")
+
+
+def _asked(build: Build) -> dict[str, dict[str, str]]:
+    """What the graphs of an int8 build ask for, by graph."""
+    from compress.bench import asked_for_int8
+
+    assert build.engines is not None
+    int8 = [graph for graph, engine in build.engines.engines.items() if engine.precision == "int8"]
+    return {graph: asked_for_int8(build.onnx[graph]) for graph in int8}
 
 
 def compare(filing: Filing, reference: str, shipped: ModelFile) -> None:

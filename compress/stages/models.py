@@ -13,7 +13,7 @@ from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.recipe import Stage
 from compress.stages.filing import Filing
-from runtimes.hashing import file_digest
+from runtimes.hashing import file_digest, tree_digest
 
 if TYPE_CHECKING:
     from compress.model import Model
@@ -44,18 +44,21 @@ def load_model(filing: Filing) -> ModelFile:
     """The recipe's model as a model file, whatever form it has; every data set is checked against its inputs."""
     from compress.loading import load
     from compress.modelfile import write_model
+    from compress.program import chain_of
 
     path, factory = filing.recipe.model, filing.recipe.factory
-    if not path.is_file():
-        problem = "is a folder: name the model file" if path.is_dir() else "does not exist"
-        raise CompressError(f"{filing.recipe.path}: model {path} {problem}")
+    if not path.exists():
+        raise CompressError(f"{filing.recipe.path}: model {path} does not exist")
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         write_model(load(path, factory=factory), into / "model.pt")
         return {}
 
-    artifact = filing.artifact("load", {"factory": factory}, {"model": file_digest(path)}, build)
+    digest = tree_digest(path) if path.is_dir() else file_digest(path)
+    artifact = filing.artifact("load", {"factory": factory}, {"model": digest}, build)
     model = ModelFile(path=artifact.path / "model.pt", digest=artifact.digest)
+    if model.load().wiring is None:
+        chain_of(model.load())      # says what is missing
     for kind in ("calibration", "validation", "train"):
         if getattr(filing.recipe, kind) is not None:
             filing.data(kind, model.load())  # a set that does not fit is refused before hours are spent

@@ -18,24 +18,29 @@ GOLDEN_SAMPLES = 4
 
 def write_bundle(filing: Filing, builds: Sequence[Build], shipped: ModelFile, output: Path) -> Path:
     """Write ``bundle`` and ``controls`` into ``output``; the same engines give the same bytes."""
-    from compress.bundle import bundle, write_controls
+    from compress.bundle import bundle
+    from compress.controls import Control, write_controls
+    from compress.golden import feeds_of
 
     rows = {row["digest"]: row for row in filing.sections.get("bench", {}).get("rows", ())}
-    ships = {b.target.name: b.engine for b in builds if b.role == "shipped" and b.engine is not None}
+    ships = {b.target.name: b.engines for b in builds if b.role == "shipped" and b.engines is not None}
     accuracy = {
         name: rows[e.digest]["accuracy"] for name, e in ships.items() if rows.get(e.digest, {}).get("accuracy")
     }
-    validation = filing.sets["validation"]
-    golden = validation.first(largest_batch(validation.inputs, GOLDEN_SAMPLES))
+    model, validation = shipped.load(), filing.sets["validation"]
+    engines = {
+        graph: {target: held.engines[graph] for target, held in ships.items()} for graph in model.graphs
+    }
+    first = validation.first(largest_batch(validation.inputs, GOLDEN_SAMPLES))
     with filing.progress.stage("bundle"):
         made = bundle(
-            shipped.load(), ships, golden, output / "bundle",
+            model, engines, feeds_of(model, first), output / "bundle",
             accuracy={"metric": filing.recipe.metric, "data": validation.digest, "targets": accuracy},
         )  # fmt: skip
         controls = [
-            (b.name, b.role, b.target.name, b.engine)
+            Control(b.name, b.role, b.target.name, b.engines)
             for b in builds
-            if b.role != "shipped" and b.engine is not None
+            if b.role != "shipped" and b.engines is not None
         ]  # fmt: skip
         write_controls(controls, output / "controls", ships=ships.values())
     return made.path

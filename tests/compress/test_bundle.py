@@ -1,4 +1,4 @@
-"""Bundles: what the manifest says, what a device makes of it without torch, and the controls beside it."""
+"""Bundles: what the manifest says, and what a device makes of it without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import runtimes
-from compress.bundle import UNSEEN_TOLERANCE, bundle, read_controls, write_controls
+from compress.bundle import UNSEEN_TOLERANCE, bundle
 from compress.errors import CompressError
 from compress.export import export
 from compress.ladder import torch_runner
@@ -215,46 +215,3 @@ def test_the_device_app_answers_with_torch_blocked(
     expected = made.read_arrays("golden/forward/expected.npz")["output"].argmax(1)
     answers = [line for line in done.stdout.splitlines() if line.startswith("sample ")]
     assert [LABELS[index] in line for index, line in zip(expected, answers, strict=True)] == [True] * 3
-
-
-def test_controls_come_back_as_they_were_written(tmp_path: Path, engines: Mapping[str, Engine]) -> None:
-    written = [("original fp32", "original", "openvino-cpu", engines["openvino-cpu"]),
-               ("pruned fp32", "control", "onnxruntime-cpu", engines["onnxruntime-cpu"])]  # fmt: skip
-    write_controls(written, tmp_path / "controls", ships=[engines["openvino-cpu"]])
-    ships = [engines["openvino-cpu"].digest]
-    found = read_controls(tmp_path / "controls", ships=ships)
-    assert [(n, r, t, e.digest) for n, r, t, e in found] == [(n, r, t, e.digest) for n, r, t, e in written]
-    digest = tree_digest(tmp_path / "controls")
-    write_controls(written, tmp_path / "controls", ships=[engines["openvino-cpu"]])
-    assert tree_digest(tmp_path / "controls") == digest
-    with pytest.raises(CompressError, match=r"holds the controls of another bundle .*abc…\): name this"):
-        read_controls(tmp_path / "controls", ships=[*ships, "abc"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "damaged or missing"),
-        ("{", "damaged or missing"),
-        ("[]", "damaged or missing"),
-        ('{"format": "compress.controls", "version": 1}', "of another format or version"),
-        ('{"format": "compress.controls", "version": 2}', r"damaged or missing \('ships'\)"),
-        ('{"format": "compress.controls", "version": 2, "ships": []}', r"damaged or missing \('engines'\)"),
-        ('{"format": "compress.controls", "version": 2, "ships": [], "engines": [{"path": "../0"}]}',
-         "not a plain path inside"),
-    ],
-)
-def test_damaged_controls_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
-    if text is not None:
-        (tmp_path / "controls.json").write_text(text)
-    with pytest.raises(CompressError, match=message):
-        read_controls(tmp_path, ships=[])
-
-
-def test_a_changed_control_is_refused(tmp_path: Path, engines: Mapping[str, Engine]) -> None:
-    one = engines["openvino-cpu"]
-    write_controls([("o", "original", "openvino-cpu", one)], tmp_path / "controls", ships=[one])
-    with (tmp_path / "controls/0/model.bin").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(CompressError, match=r"0 is not the control it was written as"):
-        read_controls(tmp_path / "controls", ships=[one.digest])

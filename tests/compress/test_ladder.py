@@ -15,6 +15,7 @@ from compress.program import run_program
 from compress.quantize.prepare import convert
 from compress.stages.engines import Build
 from compress.targets import targets
+from runtimes.engineset import EngineSet
 from tests.compress.quantize import networks
 
 TARGET = targets()["onnxruntime-cpu"]
@@ -35,8 +36,9 @@ def builds(quantized: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for name, role, model in forms:
         onnx = export_onnx(model, TARGET, folder / f"{name}.onnx")
         engine = build_engine(onnx, model, TARGET, folder / name)
-        made[name] = Build(name=name, role=role, target=TARGET, precision=engine.precision, onnx=onnx, engine=engine)
-    made["failed"] = dataclasses.replace(made["int8"], name="failed", engine=None, error="refused")
+        made[name] = Build(name=name, role=role, target=TARGET, precision=engine.precision,
+                           onnx={"forward": onnx}, engines=EngineSet(engines={"forward": engine}))
+    made["failed"] = dataclasses.replace(made["int8"], name="failed", engines=None, error="refused")
     return made
 
 
@@ -64,9 +66,9 @@ def test_without_pruning_the_original_is_the_control(builds: dict[str, Build], q
 
 
 def test_an_engine_for_another_machine_is_no_rung(builds: dict[str, Build], quantized: Model) -> None:
-    assert builds["int8"].engine is not None
-    elsewhere = dataclasses.replace(builds["int8"].engine, state="built, not run")
-    build = dataclasses.replace(builds["int8"], engine=elsewhere)
+    assert builds["int8"].engines is not None
+    elsewhere = dataclasses.replace(builds["int8"].engines.engines["forward"], state="built, not run")
+    build = dataclasses.replace(builds["int8"], engines=EngineSet(engines={"forward": elsewhere}))
     plain = dataclasses.replace(quantized, quantization=None)
     assert [n for n, _ in names([build], plain, {"x86-vnni": quantized})][-1] == "onnx int8 x86-vnni"
 

@@ -18,12 +18,15 @@ import pytest
 from calibration import write
 from compress.bench import BenchConfig, BenchRecord
 from compress.bench.bundled import bench_bundle
-from compress.bundle import bundle, write_controls
+from compress.bundle import bundle
+from compress.controls import Control, write_controls
 from compress.device.emulator import emulator_command
 from compress.errors import CompressError
 from compress.export import export
 from compress.program import run_program
 from compress.targets import targets
+from runtimes.engine import Engine
+from runtimes.engineset import EngineSet
 from tests.compress.quantize import networks
 
 if TYPE_CHECKING:
@@ -46,12 +49,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engines = {target.name: export(one, target, folder / target.name) for target, one in quantized.items()}
     bundle(model, engines, feed, folder / "bundle")
     write_controls(
-        [(f"original fp32, {target.name}", "original", target.name, export(plain, target, folder / f"{target.name}32"))
-         for target in quantized],
-        folder / "controls", ships=engines.values(),
+        [Control(f"original fp32, {target.name}", "original", target.name,
+                 alone(export(plain, target, folder / f"{target.name}32"))) for target in quantized],
+        folder / "controls", ships=[alone(engine) for engine in engines.values()],
     )
     write(folder / "validation", feed, run_program(plain, feed)["output"].argmax(1))
     return folder
+
+
+def alone(engine: Engine) -> EngineSet:
+    return EngineSet(engines={"forward": engine})
 
 
 def command(made: Path, *more: str) -> list[str]:

@@ -29,7 +29,7 @@ def job(request: pytest.FixtureRequest, made_bundle: Path, tmp_path: Path) -> di
     write_arrays(tmp_path / "0000.npz", {"x": x[:5], "target": np.arange(5)})
     write_arrays(tmp_path / "0001.npz", {"x": x[5:], "target": np.arange(2)})
     return {
-        "engine": str(made_bundle / f"engines/main/{request.param}-cpu"),
+        "engines": {"main": str(made_bundle / f"engines/main/{request.param}-cpu")},
         "threads": 1,
         "latency": {"feed": str(tmp_path / "feed.npz"), "warmup_s": 0.01, "duration_s": 0.02, "min_runs": 30},
         "outputs": {"shards": [str(tmp_path / "0000.npz"), str(tmp_path / "0001.npz")], "inputs": ["x"], "batch": 3,
@@ -42,7 +42,7 @@ def job(request: pytest.FixtureRequest, made_bundle: Path, tmp_path: Path) -> di
 def test_measure(job: dict[str, Any]) -> None:
     result = measure(job)
     assert json.loads(Path(job["result"]).read_text()) == json.loads(json.dumps(result))
-    engine = read_engine(job["engine"])
+    engine = read_engine(job["engines"]["main"])
     assert result["digest"] == engine.digest
     assert (result["backend"], result["device"], result["precision"]) == (engine.backend, "CPU", "fp32")
     assert result["threads"] == 1
@@ -113,7 +113,7 @@ def test_outputs_other_than_the_engine_says_are_not_scored(
         monkeypatch.setattr(runner, "run", lambda feed: given(run(feed)["y"]))
         return runner
 
-    monkeypatch.setattr("runtimes.measure.open_engine", open_other)
+    monkeypatch.setattr("runtimes.running.open_engine", open_other)
     with pytest.raises(RuntimesError, match=message):
         measure({**job, "latency": None, "layers": False})
     assert not Path(job["result"]).exists()

@@ -119,6 +119,6 @@ def test_all_parts_are_inside_the_clock_of_a_query() -> None:
 
     runner = Runner()
     settings = {"warmup_s": 0.0, "duration_s": 0.0, "min_runs": 5}
-    timed = time_queries(runner, [{}, {}, {}], 24, settings)  # type: ignore[arg-type]
+    timed = time_queries(runner.run, [{}, {}, {}], 24, settings)  # type: ignore[arg-type]
     assert (len(timed.latencies_ns), timed.samples_per_query, timed.steady) == (5, 24, True)
     assert runner.calls == 3 * (1 + 5)

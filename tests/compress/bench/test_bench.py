@@ -23,9 +23,11 @@ from compress.metrics import Metric, get_metric
 from compress.targets import get_target
 from runtimes.arrays import write_batches
 from runtimes.engine import Engine, Precision, write_engine
+from runtimes.engineset import EngineSet
 from runtimes.spec import Dim, TensorSpec
 
 MS = 1_000_000
+GRAPH = "forward"
 INPUTS = (TensorSpec(name="x", dtype="float32", shape=(Dim("batch", 1, 1, 8), 4)),)
 OUTPUTS = (TensorSpec(name="output", dtype="float32", shape=(Dim("batch", 1, 1, 8), 3)),)
 FEED = {"x": np.ones((1, 4), np.float32)}
@@ -43,7 +45,8 @@ def candidate(
     engine = write_engine(
         path, backend="onnxruntime", device="CPU", precision=precision, entry="model.onnx", inputs=INPUTS,
         outputs=OUTPUTS, options={}, source="0" * 64, built_with={}, state=state)
-    return Candidate(name=name, role=role, engine=engine, target=get_target(target), asked=asked)
+    return Candidate(name=name, role=role, engines=EngineSet(engines={GRAPH: engine}), target=get_target(target),
+                     asked={} if asked is None else {GRAPH: asked})
 
 
 @pytest.fixture
@@ -63,8 +66,8 @@ class FakeAgent:
     """Answers as the measuring process does: ``wrong`` samples of each engine are off, each run takes ``ms``."""
 
     def __init__(self, candidates: list[Candidate], ms: Mapping[str, float], wrong: Mapping[str, int]) -> None:
-        self.names = {str(one.engine.path): one.name for one in candidates}
-        self.engines: dict[str, Engine] = {one.name: one.engine for one in candidates}
+        self.names = {str(engine.path): one.name for one in candidates for engine in one.engines.engines.values()}
+        self.engines = {one.name: one.engines for one in candidates}
         self.ms, self.wrong = ms, wrong
         self.calls: list[tuple[str, str]] = []
         self.answers = 4            # classes in the outputs
@@ -72,7 +75,7 @@ class FakeAgent:
         self.fail: dict[tuple[str, str], AgentError | dict[str, Any]] = {}
 
     def __call__(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
-        name, step = self.names[job["engine"]], folder.name
+        name, step = self.names[job["engines"][GRAPH]], folder.name
         self.calls.append((name, step))
         answer = self.fail.get((name, step), {})
         if isinstance(answer, AgentError):
@@ -90,7 +93,7 @@ class FakeAgent:
             result["samples_per_query"] = job["latency"]["samples_per_query"]
             result["warmup"] = {"seconds": 0.3, "steady": True}
         if job["layers"]:
-            result["layers"] = [{"name": "head", "type": "MatMul", "precision": "f32", "time_us": 1.0}]
+            result["layers"] = [{"graph": GRAPH, "name": "head", "type": "MatMul", "precision": "f32", "time_us": 1.0}]
         return {**result, **answer}
 
 
@@ -303,21 +306,22 @@ def test_an_engine_is_built_on_its_device(tmp_path: Path) -> None:
     """What runs, and is named by its digest, is the built engine; one that cannot be built is a failed row."""
     candidates = [candidate(tmp_path, "original", state="build on the device", target="jetson-orin-nano"),
                   candidate(tmp_path, "int8", state="build on the device", target="jetson-orin-nano")]
-    built = candidate(tmp_path, "built").engine
-    runs = Candidate(name="original", role="original", engine=built, target=candidates[0].target)
+    engines = candidate(tmp_path, "built").engines
+    built = engines.engines[GRAPH]
+    runs = Candidate(name="original", role="original", engines=engines, target=candidates[0].target)
     agent = FakeAgent([*candidates, runs], {"original": 9}, {})
 
     def build(engine: Engine, folder: Path) -> Engine:
         if engine.path.name == "int8":
             raise AgentError("jetson: TensorRT refuses node 'head'")
-        assert folder.name == "build"
+        assert folder.parts[-2:] == ("build", GRAPH)
         return built
 
     machine = Machine(name="jetson", agent=agent, threads=6, build=build)
     record = run(candidates, None, tmp_path, agent, machine=machine)
     rows = by_name(record)
     assert (rows["original"].status, rows["original"].digest) == ("measured", built.digest)
-    assert rows["original"].size_bytes == candidates[0].size_bytes
+    assert rows["original"].size_bytes == candidates[0].engines.size_bytes
     assert (rows["int8"].status, rows["int8"].reason) == ("failed", "jetson: TensorRT refuses node 'head'")
     assert [step for _, step in agent.calls] == ["round-0", "round-1"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,24 @@ from click.testing import CliRunner
 from calibration import write
 from compress.bench import BenchConfig, BenchRecord
 from compress.bench.bundled import bench_bundle
-from compress.bundle import bundle, write_controls
+from compress.bundle import bundle
 from compress.cli import cli
+from compress.controls import Control, write_controls
 from compress.errors import CompressError
 from compress.export import export
 from compress.program import run_program
 from compress.targets import targets
-from runtimes.bundle import read_bundle
-from runtimes.engine import read_engine, write_engine
+from runtimes.engine import Engine, read_engine, write_engine
+from runtimes.engineset import EngineSet
 from runtimes.errors import RuntimesError
 from tests.compress.quantize import networks
 
 ORT = targets()["onnxruntime-cpu"]
 QUICK = BenchConfig(restarts=1, warmup_s=0.0, duration_s=0.0, min_runs=3, threads=1, peaks=False)
+
+
+def alone(engine: Engine) -> EngineSet:
+    return EngineSet(engines={"forward": engine})
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle(model, {ORT.name: ships}, feed, folder / "bundle")
     control = export(plain, ORT, folder / "fp32")
     write_controls(
-        [("original fp32", "original", ORT.name, control), ("elsewhere", "original", "openvino-cpu", control)],
-        folder / "controls", ships=[ships],
+        [Control("original fp32", "original", ORT.name, alone(control)),
+         Control("elsewhere", "original", "openvino-cpu", alone(control))],
+        folder / "controls", ships=[alone(ships)],
     )
     write(folder / "validation", feed, run_program(plain, feed)["output"].argmax(1))
     return folder
@@ -102,14 +107,6 @@ def test_a_target_the_bundle_lacks_or_cannot_reach_is_refused(made: Path) -> Non
         bench_bundle(made / "bundle", [ORT, ORT], config=QUICK)
 
 
-def test_a_bundle_of_several_graphs_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = read_bundle(made / "bundle")
-    several = dataclasses.replace(whole, graphs={"image": whole.graph, "text": whole.graph})
-    monkeypatch.setattr(sys.modules[bench_bundle.__module__], "read_bundle", lambda path: several)
-    with pytest.raises(CompressError, match="has the graphs image, text, and a bench is of one graph: bundle each by"):
-        bench_bundle(made / "bundle", [ORT], config=QUICK)
-
-
 def test_a_damaged_bundle_is_refused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "bundle", tmp_path / "bundle")
     (tmp_path / "bundle/golden/feed.npz").write_bytes(b"")
@@ -142,7 +139,7 @@ def test_where_no_record_can_be_written_nothing_is_measured(
 
 
 def test_controls_of_another_model_are_refused(made: Path, tmp_path: Path) -> None:
-    control = made / "controls/0"
+    control = made / "controls/0/forward"
     shutil.copytree(control, tmp_path / "other")
     engine = read_engine(tmp_path / "other")
     renamed = [dataclasses.replace(spec, name=f"{spec.name}2") for spec in engine.inputs]
@@ -152,14 +149,16 @@ def test_controls_of_another_model_are_refused(made: Path, tmp_path: Path) -> No
         entry=engine.entry, inputs=renamed, outputs=engine.outputs, options={}, source=engine.source, built_with={},
         state=engine.state)
     ships = read_engine(made / "int8")
-    write_controls([("original fp32", "original", ORT.name, other)], tmp_path / "controls", ships=[ships])
+    write_controls([Control("original fp32", "original", ORT.name, alone(other))], tmp_path / "controls",
+                   ships=[alone(ships)])
     with pytest.raises(CompressError, match=r"control 'original fp32' in .*controls has other inputs or outputs than"):
         bench_bundle(made / "bundle", [ORT], controls=tmp_path / "controls", config=QUICK)
 
 
 def test_controls_of_another_bundle_are_refused(made: Path, tmp_path: Path) -> None:
     control = read_engine(made / "fp32")
-    write_controls([("original fp32", "original", ORT.name, control)], tmp_path / "controls", ships=[control])
+    write_controls([Control("original fp32", "original", ORT.name, alone(control))], tmp_path / "controls",
+                   ships=[alone(control)])
     with pytest.raises(CompressError, match="holds the controls of another bundle"):
         bench_bundle(made / "bundle", [ORT], controls=tmp_path / "controls", config=QUICK)
 

@@ -16,11 +16,12 @@ from compress.bench.layers import asked_for_int8, asked_of, by_component, precis
 from compress.bench.record import ComponentRow, LayerRow
 from runtimes.backends import Layer, open_engine
 from runtimes.engine import write_engine
+from runtimes.engineset import EngineSet
 from runtimes.spec import Dim, TensorSpec
 
 
 def layer(name: str, type: str, precision: str, **more: Any) -> LayerRow:
-    return LayerRow(**{"name": name, "type": type, "precision": precision, "time_us": None, **more})
+    return LayerRow(**{"name": name, "type": type, "precision": precision, "time_us": None, "graph": "g", **more})
 
 
 LAYERS = [
@@ -40,9 +41,17 @@ def test_only_arithmetic_layers_are_counted() -> None:
 def test_layers_that_did_not_get_int8() -> None:
     asked = {"node_linear_1": "linear_1", "node_linear_2": "linear_2", "node_linear_12": "linear_12",
              "node_linear_20": "output", "node_linear": "linear", "stem": "conv"}
-    assert unexpected(asked, LAYERS) == (
+    assert unexpected({"g": asked}, LAYERS) == (
         "node_linear_2: FusedGemm in f32 (the backend gives no reason)",
         "node_linear_20: FullyConnected in bf16 (kernel brgemm_avx512_bf16; the backend gives no reason)")
+
+
+def test_the_layers_of_several_graphs_are_told_apart() -> None:
+    """A decoder's operators have the names of the encoder's, and only the encoder asks."""
+    both = [*LAYERS, layer("node_linear_1", "MatMul", "f32", graph="decoder")]
+    assert unexpected({"g": {"node_linear_1": "linear_1"}}, both) == ()
+    assert unexpected({"decoder": {"node_linear_1": "linear_1"}}, both) == (
+        "decoder: node_linear_1: MatMul in f32 (the backend gives no reason)",)
 
 
 def test_what_a_model_asks_for(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def layers_of(backend: str, model: Path, folder: Path, size: tuple[int, ...]) ->
         options={"INFERENCE_PRECISION_HINT": "f32"} if backend == "openvino" else {})
     runner = open_engine(engine, threads=1)
     try:
-        return list(rows([vars(layer) for layer in runner.layers()]))
+        return list(rows([{"graph": "g", **vars(layer)} for layer in runner.layers()]))
     finally:
         runner.close()
 
@@ -146,8 +155,8 @@ def test_real_backends_run_what_is_asked_in_int8(backend: str, tmp_path: Path) -
     found = layers_of(backend, tmp_path / "model.onnx", tmp_path / backend, (4,))
     assert asked == {"node_MatMul_0": "m0", "node_MatMul_1": "m1"}
     assert precisions(found) == {"f32": 1, "int8": 2}
-    assert unexpected(asked, found) == ()
-    assert unexpected({"node_MatMul_2": "output"}, found) != ()
+    assert unexpected({"g": asked}, found) == ()
+    assert unexpected({"g": {"node_MatMul_2": "output"}}, found) != ()
 
 
 def test_an_engine_that_holds_its_onnx_tells_what_it_asks(tmp_path: Path) -> None:
@@ -159,16 +168,16 @@ def test_an_engine_that_holds_its_onnx_tells_what_it_asks(tmp_path: Path) -> Non
     engine = write_engine(
         tmp_path / "ort", backend="onnxruntime", device="CPU", precision="int8", inputs=specs[:1], outputs=specs[1:],
         source="0" * 64, entry="model.onnx", built_with={}, state="runnable", options={})
-    assert asked_of(engine) == {"node_MatMul_0": "m0", "node_MatMul_1": "m1"}
-    assert asked_of(dataclasses.replace(engine, precision="fp32")) is None
-    assert asked_of(dataclasses.replace(engine, path=tmp_path)) is None
+    without = dataclasses.replace(engine, path=tmp_path)
+    engines = {"one": engine, "float": dataclasses.replace(engine, precision="fp32"), "without": without}
+    assert asked_of(EngineSet(engines=engines)) == {"one": {"node_MatMul_0": "m0", "node_MatMul_1": "m1"}}
 
 
 def test_a_real_fall_back_is_seen(tmp_path: Path) -> None:
     """ONNX Runtime makes a Gemm of a two-dimensional MatMul and its bias, and runs that in float."""
     quantized(tmp_path / "model.onnx", ["batch", 64])
     found = layers_of("onnxruntime", tmp_path / "model.onnx", tmp_path / "engine", ())
-    told = unexpected(asked_for_int8(tmp_path / "model.onnx"), found)
+    told = unexpected({"g": asked_for_int8(tmp_path / "model.onnx")}, found)
     assert len(told) == 2
     assert [line.partition("; ")[2] for line in told] == [
         "the backend gives no reason)", "an int8 Gemm takes no float bias)"]

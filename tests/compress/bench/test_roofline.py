@@ -18,6 +18,7 @@ from compress.bench.record import BenchRecord, BenchRow, LayerRow, Peak
 from compress.bench.roofline import add_rooflines, with_roofline
 from compress.targets import Target, targets
 from runtimes.engine import Engine
+from runtimes.engineset import EngineSet
 from runtimes.spec import Dim, TensorSpec
 
 TARGET, JETSON = targets()["onnxruntime-cpu"], targets()["jetson-orin-nano"]
@@ -45,7 +46,7 @@ def row(layers: tuple[LayerRow, ...] = LAYERS, **more: Any) -> BenchRow:
 
 
 def candidate(target: Target = TARGET) -> Candidate:
-    return Candidate(name="small", role="shipped", engine=ENGINE, target=target)
+    return Candidate(name="small", role="shipped", engines=EngineSet(engines={"forward": ENGINE}), target=target)
 
 
 def peak_of(target: Target, precision: str) -> Peak | None:
@@ -94,7 +95,7 @@ class Agent:
         self.engines: list[str] = []
 
     def __call__(self, job: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
-        self.engines.append(Path(job["engine"]).parent.name)
+        self.engines.append(Path(job["engines"]["product"]).parent.name)
         precision = "int8" if "int8" in self.engines[-1] else "f32"
         return {"layers": [{"name": "p", "type": "MatMul", "precision": precision, "time_us": 10_000.0}],
                 "latencies_ns": [10_000_000]}

@@ -30,7 +30,7 @@ def make_job(folder: Path, *, duration_s: float = 0.02) -> dict[str, Any]:
         (folder / str(number)).mkdir()
         write_arrays(folder / str(number) / "0000.npz", {"x": part})
     return {
-        "engine": str(engine), "threads": 1,
+        "engines": {"main": str(engine)}, "chain": None, "threads": 1,
         "latency": {"feed": str(folder / "feed.npz"), "warmup_s": 0.01, "duration_s": duration_s, "min_runs": 5},
         "outputs": {"shards": [str(folder / "0/0000.npz"), str(folder / "1/0000.npz")], "inputs": ["x"], "batch": 3,
                     "into": str(folder / "outputs.npz")},

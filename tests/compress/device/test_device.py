@@ -17,7 +17,7 @@ from compress.device import Device, DeviceLost, open_device
 from compress.device.facts import Facts, checked_facts
 from compress.device.link import Link
 from compress.targets import get_target
-from runtimes.arrays import read_arrays, write_arrays
+from runtimes.arrays import read_arrays, read_batches, write_arrays
 from runtimes.engine import read_engine, write_engine
 from runtimes.hashing import file_digest
 from runtimes.machine import machine_facts
@@ -75,7 +75,8 @@ def test_shards_with_one_name_stay_apart(device: Device, tmp_path: Path) -> None
     job = make_job(tmp_path)
     device.agent(job, tmp_path / "run", 60)
     x = np.concatenate([read_arrays(tmp_path / f"{number}/0000.npz")["x"] for number in (0, 1)])
-    np.testing.assert_allclose(read_arrays(tmp_path / "outputs.npz")["y"], x @ [[1, 2, 3], [4, 5, 6]], rtol=1e-5)
+    (outputs,) = read_batches(tmp_path / "outputs.npz")
+    np.testing.assert_allclose(outputs["y"], x @ [[1, 2, 3], [4, 5, 6]], rtol=1e-5)
 
 
 def test_odd_file_names(device: Device, tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_odd_file_names(device: Device, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "message"), [
     ({"threads": 0}, r"^board: threads must be at least 1, got 0"),
     ({"latency": None, "outputs": None, "threads": "two"}, r"^board: measurement job: 'threads' must be an integer"),
-    ({"engine": "/nowhere"}, r"^board: .* is not an engine: it has no engine.json"),
+    ({"engines": {"main": "/nowhere"}}, r"^board: .* is not an engine: it has no engine.json"),
 ])
 def test_a_job_that_fails(device: Device, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     job = make_job(tmp_path)
@@ -287,16 +288,16 @@ def test_an_engine_built_there(tmp_path: Path) -> None:
     hooks = tmp_path / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(BUILDER.format(path=str(hooks / "fake_built.py")))
-    (hooks / "fake_built.py").write_text(BUILT.format(ready=job["engine"]))
+    (hooks / "fake_built.py").write_text(BUILT.format(ready=job["engines"]["main"]))
     command = ["env", f"PYTHONPATH={hooks}", *local_command(tmp_path / "cache")]
     engine = read_engine(later(tmp_path / "later"))
     with quick(command) as device:
         built = device.build(engine, tmp_path / "built")
         assert built.path == tmp_path / "built"
-        assert built.digest == read_engine(job["engine"]).digest
+        assert built.digest == read_engine(job["engines"]["main"]).digest
         assert (built.state, built.precision, built.entry) == ("runnable", "fp32", "model.onnx")
         assert (tmp_path / "built" / "stderr.txt").read_text() == "building a model\n"
-        result = device.agent({**job, "engine": str(built.path)}, tmp_path / "run", 60)
+        result = device.agent({**job, "engines": {"main": str(built.path)}}, tmp_path / "run", 60)
         assert result["digest"] == built.digest
         assert result["samples"] == 7
 
@@ -340,7 +341,8 @@ def test_emulated(tmp_path: Path) -> None:
         result = device.agent(job, tmp_path / "run", 300)
     assert result["machine"]["arch"] == "aarch64"
     x = np.concatenate([read_arrays(tmp_path / f"{number}/0000.npz")["x"] for number in (0, 1)])
-    np.testing.assert_allclose(read_arrays(tmp_path / "outputs.npz")["y"], x @ [[1, 2, 3], [4, 5, 6]], rtol=1e-5)
+    (outputs,) = read_batches(tmp_path / "outputs.npz")
+    np.testing.assert_allclose(outputs["y"], x @ [[1, 2, 3], [4, 5, 6]], rtol=1e-5)
     with open_device(get_target("rpi5"), emulate=True) as device:
         device.agent(job, tmp_path / "again", 300)
         assert device.copied_bytes == 0

@@ -230,7 +230,7 @@ def int8(small_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _job(engine: Path, shards: list[Path], into: Path) -> dict[str, Any]:
     outputs = {"shards": [str(shard) for shard in shards], "inputs": ["picture", "word"], "batch": 8, "into": str(into)}
-    return {"engine": str(engine), "threads": 1, "latency": None, "outputs": outputs, "layers": False}
+    return {"engines": {"main": str(engine)}, "threads": 1, "latency": None, "outputs": outputs, "layers": False}
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_other_machines_get_their_controls_and_are_told_to_need_an_address(
     assert record["bench"]["complete"]
     assert [sentence.partition(":")[0] for sentence in said.sentences] == [
         f"{name} is not measured, because it has no address" for name in TARGETS[1:]]
-    controls = json.loads((folder / "out/controls/controls.json").read_text())["engines"]
+    controls = json.loads((folder / "out/controls/controls.json").read_text())["controls"]
     assert [entry["target"] for entry in controls] == ["onnxruntime-cpu", "rpi5", *["jetson-orin-nano"] * 2]
 
 
