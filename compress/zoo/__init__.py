@@ -30,6 +30,7 @@ REFERENCES: Mapping[str, str] = {
     "attention-vqa": "compress.zoo.attention_vqa:ATTENTION_VQA",
     "driving": "compress.zoo.driving:DRIVING",
     "video": "compress.zoo.video:VIDEO",
+    "spoken-command": "compress.zoo.commands:COMMANDS",
 }
 """Name -> where its :class:`compress.zoo.reference.Reference` is."""
 
