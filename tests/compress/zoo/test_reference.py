@@ -155,8 +155,7 @@ def test_comparisons_need_the_folder(made, tmp_path):
 def test_the_whole_chain(name, tmp_path):
     """Prune, distil, quantize, export for every target, parity, bench, bundle; then the bundle answers."""
     reference = get_reference(name)
-    splits = {split: [(rows, target) for rows, target in _first(parts, 600)]
-              for split, parts in reference.samples().items()}  # fmt: skip
+    splits = {split: _fewer(parts, 600) for split, parts in reference.samples().items()}
     small = dataclasses.replace(reference, samples=lambda: splits, fit=dataclasses.replace(reference.fit, epochs=4))
     folder = tmp_path / name
     record = make_reference(small, folder)
@@ -191,12 +190,10 @@ def test_the_whole_chain(name, tmp_path):
             assert [_answer(one) for one in answers[key]] == [_expected(value, task) for value in said[key]]
 
 
-def _first(parts, count):
-    """The first ``count`` samples."""
-    for rows, target in parts:
-        if count > 0:
-            yield {key: array[:count] for key, array in rows.items()}, target[:count]
-        count -= len(target)
+def _fewer(parts, count):
+    """About ``count`` samples, of every shape as many."""
+    each = -(-count // len(parts))
+    return [({key: array[:each] for key, array in rows.items()}, target[:each]) for rows, target in parts]
 
 
 def _answer(answer):
