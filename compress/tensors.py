@@ -6,6 +6,7 @@ initialisers. Field numbers: onnx.proto3. Wire format: https://protobuf.dev/prog
 
 from __future__ import annotations
 
+import mmap
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from runtimes.bundle import Bundle
 
+Data = bytes | mmap.mmap
 _GRAPH, _INITIALIZER, _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 7, 5, 1, 2, 8, 9
 SMALLEST = 16       # bytes; a smaller tensor costs more to list than it saves
 
@@ -57,22 +59,22 @@ def _openvino(xml: bytes, size: int) -> Iterator[tuple[str, Place]]:
             yield layer.get("name", ""), Place(at=int(at), size=int(length), kind=kind)
 
 
-def _onnx(data: bytes) -> Iterator[tuple[str, Place]]:
+def _onnx(data: Data) -> Iterator[tuple[str, Place]]:
     try:
-        for graph, start, end in _fields(data, 0, len(data)):
+        for graph, start, end in fields(data, 0, len(data)):
             if graph != _GRAPH:
                 continue
-            for number, first, last in _fields(data, start, end):
+            for number, first, last in fields(data, start, end):
                 if number == _INITIALIZER:
                     yield from _tensor(data, first, last)
     except (IndexError, ValueError):
         return      # not ONNX, or damaged: no tensor is known in it
 
 
-def _tensor(data: bytes, start: int, end: int) -> Iterator[tuple[str, Place]]:
+def _tensor(data: Data, start: int, end: int) -> Iterator[tuple[str, Place]]:
     found: dict[int, bytes] = {}
     raw: tuple[int, int] | None = None
-    for number, first, last in _fields(data, start, end):
+    for number, first, last in fields(data, start, end):
         if number == _RAW_DATA:
             raw = first, last
         elif number in (_DIMS, _DATA_TYPE, _NAME):
@@ -82,7 +84,7 @@ def _tensor(data: bytes, start: int, end: int) -> Iterator[tuple[str, Place]]:
         yield found[_NAME].decode(errors="replace"), Place(at=raw[0], size=raw[1] - raw[0], kind=kind)
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(data: Data, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Each field of the message in ``data[at:end]``: its number, and where its value is, from and to."""
     while at < end:
         key, at = _varint(data, at)
@@ -101,7 +103,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         yield key >> 3, start, at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: Data, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         value |= (data[at] & 0x7F) << shift

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 from runtimes.errors import RuntimesError
 
 
-def bytes_digest(data: bytes | bytearray | memoryview) -> str:
+def bytes_digest(data: bytes | bytearray | memoryview | mmap) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

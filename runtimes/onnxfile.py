@@ -10,6 +10,7 @@ https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 from collections.abc import Iterator
+from mmap import mmap
 
 from runtimes.errors import RuntimesError
 
@@ -28,7 +29,7 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _MAX_DEPTH = 64
 
 
-def refuse_external_data(data: bytes, where: str) -> None:
+def refuse_external_data(data: bytes | mmap, where: str) -> None:
     """Raise unless ``data`` is an ONNX model that holds all of its tensors; ``where`` names the file.
 
     Raises:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import mmap
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,30 +14,74 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import CompressError
+from compress.export.onnxdata import light_model
 from compress.targets import Target
 from runtimes.engine import Precision
 from runtimes.errors import RuntimesError
-from runtimes.hashing import bytes_digest
+from runtimes.hashing import bytes_digest, file_digest
 from runtimes.onnxfile import refuse_external_data
 from runtimes.spec import TensorSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
+DATA = "model.onnx"     # what a light model calls the file its constants are in
 _QUANTIZING = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFile:
-    """A checked ONNX file: its very bytes, so that what a backend gets is what was checked."""
+    """A checked ONNX file; what a backend gets of it is checked to be what ``digest`` was made of.
+
+    ``light`` is the model with its large constants named as places in a file ``DATA`` beside it, of the same content.
+    """
 
     path: Path
-    data: bytes
+    digest: str
     opset: int
+    light: ModelProto
 
-    @property
-    def digest(self) -> str:
-        return bytes_digest(self.data)
+    def read(self) -> bytes:
+        """The file.
+
+        Raises:
+            CompressError: if it is no longer the one that was checked.
+        """
+        data = self.path.read_bytes()
+        self._check(bytes_digest(data))
+        return data
+
+    @contextmanager
+    def laid_out(self, into: Path) -> Iterator[Path]:
+        """The light model as a file, beside its data, both in a new folder in ``into`` that is removed in the end.
+
+        Raises:
+            CompressError: if the data are no longer those that were checked, after the block as well.
+        """
+        with tempfile.TemporaryDirectory(dir=into, prefix=".onnx-") as folder:
+            data = Path(folder) / DATA
+            try:
+                os.link(self.path, data)
+            except OSError:  # another disk, or one without hard links
+                shutil.copyfile(self.path, data)
+            light = Path(folder) / "light.onnx"
+            light.write_bytes(self.light.SerializeToString(deterministic=True))
+            self._check(file_digest(data))
+            yield light
+            self._check(file_digest(data))
+
+    def copy_to(self, path: Path) -> None:
+        """Write the file again as ``path``.
+
+        Raises:
+            CompressError: if it is no longer the one that was checked.
+        """
+        shutil.copyfile(self.path, path)
+        self._check(file_digest(path))
+
+    def _check(self, digest: str) -> None:
+        if digest != self.digest:
+            raise CompressError(f"{self.path} was changed while an engine was built from it: export it again")
 
 
 def read_onnx(
@@ -52,14 +99,14 @@ def read_onnx(
             another file; if its inputs or outputs are not the ones given; or if it is quantized for a float engine,
             or float for an int8 one.
     """
-    import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     _check_precision(target, precision)
     try:
-        content = path.read_bytes()
-        refuse_external_data(content, str(path))
-        model = onnx.load_model_from_string(content)
+        with _mapped(path) as content:
+            digest = bytes_digest(content)
+            refuse_external_data(content, str(path))
+            model = light_model(content, DATA)
     except OSError as error:
         raise CompressError(f"ONNX file {path} cannot be read ({error.strerror}): export the model first") from error
     except RuntimesError as error:
@@ -75,7 +122,17 @@ def read_onnx(
     if quantized != (precision == "int8"):
         has = "QuantizeLinear/DequantizeLinear nodes" if quantized else "no QuantizeLinear or DequantizeLinear node"
         raise CompressError(f"{path} has {has}, so it cannot become {precision}: give the ONNX file exported for it")
-    return OnnxFile(path=path, data=content, opset=opset)
+    return OnnxFile(path=path, digest=digest, opset=opset, light=model)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
+    """The content of a file, without reading it into memory."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:     # nothing to map
+            yield b""
+            return
+        yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
 
 
 @contextmanager

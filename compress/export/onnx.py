@@ -17,6 +17,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.export.components import component_of_nodes, component_prefix
+from compress.export.onnxdata import onnx_parts, size_of, write_parts
 from compress.export.recurrent import TRANSLATIONS, fold_recurrent_weights
 from compress.model import ProgramGraph
 
@@ -62,12 +63,12 @@ def write_onnx(
     owners = None if component_of is None else component_of_nodes(model, component_of)
     strip_metadata(model)
     name_nodes(model, owners)
-    proto = ir.to_proto(model)
-    if proto.ByteSize() > LARGEST:
+    parts = onnx_parts(model)
+    if size_of(parts) > LARGEST:
         raise CompressError(
-            f"the ONNX of this graph would be {proto.ByteSize()} bytes: this release writes at most {LARGEST}"
+            f"the ONNX of this graph would be {size_of(parts)} bytes: this release writes at most {LARGEST}"
         )
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    write_parts(parts, path)
     return path
 
 

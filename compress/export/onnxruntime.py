@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.export.building import import_backend, new_folder, read_onnx
+from compress.export.building import DATA, import_backend, new_folder, read_onnx
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.spec import TensorSpec
@@ -31,10 +31,13 @@ def build(
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 4  # what it has to say is in the exception
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(into.absolute()))
+    settings.add_session_config_entry("session.disable_prepacking", "1")  # copies of the weights, for a run
     with new_folder(into):
-        (into / "model.onnx").write_bytes(source.data)
+        source.copy_to(into / DATA)
         try:
-            runtime.InferenceSession(source.data, settings, providers=["CPUExecutionProvider"])
+            light = source.light.SerializeToString(deterministic=True)
+            runtime.InferenceSession(light, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding has ten exception classes with no base but this
             raise CompressError(f"ONNX Runtime refuses {onnx}: {str(error).strip()}") from error
         return write_engine(
@@ -42,7 +45,7 @@ def build(
             backend="onnxruntime",
             device=target.device,
             precision=precision,
-            entry="model.onnx",
+            entry=DATA,
             inputs=inputs,
             outputs=outputs,
             options={},

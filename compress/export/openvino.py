@@ -39,11 +39,13 @@ def build(
     openvino = import_backend("openvino", target)
     with new_folder(into):
         try:
-            model = openvino.Core().read_model(source.data, b"")
-            _bound(model, inputs, openvino)
-            _rename(model, Counter())
-            _restore(model, source.data)
-            openvino.save_model(model, into / "model.xml", compress_to_fp16=False)
+            with source.laid_out(into) as light:
+                model = openvino.Core().read_model(light)
+                model.set_friendly_name(source.light.graph.name)  # else it is OpenVINO's name of what it reads
+                _bound(model, inputs, openvino)
+                _rename(model, Counter())
+                _restore(model, source.light.SerializeToString())
+                openvino.save_model(model, into / "model.xml", compress_to_fp16=False)
         except RuntimeError as error:
             raise CompressError(f"OpenVINO refuses {onnx}: {_reason(error)}") from error
         return write_engine(

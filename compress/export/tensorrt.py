@@ -102,8 +102,8 @@ def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, p
 
 
 def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile, precision: Precision) -> Made:
-    how = recipe(source, target, profile, precision)
-    data = _typed(source, target, precision) if how["typing"] == "strong" else source.data
+    how = recipe(source.path, source.opset, target, profile, precision)
+    data = _typed(source, target, precision) if how["typing"] == "strong" else source.read()
     (into / "model.onnx").write_bytes(data)
     write_json(into / "build.json", how)
     return {
@@ -114,22 +114,22 @@ def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile
     }
 
 
-def recipe(source: OnnxFile, target: Target, profile: Profile, precision: Precision) -> dict[str, Any]:
+def recipe(onnx: Path, opset: int, target: Target, profile: Profile, precision: Precision) -> dict[str, Any]:
     """How the engine is built on the device (format ``compress.build``), read by :mod:`runtimes.built`.
 
     ``typing`` follows the release of TensorRT in the target's row; ``releases`` are those the file can be built with,
     ``trtexec`` the same build by hand.
     """
-    oldest = next((version for opset, version in sorted(_OLDEST_PARSER.items()) if source.opset <= opset), None)
+    oldest = next((version for highest, version in sorted(_OLDEST_PARSER.items()) if opset <= highest), None)
     if oldest is None:
         raise CompressError(
-            f"{source.path} has opset {source.opset}, which the TensorRT of {target.name!r} may not know: "
+            f"{onnx} has opset {opset}, which the TensorRT of {target.name!r} may not know: "
             f"export it with opset {max(_OLDEST_PARSER)}"
         )
     strong = target.tensorrt is None or _release(target.tensorrt) >= FIRST_STRONG
     if not strong and _release(oldest) > _release(target.tensorrt or ""):
         raise CompressError(
-            f"{source.path} has opset {source.opset}, which TensorRT {target.tensorrt} of {target.name!r} does not "
+            f"{onnx} has opset {opset}, which TensorRT {target.tensorrt} of {target.name!r} does not "
             "know: write `opset = 17` into the target's row and export it again"
         )
     workspace_mib = target.memory_gib * _MIB_PER_GIB // 4 if target.memory_gib else None  # the GPU shares the memory
@@ -170,13 +170,13 @@ def _half(target: Target, precision: Precision) -> bool:
 def _typed(source: OnnxFile, target: Target, precision: Precision) -> bytes:
     """The file in the types its engine computes in."""
     if not _half(target, precision):
-        return source.data
+        return source.read()
     import onnx_ir as ir
     from onnx import load_model_from_string
 
     from compress.export.half import to_half
 
-    model = ir.from_proto(load_model_from_string(source.data))
+    model = ir.from_proto(load_model_from_string(source.read()))
     to_half(model)
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 

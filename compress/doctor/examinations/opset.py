@@ -13,7 +13,6 @@ _OLD = 17                                        # what TensorRT 8.6 parses, the
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    from compress.export.building import OnnxFile
     from compress.export.tensorrt import recipe
 
     for target in patient.targets:
@@ -24,7 +23,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
             if isinstance(file, str):
                 continue                         # torch cannot write it: that is the backends' examination
             try:
-                recipe(OnnxFile(path=file, data=file.read_bytes(), opset=target.opset), target, {}, "fp32")
+                recipe(file, target.opset, target, {}, "fp32")
             except CompressError as error:
                 newer = _newer_than(file.read_bytes(), _OLD)
                 yield Finding(

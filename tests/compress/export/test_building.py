@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,41 @@ def _read(
 def test_a_checked_file_is_its_bytes(tmp_path: Path) -> None:
     path = tiny.floating(tmp_path / "model.onnx")
     source = _read(path)
-    assert (source.path, source.data, source.digest, source.opset) == (path, path.read_bytes(), file_digest(path), 20)
+    assert (source.path, source.read(), source.digest, source.opset) == (path, path.read_bytes(), file_digest(path), 20)
+    source.copy_to(tmp_path / "copy.onnx")
+    assert file_digest(tmp_path / "copy.onnx") == source.digest
+    with source.laid_out(tmp_path) as light:
+        assert file_digest(light.parent / "model.onnx") == source.digest
+        assert onnx.load(light) == onnx.load(path)
+    assert sorted(os.listdir(tmp_path)) == ["copy.onnx", "model.onnx"]
+
+
+def test_a_file_on_another_disk_is_laid_out_as_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    source = _read(tiny.floating(tmp_path / "model.onnx"))
+    with source.laid_out(tmp_path) as light:
+        assert (light.parent / "model.onnx").read_bytes() == source.path.read_bytes()
+
+
+def test_a_file_that_changes_under_a_build_is_refused(tmp_path: Path) -> None:
+    path = tiny.floating(tmp_path / "model.onnx")
+    source, content = _read(path), path.read_bytes()
+    changed = r"model.onnx was changed while an engine was built from it: export it again"
+
+    def change_while_laid_out() -> None:
+        with source.laid_out(tmp_path):
+            path.write_bytes(content + b"x")
+
+    with pytest.raises(CompressError, match=changed):
+        change_while_laid_out()
+    for use in (source.read, lambda: source.copy_to(tmp_path / "copy.onnx"), change_while_laid_out):
+        with pytest.raises(CompressError, match=changed):
+            use()
+    path.write_bytes(content)
+    assert source.read() == content
 
 
 def test_data_in_another_file_is_refused(tmp_path: Path) -> None:
