@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compress.errors import CompressError
-from compress.parity import ParityResult, ParityStep, parity, table
+from compress.parity import ParityResult, ParityStep, joined, parity, table
 from runtimes.engine import Precision
 from runtimes.spec import Feed
 
@@ -163,3 +163,39 @@ def test_no_feeds() -> None:
     none: list[Mapping[str, np.ndarray]] = []
     with pytest.raises(CompressError, match="at least one feed"):
         parity([step("a", REFERENCE), step("b", REFERENCE)], none)
+
+
+def test_integers_are_answers_of_a_sample() -> None:
+    """Captions, of which one of four has another word; a cosine of token ids would say nothing."""
+    words, other = np.array([[3, 4], [3, 5], [6, 2], [7, 2]]), np.array([[3, 4], [3, 5], [6, 2], [8, 2]])
+    found = ladder(words, other).steps[1].from_reference["output"]
+    assert (found.agreement, found.answers, found.exact) == (0.75, 4, False)
+    assert (found.max_abs, found.cosine, found.sqnr_db) == (None, None, None)
+    assert ladder(words, words).steps[1].from_reference["output"].exact
+    assert ladder(words, other).passed      # one answer always may differ
+
+
+@pytest.mark.parametrize(("precision", "flagged"), [("fp32", True), ("int8", False), ("bf16", False)])
+def test_tokens_are_held_to_the_limits_in_fp32_alone(precision: Precision, flagged: bool) -> None:
+    words = np.arange(12).reshape(4, 3)
+    result = ladder(words, words + np.array([[0], [0], [1], [1]]), precision=precision)
+    flag = "output 'output' against 'torch': 2 of 4 answers differ, expected at most 1%"
+    assert result.steps[1].flags == ((flag,) if flagged else ())
+
+
+def test_results_of_several_graphs_are_joined() -> None:
+    """Each has its own feeds, outputs and flags; the steps are the same."""
+    def of(output: str, value: float) -> ParityResult:
+        steps = [ParityStep(name=name, kind=name, precision="fp32", run=lambda feed, v=v: {output: np.full((1, 2), v)})
+                 for name, v in (("torch", 1.0), ("onnx", value))]
+        return parity(steps, [FEED, FEED])
+
+    encoder, decoder = of("encoder.memory", 1.5), of("decoder.logits", -1.0)
+    whole = joined([encoder, decoder], feeds=2, samples=7)
+    assert (whole.feeds, whole.samples, [step.name for step in whole.steps]) == (2, 7, ["torch", "onnx"])
+    onnx = whole.steps[1]
+    assert {name: found.max_abs for name, found in onnx.from_reference.items()} == {
+        "encoder.memory": 0.5, "decoder.logits": 2.0}
+    assert onnx.from_previous == onnx.from_reference
+    assert onnx.flags == decoder.steps[1].flags != ()
+    assert whole.noise_floor == {"encoder.memory": 0.5, "decoder.logits": 2.0}

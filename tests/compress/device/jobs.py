@@ -13,8 +13,11 @@ from compress.device import Device
 from compress.device.bootstrap import ONE_LINE
 from compress.device.link import Link
 from runtimes.arrays import write_arrays
+from runtimes.engineset import EngineSet
 from tests.contracts.engines import make_engine
 from tests.contracts.models import BY_NAME
+from tests.runtimes import networks
+from tests.runtimes.test_chain import LOOP, writing
 
 QUICK = {"beat_s": 0.2, "silence_s": 2.0, "lost_s": 3.0}
 
@@ -35,6 +38,21 @@ def make_job(folder: Path, *, duration_s: float = 0.02) -> dict[str, Any]:
         "outputs": {"shards": [str(folder / "0/0000.npz"), str(folder / "1/0000.npz")], "inputs": ["x"], "batch": 3,
                     "into": str(folder / "outputs.npz")},
         "layers": False,
+    }
+
+
+def make_chain_job(folder: Path) -> dict[str, Any]:
+    """The engines of a tiny captioner, two feeds and a job that times it and runs three samples through it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = {"encoder": networks.ENCODER, "decoder": networks.CACHED}
+    engines = {graph: make_engine(case, "onnxruntime", folder / graph) for graph, case in cases.items()}
+    write_arrays(folder / "feed.npz", {"x": networks.X[:1]})
+    write_arrays(folder / "shard.npz", {"x": networks.X})
+    return {
+        **EngineSet(engines=engines, chain=writing(LOOP)).job(), "threads": 1, "layers": False,
+        "latency": {"feed": str(folder / "feed.npz"), "warmup_s": 0.0, "duration_s": 0.0, "min_runs": 5},
+        "outputs": {"shards": [str(folder / "shard.npz")], "inputs": ["x"], "batch": 1,
+                    "into": str(folder / "outputs.npz")},
     }
 
 

@@ -19,10 +19,13 @@ from compress.device.link import Link
 from compress.targets import get_target
 from runtimes.arrays import read_arrays, read_batches, write_arrays
 from runtimes.engine import read_engine, write_engine
+from runtimes.engineset import read_engines
 from runtimes.hashing import file_digest
 from runtimes.machine import machine_facts
-from tests.compress.device.jobs import QUICK, local_command, make_job, quick
+from tests.compress.device.jobs import QUICK, local_command, make_chain_job, make_job, quick
 from tests.contracts.models import BY_NAME
+from tests.runtimes import networks
+from tests.runtimes.test_chain import STEPS
 
 
 @pytest.fixture
@@ -52,6 +55,18 @@ def test_a_job_gives_what_it_gives_here(device: Device, tmp_path: Path) -> None:
     assert device.copied_bytes == copied
     assert {path.name for path in (tmp_path / "there").iterdir()} == {"job.json", "result.json", "stderr.txt"}
     assert not [path for path in (tmp_path / "job").iterdir() if path.name.startswith(".")]
+
+
+def test_a_job_of_several_engines(device: Device, tmp_path: Path) -> None:
+    """A captioner: two engines and how they feed each other."""
+    job = make_chain_job(tmp_path)
+    result = device.agent(job, tmp_path / "run", 60)
+    assert result["digest"] == read_engines(job, "job").digest
+    assert (result["samples"], result["generation"]["steps"]) == (3, STEPS)
+    found = [list(row) for batch in read_batches(tmp_path / "outputs.npz") for row in batch["caption"]]
+    assert found == networks.generate(networks.X, STEPS)
+    with pytest.raises(AgentError, match=r"^board: the engines of decoder, encoder: chain has no outputs"):
+        device.agent({**job, "chain": {**job["chain"], "outputs": {}}}, tmp_path / "run", 60)
 
 
 def test_only_what_changed_is_copied(device: Device, tmp_path: Path) -> None:
