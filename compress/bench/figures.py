@@ -73,23 +73,32 @@ def generation(restarts: Sequence[Mapping[str, Any] | None]) -> Generation | Non
 
 
 def emulated_parity(here: Sequence[Outputs], emulated: Sequence[Outputs]) -> EmulatedParity:
-    """The outputs of one engine file on one set of samples, batch by batch: this machine's, and those under emulation.
+    """The outputs of one engine file on one set of samples: this machine's, and those under emulation.
+
+    Answers of integers may differ in length, as texts do; they are other answers then.
 
     Raises:
-        CompressError: if an output has another shape there, or is infinite in one place alone.
+        CompressError: if there are other samples there, or an output has another shape or is infinite in one place
+            alone.
     """
     largest, output = 0.0, 0.0
     same: dict[str, list[np.ndarray]] = {}      # output -> whether each answer is
     for name, value, other in _pairs(here, emulated):
+        alike = value.shape == other.shape
+        if value.dtype.kind != "f":
+            same.setdefault(name, []).append(np.array([alike and np.array_equal(value, other)]))
+            if not alike:
+                continue
+        elif not alike:
+            raise CompressError(f"output {name!r} has shape {other.shape} under emulation and {value.shape} here: "
+                                "these must agree")
         a, b = value.astype(np.float64), other.astype(np.float64)
         if not np.array_equal(np.where(np.isfinite(a), 0, a), np.where(np.isfinite(b), 0, b)):
             raise CompressError(f"output {name!r} is infinite under emulation or here, and not in both")
         finite = np.isfinite(a)
         largest = max(largest, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
         output = max(output, float(np.abs(a[finite]).max(initial=0.0)))
-        if value.dtype.kind != "f":
-            same.setdefault(name, []).append((a == b).reshape(len(a), -1).all(1))
-        elif a.ndim > 1 and a.shape[-1] > 1:
+        if value.dtype.kind == "f" and a.ndim and a.shape[-1] > 1:
             same.setdefault(name, []).append((a.argmax(-1) == b.argmax(-1)).reshape(-1))
     answers = [float(np.concatenate(found).mean()) for found in same.values()]
     return EmulatedParity(
@@ -98,14 +107,13 @@ def emulated_parity(here: Sequence[Outputs], emulated: Sequence[Outputs]) -> Emu
 
 
 def _pairs(here: Sequence[Outputs], emulated: Sequence[Outputs]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The name and both arrays of every output, batch by batch."""
-    for batch, own in enumerate(here):
-        for name, value in own.items():
-            other = emulated[batch][name] if batch < len(emulated) else np.empty(0)
-            if other.shape != value.shape:
-                raise CompressError(f"output {name!r} has shape {other.shape} under emulation and {value.shape} here: "
-                                    "these must agree")
-            yield name, value, other
+    """The name and both arrays of every output of every sample; batches of texts are cut where their lengths change."""
+    for name in here[0]:
+        ours, theirs = ([sample for batch in side for sample in batch[name]] for side in (here, emulated))
+        if len(ours) != len(theirs):
+            raise CompressError(f"output {name!r} has {len(theirs)} samples under emulation and {len(ours)} here: "
+                                "these must agree")
+        yield from ((name, value, other) for value, other in zip(ours, theirs, strict=True))
 
 
 def _percentile(rounds: Sequence[np.ndarray], percent: int) -> float | None:

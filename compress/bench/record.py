@@ -197,6 +197,11 @@ class Generation:
     first_token_ms: float
     tokens_per_s: float | None
 
+    def describe(self) -> str:
+        """In words: the first token after so long, the others so fast."""
+        text = f"the first token after {self.first_token_ms:.3g} ms"
+        return text if self.tokens_per_s is None else f"{text}, then {self.tokens_per_s:.3g} tokens/s ({self.tokens})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmulatedParity:

@@ -64,6 +64,8 @@ def _remarks(record: BenchRecord) -> list[str]:
         lines += [f"{row.name}: {mark.kind}, {mark.reason}" for mark in row.marks]
         if row.reason:
             lines.append(f"{row.name}: {row.status}, {row.reason}")
+        if row.generation is not None:
+            lines.append(f"{row.name}: {row.generation.describe()}")
         if row.emulated_parity is not None:
             found = row.emulated_parity
             answers = "" if found.same_answers is None else f"{found.same_answers:.2%} of {found.samples} answers and "

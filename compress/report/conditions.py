@@ -60,7 +60,14 @@ def notes(row: BenchRow) -> tuple[Note, ...]:
         most = f"{units.number(parity.largest_difference, 2)}, of {units.number(parity.largest_output)}"
         text = f"against this machine over {parity.samples:,} samples: {same}outputs differ by at most {most}"
         found.append(Note(level="plain", label="parity", text=text))
+    if row.generation is not None:
+        found.append(Note(level="plain", label="answer", text=row.generation.describe()))
     return tuple(found)
+
+
+def doubts(row: BenchRow) -> tuple[Note, ...]:
+    """The notes that say why not to trust a row's times."""
+    return tuple(note for note in notes(row) if note.level != "plain")
 
 
 def status(row: BenchRow) -> str | None:

@@ -49,7 +49,7 @@ def context(record: Record) -> dict[str, Any]:
         "metric": metric_of(record),
         "against": AGAINST,
         "head": head,
-        "sure": head is not None and not conditions.notes(head) and bool(said) and said.within is True,
+        "sure": head is not None and not conditions.doubts(head) and bool(said) and said.within is True,
         "origin": reference,
         "size_ratio": size_ratio,
         "targets": by_target(bench),

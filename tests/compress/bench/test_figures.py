@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.bench.figures import accuracy, emulated_parity, latency, speedup
+from compress.bench.figures import accuracy, emulated_parity, generation, latency, speedup
+from compress.bench.record import Generation
 from compress.errors import CompressError
 from compress.intervals import tango_interval
 from compress.metrics import get_metric
@@ -98,8 +99,8 @@ def test_under_emulation_integers_are_compared_and_infinities_must_agree() -> No
     assert found.same_answers == pytest.approx(2 / 3)
     with pytest.raises(CompressError, match="output 'scores' is infinite under emulation or here, and not in both"):
         emulated_parity([{"scores": masked}], [{"scores": np.abs(masked)}])
-    with pytest.raises(CompressError, match=r"output 'ids' has shape \(3, 1\) under emulation and \(3, 2\) here"):
-        emulated_parity([{"ids": tokens}], [{"ids": tokens[:, :1]}])
+    with pytest.raises(CompressError, match=r"output 'scores' has shape \(1,\) under emulation and \(2,\) here"):
+        emulated_parity([{"scores": masked}], [{"scores": masked[:, :1]}])
 
 
 def test_the_drop_of_an_error_rate_is_what_it_rose() -> None:
@@ -120,5 +121,25 @@ def test_under_emulation_batches_may_differ_in_shape() -> None:
     here = [{"ids": np.zeros((2, 3), int)}, {"ids": np.zeros((1, 5), int)}]
     found = emulated_parity(here, [{"ids": np.zeros((2, 3), int)}, {"ids": np.ones((1, 5), int)}])
     assert (found.samples, found.same_answers) == (3, pytest.approx(2 / 3))
-    with pytest.raises(CompressError, match=r"output 'ids' has shape \(0,\) under emulation and \(1, 5\) here"):
+    with pytest.raises(CompressError, match="output 'ids' has 2 samples under emulation and 3 here"):
         emulated_parity(here, here[:1])
+
+
+def test_under_emulation_a_text_of_another_length_is_another_answer() -> None:
+    """Batches are joined where their texts are of one length, which may be elsewhere on the other side."""
+    here = [{"ids": np.array([[1, 2], [3, 4], [5, 6]])}]
+    there = [{"ids": np.array([[1, 2]])}, {"ids": np.array([[3, 4, 7], [5, 6, 0]])}]
+    assert emulated_parity(here, there).same_answers == pytest.approx(1 / 3)
+
+
+def test_how_answers_come_is_the_median_over_processes() -> None:
+    """Five tokens: the first after 2 ms, the other four in 8 ms; in a second process after 4 ms, and in 4 ms."""
+    told = {"steps": 5, "first_ns": [2_000_000] * 5, "all_ns": [10_000_000] * 5}
+    other = {"steps": 5, "first_ns": [4_000_000] * 5, "all_ns": [8_000_000] * 5}
+    assert generation([told, None, other]) == Generation(tokens=5, first_token_ms=3.0, tokens_per_s=4 / 6e-3)
+    assert generation([told]) == Generation(tokens=5, first_token_ms=2.0, tokens_per_s=500.0)
+    alone = generation([{"steps": 1, "first_ns": [2_000_000], "all_ns": [2_000_000]}])
+    assert alone == Generation(tokens=1, first_token_ms=2.0, tokens_per_s=None)
+    assert generation([None, None]) is None
+    assert generation([told]).describe() == "the first token after 2 ms, then 500 tokens/s (5)"      # type: ignore[union-attr]
+    assert alone.describe() == "the first token after 2 ms"     # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from rich.console import Console
 from compress.bench import BenchConfig, BenchRecord, table
 from compress.bench.config import PRESETS, Plan
 from compress.bench.figures import accuracy, latency, speedup
-from compress.bench.record import BenchRow, EmulatedParity, LayerRow, Mark
+from compress.bench.record import BenchRow, EmulatedParity, Generation, LayerRow, Mark
 from compress.errors import CompressError
 from compress.intervals import median_interval
 from compress.metrics import get_metric
@@ -99,6 +99,13 @@ def test_what_was_emulated_has_no_time() -> None:
     assert shown(record)[0][2:] == ["emulated, not a measurement", "", "", "", "100.00%", "", "9 of 9"]
     assert ("rpi5 int8: under emulation 99.00% of 100 answers and outputs within 0.125 of this machine's, "
             "whose largest is 8") in str(table(record).caption)
+
+
+def test_the_caption_says_how_an_answer_comes() -> None:
+    told = Generation(tokens=9, first_token_ms=12.5, tokens_per_s=80.0)
+    record = replace(RECORD, rows=(row("captioner int8", latency_ms=FAST, generation=told),))
+    assert "captioner int8: the first token after 12.5 ms, then 80 tokens/s (9)" in str(table(record).caption)
+    assert BenchRecord.from_json(json.loads(json.dumps(record.to_json()))).rows[0].generation == told
 
 
 def test_what_was_cut_short_says_how_much_there_is() -> None:

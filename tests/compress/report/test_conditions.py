@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from compress.bench.record import BenchRecord, BenchRow, EmulatedParity, Mark
+from compress.bench.record import BenchRecord, BenchRow, EmulatedParity, Generation, Mark
 from compress.report import conditions
 from compress.report.schema import validate
 
@@ -54,6 +54,16 @@ def test_before_the_first_round(bench: BenchRecord) -> None:
     assert told(lost) == [
         ("bad", "device lost: partial", "no round was timed"), ("open", "UNSTABLE", "r"),
         ("plain", "parity", "against this machine over 3 samples: outputs differ by at most 1.5, of 20.0")]  # fmt: skip
+
+
+def test_how_an_answer_comes_is_no_doubt(bench: BenchRecord) -> None:
+    import dataclasses
+
+    told_of = dataclasses.replace(row(bench, "original fp32, openvino-cpu"),
+                                  generation=Generation(tokens=9, first_token_ms=12.5, tokens_per_s=80.0))
+    assert told(told_of) == [("plain", "answer", "the first token after 12.5 ms, then 80 tokens/s (9)")]
+    assert conditions.doubts(told_of) == ()
+    assert len(conditions.doubts(row(bench, "shipped int8, onnxruntime-cpu"))) == 3
 
 
 def test_percentiles(bench: BenchRecord) -> None:
