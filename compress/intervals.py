@@ -126,16 +126,13 @@ def sums_drop(
     most ``most``, or the range of the values that single groups have.
 
     Args:
-        reference, candidate: shape ``(samples, k)``, of two engines on the same samples in the same order.
+        reference, candidate: one shape ``(samples, k)``, of two engines on the same samples in the same order.
         value, groups, seed: as :func:`sums_interval` takes them.
         most: the widest range of the value, where it has one.
 
     Raises:
-        CompressError: as :func:`paired_drop` does.
+        CompressError: as :func:`mean_interval` does.
     """
-    if reference.shape != candidate.shape:
-        raise CompressError(f"{reference.shape} reference statistics and {candidate.shape} of the candidate "
-                            "cannot be paired: evaluate both on the same samples")
     (before, index), (after, _) = (_group_sums(statistics, groups) for statistics in (reference, candidate))
     found = float(value(before.sum(axis=0)) - value(after.sum(axis=0)))
     n = len(reference)

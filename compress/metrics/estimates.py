@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from compress.errors import CompressError
 from compress.intervals import Estimate, mean_interval, paired_drop, sums_drop, sums_interval
 from compress.metrics.metric import Metric
 
@@ -28,8 +29,11 @@ def drop_of(
     """How much worse ``candidate`` is than ``reference`` on the same samples, in the metric's unit: above 0 is worse.
 
     Raises:
-        CompressError: as :func:`compress.intervals.paired_drop`.
+        CompressError: if the two differ in shape, or as :func:`compress.intervals.paired_drop`.
     """
+    if reference.shape != candidate.shape:
+        raise CompressError(f"statistics of shape {reference.shape} of the reference and {candidate.shape} of the "
+                            "candidate cannot be paired: evaluate both on the same samples")
     better, worse = (candidate, reference) if metric.lower_is_better else (reference, candidate)
     if metric.value is None:
         return paired_drop(better, worse, groups)

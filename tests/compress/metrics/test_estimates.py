@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from compress.errors import CompressError
 from compress.intervals import mean_interval, paired_drop
 from compress.metrics import Metric, drop_of, get_metric, value_of
 
@@ -81,3 +82,10 @@ def test_groups_widen_the_interval() -> None:
     statistics = np.stack([edits, np.full(200, 10.0)], axis=1)
     alone, grouped = (value_of(get_metric("wer"), statistics, groups) for groups in (None, np.arange(200) // 5))
     assert grouped.high - grouped.low > 1.8 * (alone.high - alone.low)
+
+
+def test_engines_are_compared_on_the_same_samples() -> None:
+    with pytest.raises(CompressError, match=r"shape \(4, 2\) of the reference and \(5, 2\) of the candidate cannot be"):
+        drop_of(get_metric("wer"), np.ones((4, 2)), np.ones((5, 2)))
+    with pytest.raises(CompressError, match="1 samples in 1 groups: an interval needs at least two"):
+        value_of(get_metric("wer"), np.ones((1, 2)))
