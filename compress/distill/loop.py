@@ -78,8 +78,8 @@ def check_data(
                 f"data set {given.name!r} holds the inputs {got}, model {student.name!r} takes {expected}: open it "
                 "with the model's inputs"
             )
-    if validation is not None:
-        targets_of(validation)
+    if validation is not None and metric is not None:
+        targets_of(validation, metric.output)
     if config.label_weight and len(student.outputs) != 1:
         raise CompressError(
             f"label_weight is {config.label_weight}, but model {student.name!r} has {len(student.outputs)} outputs: "
