@@ -96,11 +96,6 @@ def predict(network: nn.Module, parts: Parts, batch: int = 64) -> Said:
     return said
 
 
-def joined(said: Said, output: str = "output") -> np.ndarray:
-    """One output of all samples, where it has one shape."""
-    return np.concatenate([outputs[output] for _, outputs in said])
-
-
 def _tensors(arrays: Any) -> Any:
     if isinstance(arrays, Mapping):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

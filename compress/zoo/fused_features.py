@@ -124,7 +124,7 @@ def _features(topics: np.ndarray, basis: np.ndarray, rng: np.random.Generator) -
 CONCAT = Reference(
     name="features-concat", factory="compress.zoo.fused_features:build", kwargs={"fusion": "concat"}, samples=samples,
     tasks={"output": Task(loss="binary cross-entropy", labels=("no", "yes"))},
-    metric="compress.zoo.scores:decided_right", fit=FitConfig(epochs=12, rate=1e-3, decay=0.1),
+    metric="accuracy", fit=FitConfig(epochs=12, rate=1e-3, decay=0.1),
     inputs={name: Input(modality="embedding", dims=("batch",)) for name in SIZES},
     processing={
         "inputs": {name: {"kind": "tensor", "from": name} for name in SIZES},

@@ -117,7 +117,7 @@ def _scans(radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 PATIENT = Reference(
     name="patient", factory="compress.zoo.patient:build", samples=samples,
     tasks={"output": Task(loss="binary cross-entropy", labels=("no risk", "risk"))},
-    metric="compress.zoo.scores:decided_right", fit=FitConfig(epochs=15, rate=2e-3),
+    metric="accuracy", fit=FitConfig(epochs=15, rate=2e-3),
     inputs={"scan": Input(modality="image", dims=("batch",)), "record": Input(modality="text", dims=("batch",)),
             "markers": Input(modality="sensor", dims=("batch",))},
     processing={

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.targets import Targets
+from calibration.targets import Targets, named
 from compress.errors import CompressError
 from compress.metrics import Outputs
 from compress.model import Input, Model
 from compress.zoo import Progress
 from compress.zoo.composed import Composed, said_by
-from compress.zoo.fitting import FitConfig, Said, fit, joined, predict, steps_of
+from compress.zoo.fitting import FitConfig, Said, fit, predict, steps_of
 from compress.zoo.folder import FORMAT, begin, digests, finish, is_whole, read_record, shifted
 from compress.zoo.samples import Parts, Rows, Splits, alone, blank_of, count_of, targets_of
-from compress.zoo.scores import constant_answer, scores_of
-from compress.zoo.tasks import Tasks, encoded, loss_of
+from compress.zoo.tasks import METRICS, Tasks, by_task, constant_answer, encoded, loss_of
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -149,7 +148,6 @@ def make_reference(
         CompressError: if ``folder`` holds another model, or the disk is full.
     """
     from calibration import write
-    from calibration.targets import named
 
     config = dataclasses.replace(reference.fit, seed=seed, epochs=QUICK_EPOCHS if quick else reference.fit.epochs)
     tasks = {name: dataclasses.asdict(task) for name, task in reference.tasks.items()}
@@ -159,7 +157,8 @@ def make_reference(
     splits = reference.samples()
     begin(folder, reference.name, reference.recipe)
     for name in splits:
-        write(folder / name, ({**rows, **named(target)} for rows, target in splits[name]))
+        write(folder / name, ({**rows, **named(target), **_own(target, reference.tasks)}
+                              for rows, target in splits[name]))  # fmt: skip
     record = _train(reference, folder, splits, config, settings, progress)
     finish(folder, record.to_json())
     return record
@@ -182,6 +181,11 @@ def compare(shipped: Model, recipe: Recipe, progress: Progress | None = None) ->
 
 
 MAJORITY = "majority answer"
+
+
+def _own(target: Targets, tasks: Tasks) -> Rows:
+    """Besides the columns of several outputs' targets each output's own, for the metrics of one output."""
+    return named(by_task(target, tasks)) if len(tasks) > 1 else {}
 
 
 def _train(
@@ -264,9 +268,9 @@ def _scores(reference: Reference, model: Model, splits: Splits, said: Said) -> d
               for split in reference.composed.scores.values()}  # fmt: skip
         return {name: _value(name, of[split], targets_of(splits[split]), model)
                 for name, split in reference.composed.scores.items()}  # fmt: skip
-    texts = [name for name, task in tasks.items() if task.loss == "ctc"]
-    scores = scores_of({name: joined(said, name) for name in tasks if name not in texts}, target, tasks)
-    return scores | {f"{name} word errors": _value(f"wer/{name}", said, target, model) for name in texts}
+    wanted = by_task(target, tasks)
+    return {metric if len(tasks) == 1 else f"{metric}/{name}": _value(f"{metric}/{name}", said, wanted, model)
+            for name, task in tasks.items() for metric in METRICS[task.loss]}  # fmt: skip
 
 
 def _save(reference: Reference, folder: Path, network: Any, rows: Rows) -> Model:

@@ -30,6 +30,13 @@ class Task:
     weight: float = 1.0
 
 
+METRICS: Mapping[Loss, Sequence[str]] = {
+    "cross-entropy": ("accuracy", "precision", "recall", "f1"),
+    "binary cross-entropy": ("accuracy", "precision", "recall", "f1"),
+    "mean squared error": ("mse",), "ctc": ("wer",),
+}  # fmt: skip
+"""What is told of an output, by its loss."""
+
 Tasks = Mapping[str, Task]
 """Output name -> its task; a network's lone tensor is called ``output``."""
 
@@ -94,3 +101,18 @@ _LOSSES: Mapping[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": _cross_entropy, "binary cross-entropy": _binary_cross_entropy,
     "mean squared error": _mean_squared_error, "ctc": _ctc,
 }  # fmt: skip
+
+
+def constant_answer(target: Targets, tasks: Tasks, count: int) -> dict[str, np.ndarray]:
+    """Outputs of ``count`` samples that are always the same: the most frequent class, the mean, silence."""
+    wanted = by_task(target, tasks)
+    return {name: np.repeat(_constant(wanted[name], task)[None], count, axis=0) for name, task in tasks.items()}
+
+
+def _constant(target: np.ndarray, task: Task) -> np.ndarray:
+    if task.loss == "ctc":
+        return np.eye(len(task.labels))[:1]
+    if task.loss == "mean squared error":
+        return np.array([target.mean()])
+    most = int(np.bincount(target.reshape(-1).astype(np.int64)).argmax())
+    return np.array([float(most)]) if task.loss == "binary cross-entropy" else np.eye(len(task.labels))[most]

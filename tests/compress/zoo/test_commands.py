@@ -108,7 +108,7 @@ def test_the_whole_chain(tmp_path: Path) -> None:
     folder = tmp_path / "commands"
     record = make_reference(small, folder)
     assert list(record.baselines) == ["audio alone", "state alone", "majority answer"]
-    assert record.scores["transcript word errors"] < 0.9        # one that hears nothing has 1
+    assert record.scores["wer/transcript"] < 0.9        # one that hears nothing has 1
     assert record.value == record.scores["action accuracy"]
 
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())

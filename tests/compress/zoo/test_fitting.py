@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.zoo.fitting import FitConfig, fit, joined, predict, steps_of
+from compress.zoo.fitting import FitConfig, fit, predict, steps_of
 from compress.zoo.tasks import Task, loss_of
 
 DECIDE = partial(loss_of, tasks={"output": Task(loss="binary cross-entropy", labels=("below", "above"))})
+
+
+def joined(said, output="output"):
+    return np.concatenate([outputs[output] for _, outputs in said])
 
 
 class Line(nn.Module):

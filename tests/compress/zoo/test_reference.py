@@ -25,7 +25,7 @@ from compress.zoo import MODELS, REFERENCES, dense_classifier, fused_features, g
 from compress.zoo.fitting import run
 from compress.zoo.reference import compare, make_reference
 from compress.zoo.samples import targets_of
-from compress.zoo.scores import constant_answer
+from compress.zoo.tasks import constant_answer
 
 HERE = [name for name in REFERENCES if name != "spoken-command"]       # whose data has to be spoken: test_commands.py
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.zoo.tasks import Task, by_task, encoded, loss_of
+from compress.zoo.tasks import Task, by_task, constant_answer, encoded, loss_of
 
 CLASSES = {"output": Task(loss="cross-entropy", labels=("a", "b"))}
 DECISION = {"output": Task(loss="binary cross-entropy", labels=("no", "yes"))}
@@ -67,3 +67,13 @@ def test_targets_by_output_are_taken_as_they_are():
     assert found["action"] is target["action"]
     assert found["said"].tolist() == [[1, 0], [2, 1]]
     assert encoded(target["action"], {"output": tasks["action"]}) is target["action"]
+
+
+def test_the_constant_answer_is_the_most_frequent_class_and_the_mean():
+    kind = Task(loss="cross-entropy", labels=("a", "b", "c"))
+    tasks = {"kind": kind, "brake": DECISION["output"], "angle": NUMBER["output"]}
+    target = np.array([[2, 0, 1.0], [2, 0, 2.0], [1, 1, 6.0]])
+    answer = constant_answer(target, tasks, 2)
+    np.testing.assert_array_equal(answer["kind"], [[0, 0, 1]] * 2)
+    np.testing.assert_array_equal(answer["brake"], [[0]] * 2)
+    np.testing.assert_array_equal(answer["angle"], [[3]] * 2)
