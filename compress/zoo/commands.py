@@ -61,7 +61,7 @@ class Commands(nn.Module):
         super().__init__()
         self.audio_encoder = AudioEncoder(channels)
         self.text_encoder = TextEncoder(width)
-        self.transcript = nn.Linear(channels, len(WORDS))
+        self.transcript = nn.Conv1d(channels, len(WORDS), 1)
         self.action = nn.Sequential(nn.Linear(len(WORDS) + width, hidden), nn.ReLU(), nn.Linear(hidden, hidden),
                                     nn.ReLU(), nn.Linear(hidden, len(ACTIONS)))  # fmt: skip
 
@@ -71,9 +71,10 @@ class Commands(nn.Module):
         Args:
             audio: log-mel f32 ``(batch, 32, frames)``. state: words i64 ``(batch, length)``, padded with zeros.
         """
-        words = self.transcript(self.audio_encoder(audio).transpose(1, 2))
-        heard = torch.softmax(words, dim=2).amax(dim=1)         # how surely each word was said at all
-        return {"action": self.action(torch.cat([heard, self.text_encoder(state)], dim=1)), "transcript": words}
+        words = self.transcript(self.audio_encoder(audio))
+        heard = torch.softmax(words, dim=1).amax(dim=2)         # how surely each word was said at all
+        both = torch.cat([heard, self.text_encoder(state)], dim=1)
+        return {"action": self.action(both), "transcript": words.transpose(1, 2)}
 
 
 class AudioEncoder(nn.Module):
