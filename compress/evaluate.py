@@ -12,7 +12,7 @@ from compress.errors import CompressError
 from compress.intervals import Estimate
 from compress.metrics import Metric, Outputs, statistics_of, value_of
 from runtimes.hashing import bytes_digest
-from runtimes.spec import Feed
+from runtimes.spec import Feed, largest_batch
 
 if TYPE_CHECKING:
     from calibration.dataset import CalibrationSet
@@ -56,7 +56,7 @@ def evaluate(
         data: the validation set, with targets.
         metric: bound to the model where it reads texts, as :func:`compress.metrics.get_metric` does. Batches are
             scored one by one unless it is of the whole set, so a score may not depend on its neighbours.
-        batch: the largest number of samples in one call.
+        batch: the largest number of samples in one call, which inputs that take fewer make smaller.
         progress: called with the samples done and their total.
 
     Raises:
@@ -66,7 +66,7 @@ def evaluate(
 
     def batches() -> Iterator[tuple[int, Outputs]]:
         done = 0
-        for feed in data.batches(batch):
+        for feed in data.batches(largest_batch(data.inputs, batch)):
             count = feed[first.name].shape[first.batch_axis or 0]
             yield count, run(feed)
             done += count

@@ -14,10 +14,14 @@ from runtimes.spec import TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """``operators``: int8 or float per operator with weights, and why; then what can be pruned, or why not."""
+    """``operators``: int8 or float per operator with weights, and why; then what can be pruned, or why not.
+
+    ``graphs`` are what becomes an engine each: inputs and outputs in words, and whether the chain runs it in a loop.
+    """
 
     name: str
     facts: Mapping[str, Any]
+    graphs: Mapping[str, Mapping[str, Any]]
     operators: tuple[Mapping[str, Any], ...]
     prunable: Mapping[str, str]
     not_prunable: Mapping[str, str]
@@ -64,9 +68,21 @@ def inspect(model: Model, *, factory: str | None = None) -> Inspection:
         tensors = sum(len(ranges) for ranges in model.quantization.ranges.values())
         quantization = {"scheme": model.quantization.scheme, "tensors": tensors, **model.quantization.settings}
     return Inspection(
-        name=model.name, facts=model_facts(model), operators=tuple(operators), prunable=prunable,
+        name=model.name, facts=model_facts(model), graphs=_graphs(model), operators=tuple(operators), prunable=prunable,
         not_prunable=not_prunable, quantization=quantization,
     )  # fmt: skip
+
+
+def _graphs(model: Model) -> dict[str, dict[str, Any]]:
+    wiring = model.wiring
+    loops = {step.graph for step in wiring.steps if step.loop is not None} if wiring is not None else set()
+    return {
+        name: {
+            "inputs": {spec.name: spec.describe() for spec in graph.inputs},
+            "outputs": {spec.name: spec.describe() for spec in graph.outputs}, "loops": name in loops,
+        }
+        for name, graph in model.graphs.items()
+    }  # fmt: skip
 
 
 def _pruning(model: Model, factory: str | None) -> tuple[dict[str, str], dict[str, str]]:
@@ -90,6 +106,11 @@ def table(found: Inspection) -> Any:
     inputs = Table("input", "modality", "dtype", "shape", title=f"{found.name}")
     for spec in map(TensorSpec.from_json, facts["inputs"]):
         inputs.add_row(spec.name, spec.modality, spec.dtype, spec.describe().removeprefix(spec.dtype))
+    graphs = Table("graph", "takes", "gives", "runs")
+    for name, graph in found.graphs.items():
+        sides = [[f"{key} {told}" for key, told in graph[side].items()] for side in ("inputs", "outputs")]
+        takes, gives = map("\n".join, sides)
+        graphs.add_row(name, takes, gives, "once a token" if graph["loops"] else "once")
     components = Table("component", "parameters", "MACs", "size MB", "int8", "float")
     for name, cost in facts["components"].items():
         own = [o for o in found.operators if o["component"] == name]
@@ -105,7 +126,8 @@ def table(found: Inspection) -> Any:
         pruned.add_row(path, what, "")
     for path, reason in found.not_prunable.items():
         pruned.add_row(path or "the model", "", reason)
-    parts: list[Any] = [inputs, components, *([stays] if stays.row_count else []), pruned]
+    several = [graphs] if len(found.graphs) > 1 else []
+    parts: list[Any] = [inputs, *several, components, *([stays] if stays.row_count else []), pruned]
     if found.quantization is not None:
         parts.insert(0, "quantized: " + ", ".join(f"{key} {value}" for key, value in found.quantization.items()))
     return Group(*parts)

@@ -66,6 +66,19 @@ def test_a_set_without_targets(tmp_path: Path) -> None:
         targets_of(open_set(tmp_path, [SPEC], name="photos"))
 
 
+def test_no_more_samples_at_once_than_the_inputs_take() -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=(Dim("batch", 1, 1, 3), 2))
+    sizes: list[int] = []
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        sizes.append(len(feed["x"]))
+        return {"output": feed["x"]}
+
+    data = open_set([{"x": LOGITS[:, :2], "target": TARGET}], [spec])
+    evaluate(run, data, Metric(name="any", statistics=lambda outputs, target: np.zeros(len(target))))
+    assert sizes == [min(3, len(LOGITS) - start) for start in range(0, len(LOGITS), 3)]
+
+
 def test_a_batch_axis_that_is_not_the_first() -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=(2, Dim("batch")), batch_axis=1)
     data = open_set([{"x": LOGITS.T, "target": TARGET}], [spec])

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from compress import Input, Model, load, save
 from compress.inspection import inspect, model_facts, table
 from compress.model import Quantization
+from tests.compress import captioner
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 
@@ -81,3 +83,18 @@ def test_the_record_is_json_and_the_table_shows_it(model: Model, tmp_path: Path)
     text = console.export_text()
     for shown in ("Small", "sensor", "[batch=1..64, 3, 8]", "encoder", "96", "has no factory"):
         assert shown in text, shown
+
+
+def test_the_graphs_of_a_captioner() -> None:
+    found = inspect(captioner.model())
+    assert {name: graph["loops"] for name, graph in found.graphs.items()} == {"encoder": False, "decoder": True}
+    assert found.graphs["encoder"] == {
+        "inputs": {"image": "float32[batch=1..16, 12]"}, "outputs": {"memory": "float32[batch=1..16, 16]"},
+        "loops": False}  # fmt: skip
+    assert [spec["name"] for spec in found.facts["inputs"]] == ["image"]
+    assert {operator["graph"] for operator in found.operators} == {"encoder", "decoder"}
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table(found))
+    shown = console.file.getvalue()     # type: ignore[attr-defined]
+    assert "once a token" in shown
+    assert "past_key float32[batch=1..16, 2, past=0..24, 8]" in shown
