@@ -1,10 +1,15 @@
 """Driving: its physics by hand, its metric, what the locations show."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from calibration import open_set
 from compress.metrics import get_metric
-from compress.zoo.driving import TICK_S, samples, steering_deg, stopping_distance_m
+from compress.modelfile import read_model
+from compress.zoo.driving import DRIVING, TICK_S, samples, steering_deg, stopping_distance_m
+from compress.zoo.reference import make_reference
 
 
 def test_the_stopping_distance_by_hand():
@@ -38,3 +43,24 @@ def test_drives_are_of_several_lengths_and_end_where_the_car_is():
     assert max(speed) < 23
     assert np.corrcoef(speed, brake)[0, 1] > 0.3        # who is fast has to brake more often
     assert 0.2 < brake.mean() < 0.5
+
+
+def test_a_mask_goes_with_what_it_is_of():
+    assert DRIVING.modalities == {"image": ("image",), "track": ("track", "moments"), "road": ("road",)}
+
+
+def test_each_output_has_targets_of_its_own_and_scores(tmp_path):
+    few = {name: [(rows, target) for rows, target in parts[:2]] for name, parts in samples().items()}
+    few = {name: [({key: array[:8] for key, array in rows.items()}, target[:8]) for rows, target in parts]
+           for name, parts in few.items()}  # fmt: skip
+    fit = dataclasses.replace(DRIVING.fit, epochs=1)
+    record = make_reference(dataclasses.replace(DRIVING, samples=lambda: few, fit=fit), tmp_path)
+    assert list(record.scores) == [
+        "accuracy/brake", "precision/brake", "recall/brake", "f1/brake", "mse/steering"
+    ]  # fmt: skip
+    assert list(record.baselines) == ["image alone", "track alone", "road alone", "majority answer"]
+    data = open_set(tmp_path / "validation", read_model(tmp_path / "model.pt").inputs)
+    both = np.concatenate([target for _, target in few["validation"]])
+    np.testing.assert_array_equal(data.targets(), both)
+    np.testing.assert_array_equal(data.targets("brake"), both[:, 0])
+    np.testing.assert_array_equal(data.targets("steering"), both[:, 1])

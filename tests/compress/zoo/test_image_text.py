@@ -5,7 +5,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from calibration import open_set
 from compress.errors import CompressError
+from compress.prune import PruneConfig, prune
+from compress.saving import save
 from compress.zoo.fitting import FitConfig, fit
 from compress.zoo.image_text import DIGITS, IMAGE_TEXT, LABELS, VOCABULARY, build, samples
 from compress.zoo.tasks import loss_of
@@ -50,3 +53,17 @@ def test_a_frozen_tower_stays_as_it_is(frozen):
 def test_another_tower_is_refused():
     with pytest.raises(CompressError, match="freeze names 'audio': expected some of image, text"):
         build(freeze=("audio",))
+
+
+def test_a_network_with_a_frozen_tower_is_pruned_as_any_other(tmp_path):
+    torch.manual_seed(0)
+    frozen = build(freeze=("image",))
+    ((rows, _), *_) = samples()["calibration"]
+    model = save(
+        frozen, tmp_path / "model.pt", example={name: array[:2] for name, array in rows.items()},
+        inputs=IMAGE_TEXT.inputs, factory=IMAGE_TEXT.factory, factory_kwargs={"freeze": ["image"]},
+    )  # fmt: skip
+    result = prune(model, open_set([rows], model.inputs), PruneConfig(macs=0.8, samples=16))
+    assert result.macs_after <= 0.8 * result.macs_before
+    smaller = {component.name: component.params_after < component.params_before for component in result.components}
+    assert smaller == {"image_encoder": True, "text_encoder": True, "head": True}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from compress.zoo.video import LABELS, SIZE, _video, first_frame_alone, samples
+from compress.zoo.video import LABELS, SIZE, VIDEO, _video, first_frame_alone, samples
 
 
 def _seen(video: np.ndarray) -> np.ndarray:
@@ -53,3 +53,4 @@ def test_videos_are_of_several_lengths_and_every_label():
 def test_the_first_frame_alone():
     rows = {"video": np.arange(6.0).reshape(1, 3, 2, 1), "frames": np.ones((1, 3))}
     assert first_frame_alone(rows)["video"].tolist() == [[[[0], [1]]] * 3]
+    assert list(VIDEO.baselines(samples()["calibration"])) == ["first frame alone"]     # there is no other modality
