@@ -84,6 +84,29 @@ def test_table() -> None:
         ["int8 on openvino-cpu", *[""] * 8]]
 
 
+def test_a_metric_that_is_no_share_has_its_own_unit() -> None:
+    """A squared error of 4, and one of 4.5: above 0 is worse."""
+    mse = get_metric("mse")
+    before, after = np.full(100, 4.0), np.full(100, 4.5)
+    rows = (row("original", latency_ms=SLOW, accuracy=accuracy(mse, before, None, 0.1, None)),
+            row("small", latency_ms=FAST, accuracy=accuracy(mse, after, before, 0.1, None)))
+    record = replace(RECORD, metric="mse", rows=rows)
+    assert [column.header for column in table(record).columns][6:8] == ["mse", "drop"]
+    cells = [list(column.cells) for column in table(record).columns][6:8]
+    assert [str(cell) for cell in cells[0]] == ["4", "4.5"]
+    assert str(cells[1][1]) == "+0.5 [+0.5, +0.5]\nover budget"
+
+
+def test_an_error_rate_is_told_in_points() -> None:
+    wer = get_metric("wer")
+    before, after = np.tile([1.0, 10.0], (50, 1)), np.tile([1.2, 10.0], (50, 1))
+    record = replace(RECORD, metric="wer", rows=(
+        row("small", latency_ms=FAST, accuracy=accuracy(wer, after, before, 0.05, None)),))
+    cells = [str(next(iter(column.cells))) for column in table(record).columns][6:8]
+    assert cells == ["12.00%", "+2.00 [+2.00, +2.00]\nwithin budget"]
+    assert BenchRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
 def test_the_caption_says_what_failed_and_what_is_doubtful() -> None:
     lines = str(table(RECORD).caption).splitlines()
     assert "broken: failed, killed by SIGSEGV" in lines
