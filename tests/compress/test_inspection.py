@@ -94,7 +94,7 @@ def test_the_graphs_of_a_captioner() -> None:
     assert [spec["name"] for spec in found.facts["inputs"]] == ["image"]
     assert {operator["graph"] for operator in found.operators} == {"encoder", "decoder"}
     console = Console(file=io.StringIO(), width=160)
-    console.print(table(found))
+    console.print(table(found), markup=False)    # as the command does
     shown = console.file.getvalue()     # type: ignore[attr-defined]
     assert "once a token" in shown
     assert "past_key float32[batch=1..16, 2, past=0..24, 8]" in shown
