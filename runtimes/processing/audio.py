@@ -79,7 +79,7 @@ class Normalize:
         for values in (self.mean, self.std):
             if isinstance(values, tuple) and (array.ndim != 2 or len(values) != len(array)):
                 raise FeedError(f"has shape {array.shape} when normalised with {len(values)} values a frame")
-        mean, std = (np.reshape(v, (-1, 1)) if isinstance(v, tuple) else v for v in (self.mean, self.std))
+        mean, std = (np.array(v, array.dtype)[:, None] if isinstance(v, tuple) else v for v in (self.mean, self.std))
         return np.asarray((array - mean) / std)
 
 
@@ -91,10 +91,10 @@ class AudioInput:
     """A waveform: ``(array, rate)``, ``{"array": ..., "sampling_rate": ...}``, an array of the model's rate, or a WAV.
 
     An array is ``(samples,)`` or ``(samples, channels)``, float in -1..1 or integers; channels are averaged. A WAV is a
-    path or bytes; other formats are read where soundfile is installed. Steps run in float64 on ``(samples,)`` and,
-    after ``spectrogram``, on ``(features, frames)``. ``layout`` of a spectrogram: features first (``FT``) or time
-    first (``TF``); ``copies`` adds a leading axis of that many equal ones. The samples of a batch are padded with
-    ``pad_value`` to the longest.
+    path or bytes; other formats are read where soundfile is installed. Steps run on ``(samples,)``, in float32 where
+    that holds the samples and else in float64, and after ``spectrogram`` on ``(features, frames)``. ``layout`` of a
+    spectrogram: features first (``FT``) or time first (``TF``); ``copies`` adds a leading axis of that many equal ones.
+    The samples of a batch are padded with ``pad_value`` to the longest.
     """
 
     KIND: ClassVar[str] = "audio"
@@ -141,7 +141,7 @@ class AudioInput:
         frames = array.shape[-1]
         if array.ndim == 2 and self.layout == "TF":
             array = array.T
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, copy=False)
         if self.copies is not None:
             array = np.repeat(array[None], self.copies, axis=0)
         return Sample(array, mask=np.arange(frames) < valid if mask else None)
@@ -155,12 +155,18 @@ def _fit(array: np.ndarray, step: Fit) -> np.ndarray:
     if step.fill != "zero":
         times = step.length // size if step.fill == "repeat_zero" else -(-step.length // size)
         array = np.concatenate([array] * times, axis=-1)[..., : step.length]
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, step.length - array.shape[-1])])
+    if array.shape[-1] == step.length:
+        return array
+    filled = np.zeros((*array.shape[:-1], step.length), array.dtype)
+    filled[..., : array.shape[-1]] = array
+    return filled
 
 
 def _apply(step: Standardize | FloorBelowMax | Scale | Normalize, array: np.ndarray) -> np.ndarray:
     if isinstance(step, Standardize):
-        return np.asarray((array - array.mean()) / np.sqrt(array.var() + step.epsilon))
+        centred: np.ndarray = array - array.mean()
+        centred /= np.sqrt(np.mean(centred * centred) + step.epsilon)
+        return centred
     if isinstance(step, FloorBelowMax):
         return np.asarray(np.maximum(array, array.max() - step.range))
     if isinstance(step, Scale):

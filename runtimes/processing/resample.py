@@ -21,7 +21,7 @@ def resample(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     Source: J. O. Smith, Digital Audio Resampling, ccrma.stanford.edu/~jos/resample.
     """
     if rate == wanted:
-        return np.asarray(waveform, np.float64)
+        return waveform
     divisor = math.gcd(rate, wanted)
     up, down = wanted // divisor, rate // divisor
     count = -(-len(waveform) * up // down)

@@ -45,13 +45,16 @@ def stack(arrays: Sequence[np.ndarray], spec: TensorSpec, padding: Padding | Non
         raise FeedError(f"raw input {source!r} has {len(arrays)} samples, but {spec.name!r} has no batch: give one")
     if padding is not None:
         arrays = _padded(arrays, smallest(spec), padding)
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1:
+    if len(shapes := sorted({array.shape for array in arrays})) > 1:
         raise FeedError(
             f"raw input {source!r}: samples of one batch have the shapes {shapes[0]} and {shapes[1]} for input "
             f"{spec.name!r}: give them one at a time, or of one size"
         )
-    return _cast(arrays[0] if spec.batch_axis is None else np.stack(arrays, spec.batch_axis), spec, source)
+    if spec.batch_axis is None:
+        return _cast(arrays[0], spec, source)
+    if len(arrays) == 1:        # not copied where it lies in order
+        return _cast(np.ascontiguousarray(arrays[0][(slice(None),) * spec.batch_axis + (None,)]), spec, source)
+    return _cast(np.stack(arrays, spec.batch_axis), spec, source)
 
 
 def smallest(spec: TensorSpec) -> tuple[int, ...]:
@@ -66,7 +69,7 @@ def sample_shape(spec: TensorSpec) -> tuple[int | Dim, ...]:
 def _padded(arrays: Sequence[np.ndarray], least: tuple[int, ...], padding: Padding) -> list[np.ndarray]:
     if len({array.ndim for array in arrays} | {len(least)}) > 1:
         return list(arrays)     # of a wrong rank: the feed's check says so
-    shape = tuple(np.max([least, *(array.shape for array in arrays)], axis=0).tolist())
+    shape = tuple(max(sizes) for sizes in zip(least, *(array.shape for array in arrays), strict=True))
     result = []
     for array in arrays:
         if array.shape != shape:
@@ -88,5 +91,7 @@ def _cast(array: np.ndarray, spec: TensorSpec, source: str) -> np.ndarray:
         fits = np.can_cast(array.dtype, dtype, "same_kind")
     if not fits:
         raise FeedError(f"raw input {source!r} becomes {array.dtype}, but input {spec.name!r} takes {dtype}")
+    if dtype.kind != "f":
+        return array.astype(dtype)
     with np.errstate(over="ignore"):    # the feed's check finds the infinity
         return array.astype(dtype)

@@ -16,6 +16,7 @@ MelScale = Literal["slaney", "htk", "kaldi"]
 Window = Literal["hann", "hamming", "povey", "boxcar"]
 MOST_MELS = 1024
 LONGEST_FRAME = 2**16
+SMALLEST = 1e-30            # of a floor whose energies float32 holds as well as any
 BLOCK = 256                 # frames transformed at once: they stay in the cache, and memory bounded
 
 
@@ -82,7 +83,11 @@ class Spectrogram:
         return 1 + (samples + around - self.length) // self.hop - self.drop_last
 
     def __call__(self, waveform: np.ndarray, rate: int) -> np.ndarray:
-        """``waveform`` ``(samples,)`` of ``rate`` Hz to float64 ``(mels or n_fft // 2 + 1, frames)``."""
+        """``waveform`` ``(samples,)`` of ``rate`` Hz to ``(mels or n_fft // 2 + 1, frames)``.
+
+        Transformed in float64. Energies are float32 from there on where none matters that float32 lacks: nothing is
+        subtracted from them any more, and below ``floor`` they are not told apart.
+        """
         half = self.length // 2
         if self.frames(len(waveform)) < 1 or (self.center and self.pad == "reflect" and len(waveform) <= half):
             raise FeedError(f"has {len(waveform)} samples, too few for a frame of {self.length}")
@@ -94,23 +99,28 @@ class Spectrogram:
         return np.concatenate(blocks).T
 
     def _block(self, frames: np.ndarray, rate: int) -> np.ndarray:
-        frames = frames.astype(np.float64)
+        if self.remove_offset or self.preemphasis is not None:
+            frames = frames.astype(np.float64)
         if self.remove_offset:
             frames -= frames.mean(axis=1, keepdims=True)
         if self.preemphasis is not None:
             frames[:, 1:] -= self.preemphasis * frames[:, :-1]
             frames[:, 0] *= 1 - self.preemphasis
-        frames *= window(self.window, self.length, self.periodic)
-        transformed = np.fft.rfft(frames, self.n_fft)
-        energy = transformed.real**2 + transformed.imag**2      # several times quicker than the absolute value
+        weighed = np.multiply(frames, window(self.window, self.length, self.periodic), dtype=np.float64)
+        parts = np.fft.rfft(weighed, self.n_fft).view(np.float64)   # real and imaginary ones in turn
+        np.square(parts, out=parts)                             # several times quicker than the absolute value
+        narrow = np.float32 if self.power == 2 and self.log != "none" and self.floor >= SMALLEST else np.float64
+        energy: np.ndarray = np.add(parts[:, ::2], parts[:, 1::2]).astype(narrow, copy=False)
         spectrum = energy if self.power == 2 else energy ** (self.power / 2)
         if self.mel is not None:
-            spectrum = spectrum @ mel_filters(self.mel, self.n_fft, rate)
+            spectrum = spectrum @ mel_filters(self.mel, self.n_fft, rate).astype(narrow, copy=False)
         if self.log == "none":
             return spectrum
         logarithm = np.log if self.log == "ln" else np.log10
         scale = 20 / self.power if self.log == "db" else 1.0    # 10 of a power, 20 of an amplitude
-        return scale * logarithm(np.maximum(spectrum, self.floor))
+        levels: np.ndarray = np.maximum(spectrum, self.floor, out=spectrum)
+        logarithm(levels, out=levels)
+        return levels if scale == 1 else np.multiply(levels, scale, out=levels)
 
 
 @functools.lru_cache(maxsize=8)

@@ -166,13 +166,11 @@ class OpenedText:
             raise FeedError(f"{value!r:.80} has {len(ids)} tokens, more than {self.limit}: shorten it")
         if not ids:
             raise FeedError(f"{value!r:.80} has no words")
-        empty = self.limit - len(ids) if self.record.pad_to == "max_length" else 0
-        around = (0, empty) if self.record.pad_side == "right" else (empty, 0)
-        return Sample(
-            np.pad(np.array(ids, np.int64), around, constant_values=self.record.pad_id),
-            mask=np.pad(np.ones(len(ids), bool), around), types=np.pad(np.array(types, np.int64), around),
-            placed=placed,
-        )  # fmt: skip
+        size = self.limit if self.record.pad_to == "max_length" else len(ids)
+        held = slice(len(ids)) if self.record.pad_side == "right" else slice(size - len(ids), size)
+        array, content, of = np.full(size, self.record.pad_id, np.int64), np.zeros(size, bool), np.zeros(size, np.int64)
+        array[held], content[held], of[held] = ids, True, types
+        return Sample(array, mask=content, types=of, placed=placed)
 
 
 class _WordTokenizer:

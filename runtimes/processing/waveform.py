@@ -41,7 +41,7 @@ def read_audio(value: Any, rate: int) -> tuple[np.ndarray, int]:
     if not np.isfinite(floats).all():
         bad = int(np.argwhere(~np.isfinite(floats))[0][0])
         raise FeedError(f"has a value that is not finite ({floats[bad]}) at sample {bad}")
-    return floats.mean(axis=1) if floats.ndim == 2 else floats, rate
+    return floats.mean(axis=1, dtype=np.float64) if floats.ndim == 2 else floats, rate
 
 
 def _listed(value: Any) -> Any:
@@ -55,10 +55,13 @@ def _listed(value: Any) -> Any:
 
 
 def _to_float(array: np.ndarray) -> np.ndarray:
+    """In -1..1, of float32 where that holds each value exactly, else of float64."""
+    wide = np.float64 if array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2) else np.float32
+    floats: np.ndarray = array.astype(wide, copy=False)
     if array.dtype.kind == "f":
-        return array.astype(np.float64)
+        return floats
     size = 2.0 ** (8 * array.dtype.itemsize - 1)
-    return (array.astype(np.float64) - (size if array.dtype.kind == "u" else 0)) / size
+    return (floats - (size if array.dtype.kind == "u" else 0)) / size
 
 
 def _checked_rate(rate: Any) -> int:
