@@ -41,28 +41,37 @@ class Seq2Seq(nn.Module):
         """The logits ``(batch, tokens)`` of the last token, of the decoder's arguments as the library calls them."""
         raise NotImplementedError
 
-    def split(self, *projected: torch.Tensor) -> list[torch.Tensor]:
-        """Each ``(batch, states, heads * width)`` as ``(batch, heads, states, width)``."""
-        heads, width = self.cache.heads, self.cache.width
-        return [array.view(*array.shape[:2], heads, width).transpose(1, 2) for array in projected]
+    def split(self, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
+        """Of each ``(batch, states, heads * width)`` to ``(batch, heads, width, states)`` and, of values, the other way.
+
+        Keys lie as they are multiplied: a step would else transpose all of them anew.
+        """
+        shape = (*keys.shape[:2], self.cache.heads, self.cache.width)
+        return [keys.view(shape).permute(0, 2, 3, 1), values.view(shape).transpose(1, 2)]
 
     def encoder(self, **feed: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A feed to each decoder layer's keys and values of it, ``(batch, heads, states, width)``."""
+        """A feed to each decoder layer's keys and values of it, as :meth:`split` has them."""
         return dict(zip(self.cache.names(CROSS), self.crossed(self.states(**feed)), strict=True))
 
     def decoder(self, input_ids: torch.Tensor, **cache: torch.Tensor) -> dict[str, torch.Tensor]:
         """Ids ``(batch, length)`` behind the cached ones to the next one's logits ``(batch, tokens)``; the cache."""
-        held = self.cache.crossed(cache)
+        crossed = {name: _turned(name, cache[name]) for name in self.cache.names(CROSS)}
+        held = self.cache.crossed({**cache, **crossed})
         batch, length, past = *input_ids.shape, held.get_seq_length()
         bias = causal_bias(length, past).expand(batch, -1, -1, -1)
         places = (torch.arange(length) + past)[None]
         # Of the encoder's states it reads no more than how many there are: their keys and values are in the cache.
-        states = cache[self.cache.names(CROSS)[0]][:, 0]
+        states = next(iter(crossed.values()))[:, 0]
         logits = self.scores(
             input_ids=input_ids, position_ids=places, attention_mask=bias, encoder_hidden_states=states,
             past_key_values=held, use_cache=True,
         )  # fmt: skip
         return {"logits": logits, **self.cache.present(held)}
+
+
+def _turned(name: str, cross: torch.Tensor) -> torch.Tensor:
+    """Keys ``(batch, heads, width, states)`` as the library has them, and back; values as they are."""
+    return cross.transpose(2, 3) if "key" in name else cross
 
 
 def seq2seq(
@@ -84,6 +93,7 @@ def seq2seq(
     length = Dim("length", 1, len(generation.start), positions)
     past = Dim("past", 0, max(1, min(generation.max_steps, positions - 1) // 2), positions - 1)
     crossed = Dim("states", 1, states, states)
+    crossing = {name: _turned(name, value) for name, value in cache.example(CROSS, 2, EXAMPLE).items()}
     ids = torch.randint(0, vocabulary, (2, EXAMPLE), generator=torch.Generator().manual_seed(0))
     given = ("input_ids", *cache.names(PAST), *cache.names(CROSS))
     chain = {
@@ -99,8 +109,9 @@ def seq2seq(
     return Parts(
         module=module, components=components, chain=chain,
         graphs={"encoder": Graph("encoder", tuple(entries)), "decoder": Graph("decoder", given)},
-        example={**example, "input_ids": ids, **cache.example(PAST, 2, EXAMPLE), **cache.example(CROSS, 2, EXAMPLE)},
+        example={**example, "input_ids": ids, **cache.example(PAST, 2, EXAMPLE), **crossing},
         inputs={**inputs, "input_ids": text_input(BATCH, length), **cache.inputs(PAST, past),
-                **cache.inputs(CROSS, crossed)},
+                **{name: Input(modality="embedding", dims=(BATCH, None, *((None, crossed) if "key" in name else (crossed,))))
+                   for name in crossing}},
         processing=record(folder, entries, {TEXT: answer}, {FILE: tokenizer}),
     )  # fmt: skip

@@ -55,7 +55,7 @@ def read(folder: Folder, architecture: str) -> Parts:
         start=start_tokens(folder, config),
     )  # fmt: skip
     heads = config.decoder_attention_heads
-    model = build(folder, architecture, config)
+    model = build(folder, architecture, config, attention="eager")
     module = Whisper(model, Cache(layers=config.decoder_layers, heads=heads, width=config.d_model // heads))
     sounds = torch.randn(2, mels, frames, generator=torch.Generator().manual_seed(0))
     return seq2seq(

@@ -49,7 +49,8 @@ def test_what_is_found(case: Case) -> None:
     assert shapes["input_ids"] == (batch, Dim("length", 1, 1, 40))
     assert shapes["past_value_1"] == (batch, 4, Dim("past", 0, 14, 39), 8)
     states = 18 if case.kind == "trocr" else 17     # DeiT has two tokens beside those of the 16 patches
-    assert shapes["cross_key_0"] == (batch, 4, Dim("states", 1, states, states), 8)
+    assert shapes["cross_value_0"] == (batch, 4, Dim("states", 1, states, states), 8)
+    assert shapes["cross_key_0"] == (batch, 4, 8, Dim("states", 1, states, states))     # as it is multiplied
     assert list(model.components) == ["image_encoder", "text_decoder"]
     assert [spec.name for spec in model.inputs] == ["pixel_values"]
     assert model.chain is not None

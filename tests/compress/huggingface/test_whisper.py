@@ -63,7 +63,9 @@ def test_what_is_found(model: Model) -> None:
     assert shapes["input_ids"] == (batch, Dim("length", 1, 4, 40))
     assert shapes["past_key_1"] == (batch, 4, Dim("past", 0, 18, 39), 8)
     assert shapes["cross_value_0"] == (batch, 4, Dim("states", 1, 50, 50), 8)
-    assert [spec.describe() for spec in model.graphs["encoder"].outputs] == ["float32[batch=1..64, 4, 50, 8]"] * 4
+    assert shapes["cross_key_0"] == (batch, 4, 8, Dim("states", 1, 50, 50))     # as it is multiplied
+    assert [spec.describe() for spec in model.graphs["encoder"].outputs] == [
+        "float32[batch=1..64, 4, 8, 50]", "float32[batch=1..64, 4, 50, 8]"] * 2
     assert [spec.name for spec in model.inputs] == ["input_features"]
     assert [spec.name for spec in model.outputs] == ["text"]
     assert list(model.components) == ["audio_encoder", "text_decoder", "lm_head"]
