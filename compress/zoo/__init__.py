@@ -26,6 +26,8 @@ REFERENCES: Mapping[str, str] = {
     "features-sum": "compress.zoo.fused_features:WEIGHTED_SUM",
     "features-gated": "compress.zoo.fused_features:GATED_SUM",
     "patient": "compress.zoo.patient:PATIENT",
+    "dual-encoder": "compress.zoo.dual_encoder:DUAL_ENCODER",
+    "captioning": "compress.zoo.captioning:CAPTIONING",
     "image-text": "compress.zoo.image_text:IMAGE_TEXT",
     "attention-vqa": "compress.zoo.attention_vqa:ATTENTION_VQA",
     "driving": "compress.zoo.driving:DRIVING",
