@@ -13,6 +13,7 @@ from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.recipe import Stage
 from compress.stages.filing import Filing
+from compress.versions import versions
 from runtimes.hashing import file_digest, tree_digest
 
 if TYPE_CHECKING:
@@ -54,8 +55,11 @@ def load_model(filing: Filing) -> ModelFile:
         write_model(load(path, factory=factory), into / "model.pt")
         return {}
 
+    settings: dict[str, Any] = {"factory": factory}
+    if path.is_dir():       # a Hugging Face folder, whose network is the library's
+        settings["library"] = versions(("transformers",))
     digest = tree_digest(path) if path.is_dir() else file_digest(path)
-    artifact = filing.artifact("load", {"factory": factory}, {"model": digest}, build)
+    artifact = filing.artifact("load", settings, {"model": digest}, build)
     model = ModelFile(path=artifact.path / "model.pt", digest=artifact.digest)
     if model.load().wiring is None:
         chain_of(model.load())      # says what is missing
@@ -94,8 +98,20 @@ def _prune(
 ) -> Any:
     from compress.prune import prune
 
-    return prune(model.load(), filing.sets["calibration"], config, factory=filing.recipe.factory,
+    return prune(_with_module(filing, model.load()), filing.sets["calibration"], config, factory=filing.recipe.factory,
                  progress=filing.progress.step)  # fmt: skip
+
+
+def _with_module(filing: Filing, model: Model) -> Model:
+    """Of a Hugging Face folder, which needs no factory: with the module that it holds, and the weights of ``model``."""
+    from compress.loading import load
+
+    if filing.recipe.factory is not None or not filing.recipe.model.is_dir():
+        return model
+    module = load(filing.recipe.model).module
+    assert module is not None
+    module.load_state_dict({name: model.weights[name] for name in module.state_dict()})
+    return dataclasses.replace(model, module=module)
 
 
 def _distill(

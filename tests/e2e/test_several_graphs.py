@@ -14,6 +14,7 @@ import yaml
 import calibration
 import compress
 import runtimes
+from compress.errors import CompressError
 from compress.model import Factory
 from compress.modelfile import read_model, write_model
 from compress.program import model_runner
@@ -129,6 +130,12 @@ def test_a_second_run_of_the_captioner_redoes_nothing(captioned: Path, small: Mo
     again = compress.run(captioned / "recipe.yaml")
     assert (again.done, again.reused) == (0, len(before["store/stages"]))
     assert {name: small.contents(captioned / "out" / name) for name in before} == before
+
+
+def test_graphs_that_feed_each_other_need_a_chain(tmp_path: Path, small: ModuleType) -> None:
+    write_model(captioner.model(chain=None), tmp_path / "model.pt")
+    with pytest.raises(CompressError, match=r"\['decoder', 'encoder'\], of which one .*: save it with chain="):
+        compress.run(write_recipe(tmp_path, small, stages=["export"]))
 
 
 @pytest.mark.slow
