@@ -109,7 +109,7 @@ def test_the_whole_chain(tmp_path: Path) -> None:
     record = make_reference(small, folder)
     assert list(record.baselines) == ["audio alone", "state alone", "majority answer"]
     assert record.scores["wer/transcript"] < 0.9        # one that hears nothing has 1
-    assert record.value == record.scores["action accuracy"]
+    assert record.value == record.scores["accuracy/action"]
 
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["target"] = ["openvino-cpu", "onnxruntime-cpu"]
