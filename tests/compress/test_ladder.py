@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration import open_set
+from compress.errors import CompressError
 from compress.export import build_engine, export_onnx
 from compress.ladder import REFERENCE, check, ladder, torch_runner
 from compress.model import Model
 from compress.program import run_program
 from compress.quantize.prepare import convert
 from compress.stages.engines import Build
+from compress.steps import graph_feeds
 from compress.targets import targets
 from runtimes.engineset import EngineSet
+from tests.compress import captioner
 from tests.compress.quantize import networks
 
 TARGET = targets()["onnxruntime-cpu"]
@@ -97,6 +101,26 @@ def test_check_of_one_model_and_target(quantized: Model, name: str) -> None:
     assert steps["onnx fp32"].from_reference["output"].max_abs < 1e-6
     assert steps[f"{name} fp32"].from_reference["output"].max_abs < 1e-5
     assert found.answers == 20
+
+
+@pytest.mark.slow
+def test_check_of_a_captioner_and_of_its_decoder_alone() -> None:
+    """Four pictures in one batch: the encoder once, the decoder on three of its steps, and the captions."""
+    model = captioner.model()
+    data = open_set([{"image": captioner.pictures(4)}], model.inputs, name="pictures")
+    whole = check(model, TARGET, data)
+    assert (whole.passed, whole.feeds, whole.samples) == (True, 1, 4)
+    assert [step.name for step in whole.steps] == [REFERENCE, "onnx fp32", "onnxruntime-cpu fp32"]
+    found = whole.steps[2].from_reference
+    assert list(found) == ["encoder.memory", "decoder.logits", "decoder.key", "decoder.value", "caption"]
+    assert (found["caption"].agreement, found["caption"].answers) == (1.0, 4)
+    lengths = sum(feed["ids"].shape[1] for feed in graph_feeds(model, {"image": captioner.pictures(4)})["decoder"])
+    assert found["decoder.logits"].answers == 4 * lengths
+    alone = check(model, TARGET, data, graph="decoder")
+    assert list(alone.steps[2].from_reference) == ["logits", "key", "value"]
+    assert alone.steps[2].from_reference["logits"] == found["decoder.logits"]
+    with pytest.raises(CompressError, match="there is no 'sound'"):
+        check(model, TARGET, data, graph="sound")
 
 
 def test_check_of_a_float_model_has_float_rungs_alone(tmp_path: Path) -> None:

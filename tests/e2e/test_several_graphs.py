@@ -14,10 +14,13 @@ import yaml
 import calibration
 import compress
 import runtimes
+from compress.bench import BenchConfig
+from compress.bench.bundled import bench_bundle
 from compress.errors import CompressError
 from compress.model import Factory
 from compress.modelfile import read_model, write_model
 from compress.program import model_runner
+from compress.targets import get_target
 from runtimes.hashing import json_digest
 from tests.compress import captioner
 from tests.compress.prune import test_graphs as towers
@@ -162,3 +165,6 @@ def test_two_towers(tmp_path: Path, small: ModuleType) -> None:
             assert shipped["digest"] == chain.digest
         assert set(outputs) == {"image.output", "text.output"}
         assert shipped["accuracy"]["value"] >= 0.9
+    record = bench_bundle(tmp_path / "out/bundle", [get_target(TARGETS[1])], config=BenchConfig(**small.BENCH))
+    assert {row.status for row in record.rows} == {"measured"}
+    assert record.rows[-1].digest == rows[f"shipped int8, {TARGETS[1]}"]["digest"]
