@@ -72,7 +72,8 @@ def quantize(
 ) -> QuantizeResult:
     """Return ``model`` with the range of each tensor that an int8 operator reads under ``scheme``.
 
-    Batch normalisations behind a convolution are folded into it first, which changes the float program, not its values.
+    Batch normalisations behind a convolution are folded into it first, and weights that are computed from others are
+    computed, which changes the float program, not its values.
 
     Args:
         model: a float model.
@@ -90,14 +91,15 @@ def quantize(
     from compress.model import Quantization
     from compress.quantize.annotate import check_keep_float, find_operators
     from compress.quantize.collect import Collector, collect, collecting_chain
-    from compress.quantize.prepare import fold_batch_norms, int8_operators
+    from compress.quantize.fold import fold
+    from compress.quantize.prepare import int8_operators
     from compress.quantize.schemes import get_scheme
 
     integers = get_scheme(scheme)
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
     sets = _sets(model, data, config.samples)
-    model = fold_batch_norms(model)
+    model = fold(model)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
     operators = {name: find_operators(module, config.keep_float) for name, module in modules.items()}
     every = [operator for found in operators.values() for operator in found]

@@ -24,7 +24,7 @@ from compress.errors import CompressError
 from compress.program import module_path
 from compress.quantize.schemes import Integers, Scheme
 
-_WEIGHTED = {
+WEIGHTED = {
     torch.ops.aten.linear.default: "linear",
     torch.ops.aten.conv1d.default: "conv1d",
     torch.ops.aten.conv2d.default: "conv2d",
@@ -51,15 +51,15 @@ def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[
     """All operators with weights in the order they run; ``keep_float`` are globs over module paths."""
     operators = []
     for node in module.graph.nodes:
-        if node.target in _WEIGHTED:
+        if node.target in WEIGHTED:
             path = module_path(node)
             kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
             reason = f"kept float by {kept!r}" if kept is not None else None
-            if node.args[1].op != "get_attr":
+            if not weights_behind(node.args[1]):
                 reason = "its weight is computed at run time"
             operators.append(
                 Operator(
-                    node=node.name, op=_WEIGHTED[node.target], path=path, activation=node.args[0].name,
+                    node=node.name, op=WEIGHTED[node.target], path=path, activation=node.args[0].name,
                     float_reason=reason,
                 )
             )  # fmt: skip
@@ -78,6 +78,19 @@ def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[
                 )
             )  # fmt: skip
     return operators
+
+
+def weights_behind(node: Node) -> set[Node]:
+    """The weights that ``node`` is, or is computed from; none where what it reads depends on an input of the model."""
+    seen: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        if (current := waiting.pop()) not in seen:
+            seen.add(current)
+            waiting += current.all_input_nodes
+    if any(source.op not in ("get_attr", "call_function") for source in seen):
+        return set()
+    return {source for source in seen if source.op == "get_attr"}
 
 
 def check_keep_float(operators: Sequence[Operator], keep_float: Sequence[str]) -> None:

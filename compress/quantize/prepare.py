@@ -10,12 +10,12 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
-from torchao.quantization.pt2e.utils import _fuse_conv_bn_
 
 from compress.errors import CompressError
 from compress.model import Model, ProgramGraph, Quantization
 from compress.program import trace
 from compress.quantize.annotate import Operator, SchemeQuantizer, find_operators
+from compress.quantize.fold import agree
 from compress.quantize.schemes import get_scheme
 
 
@@ -80,53 +80,9 @@ def _rename_others(graph: str, program: ExportedProgram, weights: Mapping[str, t
     """torchao calls the scales and integers of every program ``_scale_0`` and on: keep those of two graphs apart."""
     for spec in program.graph_signature.input_specs:
         held = program.constants if spec.target in program.constants else program.state_dict
-        if spec.target in held and not _agree(held[spec.target], weights.get(spec.target)):
+        if spec.target in held and not agree(held[spec.target], weights.get(spec.target)):
             held[f"{graph}_{spec.target}"] = held.pop(spec.target)
             spec.target = f"{graph}_{spec.target}"
-
-
-def _agree(value: torch.Tensor, other: torch.Tensor | None) -> bool:
-    return other is None or (value.shape == other.shape and torch.equal(value, other))
-
-
-def fold_batch_norms(model: Model) -> Model:
-    """``model`` with each batch normalisation behind a convolution folded into it, or ``model`` where there is none."""
-    norms = {torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default}
-    if not any(n.target in norms for g in model.graphs.values() for n in g.program.graph.nodes):
-        return model
-    graphs = {}
-    weights: dict[str, torch.Tensor] = {}
-    for name, graph in model.graphs.items():
-        module = graph.program.module(check_guards=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _fuse_conv_bn_(module)
-        _drop_unused(module)
-        program = trace(module, model.example, graph.inputs)
-        held = {**program.state_dict, **program.constants}
-        held = {key: value.detach() for key, value in held.items() if isinstance(value, torch.Tensor)}
-        odd = next((key for key, value in held.items() if not _agree(value, weights.get(key))), None)
-        if odd is not None:
-            raise CompressError(
-                f"graph {name!r} of {model.name!r} runs {odd!r} without the batch normalisation that another graph "
-                "runs behind it, so it cannot be folded in for both: give the graphs a layer each"
-            )
-        weights.update(held)
-        graphs[name] = dataclasses.replace(graph, program=program)
-    return dataclasses.replace(model, graphs=graphs, weights=weights, factory=None, channels={}, module=None)
-
-
-def _drop_unused(module: GraphModule) -> None:
-    """Remove the parameters and buffers that no node reads; a trace would carry them into every file.
-
-    A program holds all of its module's, also those of other graphs, which may be folded there.
-    """
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name in module.state_dict() if name not in used]:
-        owner, _, attribute = name.rpartition(".")
-        delattr(module.get_submodule(owner), attribute)
 
 
 def _quantization(model: Model) -> Quantization:

@@ -49,7 +49,7 @@ def test_a_look_up_and_a_weight_made_at_run_time_stay_float() -> None:
             self.weight = nn.Parameter(torch.ones(3, 4))
 
         def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(x, self.weight * 2)
+            return nn.functional.linear(x, self.weight * x[0])
 
     (found,) = operators(export_model(Dynamic(), name="d", example={"x": np.zeros((2, 4), np.float32)}))
     assert found.float_reason == "its weight is computed at run time"

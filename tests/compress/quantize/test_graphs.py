@@ -25,7 +25,8 @@ from compress.model import Graph, Input, Model
 from compress.modelfile import read_model, write_model
 from compress.program import model_runner, run_program
 from compress.quantize import QuantizeConfig, quantize
-from compress.quantize.prepare import convert, fold_batch_norms
+from compress.quantize.fold import fold
+from compress.quantize.prepare import convert
 from compress.saving import export_model
 from compress.targets import targets
 from runtimes.spec import Dim
@@ -181,7 +182,7 @@ def test_the_file_of_a_quantized_model_keeps_what_it_computes(tmp_path: Path) ->
 def test_norms_are_folded_in_a_model_read_from_a_file_too(tmp_path: Path) -> None:
     """Its constants come from a buffer, which a second trace takes for views."""
     write_model(towers(), tmp_path / "model.pt")
-    folded = fold_batch_norms(read_model(tmp_path / "model.pt"))
+    folded = fold(read_model(tmp_path / "model.pt"))
     for name, value in model_runner(towers())(arrays(4)).items():
         np.testing.assert_allclose(model_runner(folded)(arrays(4))[name], value, atol=1e-5)
     assert not any("norm" in name for name in folded.weights)
@@ -193,7 +194,7 @@ def test_a_shared_layer_that_only_one_graph_normalises_is_refused() -> None:
         graphs={"one": Graph("one", ("image",)), "other": Graph("other", ("image",))},
     )  # fmt: skip
     with pytest.raises(CompressError, match=r"graph 'other' of 'halves' runs 'conv.weight' without the batch norm"):
-        fold_batch_norms(model)
+        fold(model)
 
 
 def test_a_set_for_each_graph_is_the_same_as_one_for_all() -> None:

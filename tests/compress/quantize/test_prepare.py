@@ -14,7 +14,7 @@ from compress.model import Model
 from compress.modelfile import read_model, write_model
 from compress.program import run_program
 from compress.quantize import QuantizeConfig, quantize
-from compress.quantize.prepare import convert, fold_batch_norms, prepare
+from compress.quantize.prepare import convert, prepare
 from compress.quantize.schemes import SCHEMES, get_scheme
 from compress.saving import export_model
 from tests.compress.quantize.networks import Everything, Normed, Tied, TwoReaders, make, quantized, samples
@@ -74,22 +74,6 @@ def test_weights_are_integers_of_the_scheme() -> None:
         integers = [t for t in (*program.state_dict.values(), *program.constants.values()) if t.dtype == torch.int8]
         assert len(integers) == 6
         assert max(int(t.abs().max()) for t in integers) == get_scheme(scheme).weights.high
-
-
-def test_a_folded_batch_norm_leaves_the_function() -> None:
-    model = make(Normed)
-    folded = fold_batch_norms(model)
-    called = [str(node.target) for node in folded.graph.program.graph.nodes if node.op == "call_function"]
-    assert not [target for target in called if "norm" in target]
-    (feed,) = samples(model, 8).batches(8)
-    np.testing.assert_allclose(run_program(folded, feed)["output"], run_program(model, feed)["output"], atol=1e-6)
-    # y = (conv(x) - mean) * weight / sqrt(var + eps) + bias
-    w = {name: value.detach().numpy() for name, value in model.weights.items()}
-    factor = w["norm.weight"] / np.sqrt(w["norm.running_var"] + 1e-5)
-    np.testing.assert_allclose(
-        folded.weights["conv.weight"].numpy(), w["conv.weight"] * factor[:, None, None, None], rtol=1e-5
-    )
-    assert fold_batch_norms(folded) is folded
 
 
 def test_a_float_model_cannot_be_prepared_or_converted() -> None:

@@ -1,0 +1,117 @@
+"""What a float program computes from its weights alone is computed once, before ranges are chosen.
+
+A batch normalisation behind a convolution becomes part of it; a weight that is cut out of a packed one or made of
+several (``nn.MultiheadAttention`` on keys of the queries' width, a weight norm) becomes a weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torchao.quantization.pt2e.utils import _fuse_conv_bn_
+
+from compress.errors import CompressError
+from compress.model import Model
+from compress.program import trace
+from compress.quantize.annotate import WEIGHTED, weights_behind
+
+_NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default}
+
+
+def fold(model: Model) -> Model:
+    """``model`` with the same function and all of that computed, or ``model`` where there is nothing.
+
+    Raises:
+        CompressError: if a layer that two graphs share can be folded in one of them only.
+    """
+    if not any(_to_fold(graph.program.module(check_guards=False)) for graph in model.graphs.values()):
+        return model
+    graphs = {}
+    weights: dict[str, Tensor] = {}
+    for name, graph in model.graphs.items():
+        module = graph.program.module(check_guards=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _fuse_conv_bn_(module)
+        _fold_computed(module, weights)
+        _drop_unused(module)
+        program = trace(module, model.example, graph.inputs)
+        held = {**program.state_dict, **program.constants}
+        held = {key: value.detach() for key, value in held.items() if isinstance(value, Tensor)}
+        odd = next((key for key, value in held.items() if not agree(value, weights.get(key))), None)
+        if odd is not None:
+            raise CompressError(
+                f"graph {name!r} of {model.name!r} runs {odd!r} without the batch normalisation that another graph "
+                "runs behind it, so it cannot be folded in for both: give the graphs a layer each"
+            )
+        weights.update(held)
+        graphs[name] = dataclasses.replace(graph, program=program)
+    return dataclasses.replace(model, graphs=graphs, weights=weights, factory=None, channels={}, module=None)
+
+
+def agree(value: Tensor, other: Tensor | None) -> bool:
+    """Whether a graph may call ``value`` what another calls ``other``."""
+    return other is None or (value.shape == other.shape and torch.equal(value, other))
+
+
+def _to_fold(module: GraphModule) -> bool:
+    return any(node.target in _NORMS or _computed(node) for node in module.graph.nodes)
+
+
+def _computed(node: Node) -> list[Node]:
+    """The weight and bias of a layer that are not given as such, but computed from weights alone."""
+    if node.target not in WEIGHTED:
+        return []
+    given = [value for value in node.args[1:3] if isinstance(value, Node)]
+    return [value for value in given if value.op != "get_attr" and weights_behind(value)]
+
+
+def _fold_computed(module: GraphModule, taken: Mapping[str, Tensor]) -> None:
+    """Put parameters in place of computed weights; ``taken`` are the names that other graphs have given."""
+    for node in list(module.graph.nodes):
+        for value in _computed(node):
+            source = min(weights_behind(value), key=lambda found: str(found.target))
+            name = _keep(module, str(source.target), _evaluated(module, value), taken)
+            with module.graph.inserting_before(value):
+                kept = module.graph.get_attr(name)
+            kept.meta = dict(value.meta)
+            value.replace_all_uses_with(kept)
+
+
+def _evaluated(module: GraphModule, node: Node) -> Any:
+    if node.op == "get_attr":
+        owner, _, attribute = str(node.target).rpartition(".")
+        return getattr(module.get_submodule(owner), attribute).detach()
+    arguments = map_arg((node.args, node.kwargs), lambda source: _evaluated(module, source))
+    return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+
+
+def _keep(module: GraphModule, source: str, value: Tensor, taken: Mapping[str, Tensor]) -> str:
+    """Register ``value`` beside ``source``, under its name and a number, and return the name."""
+    owner, _, attribute = source.rpartition(".")
+    held = module.get_submodule(owner)
+    number = 0
+    while hasattr(held, f"{attribute}_{number}") or not agree(value, taken.get(f"{source}_{number}")):
+        number += 1
+    held.register_parameter(f"{attribute}_{number}", nn.Parameter(value.clone(memory_format=torch.contiguous_format)))
+    return f"{source}_{number}"
+
+
+def _drop_unused(module: GraphModule) -> None:
+    """Remove the parameters and buffers that no node reads; a trace would carry them into every file.
+
+    A program holds all of its module's, also those of other graphs, which may be folded there.
+    """
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name in module.state_dict() if name not in used]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
