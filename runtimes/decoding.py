@@ -43,13 +43,13 @@ def decode(session: Session, loop: Loop, given: Mapping[str, np.ndarray]) -> dic
     state = {name: _empty(specs[name], batch, loop.initial[name]) for name in loop.state}
     mask = {} if loop.mask is None else {loop.mask: given.pop(loop.mask, np.ones(tokens.shape, dtype))}
     outputs = session.run({**given, **state, **mask, loop.token: tokens})   # looks at every value, once
-    stopped = np.zeros(batch, bool)
+    stopped, stop = np.zeros(batch, bool), np.array(loop.stop, np.int64)
     picked: list[np.ndarray] = []
     while True:
         best = _pick(outputs[loop.logits], loop, len(picked))
         best[stopped] = loop.pad
         picked.append(best)
-        stopped |= np.isin(best, loop.stop)
+        stopped |= (best[:, None] == stop).any(axis=1)
         if stopped.all() or len(picked) == loop.max_steps:
             return {TOKENS: np.stack(picked, axis=1).astype(np.int64)}
         column = best[:, None].astype(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -21,11 +22,12 @@ from runtimes.spec import Feed
 OPTIONS = frozenset({
     "CPU_DENORMALS_OPTIMIZATION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING",
     "EXECUTION_MODE_HINT", "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "NUM_STREAMS", "PERFORMANCE_HINT",
-    "SCHEDULING_CORE_TYPE",
+    "SCHEDULING_CORE_TYPE", "SNIPPETS_MODE",
 })
 
 PRECISIONS = {"u8": "int8", "i8": "int8", "boolean": "bool"}    # OpenVINO's name -> ours, where they differ
 PROFILED_RUNS = 10
+KEPT = 2                # tensors of each output that a request keeps to write again
 
 
 def open_runner(engine: Engine, files: Mapping[str, bytes], threads: int | None) -> Runner:
@@ -43,20 +45,21 @@ class OpenVINORunner:
         self._outputs = _positions(engine, "output", [s.name for s in engine.outputs], self._compiled.outputs)
         self._most = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free = threading.Semaphore(self._most)
-        self._requests = [self._compiled.create_infer_request()]    # the others are made when first needed
+        self._requests = [_Request(self._compiled)]     # the others are made when first needed
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         arrays = {position: feed[name] for name, position in self._inputs.items()}
         with self._free:
             request = self._take()
             try:
-                # Inputs are read where they are; outputs are copied out of the request's own buffers.
-                results = request.infer(arrays, share_inputs=True, share_outputs=False).to_tuple()
+                results = request.results()
+                request.own.infer(request.changed(arrays), share_inputs=True, share_outputs=True)   # nothing is copied
             except RuntimeError as error:
+                request.forget()
                 raise self._failure(error) from error
             finally:
                 self._requests.append(request)
-        return {name: results[position] for name, position in self._outputs.items()}
+        return {name: results[position].data for name, position in self._outputs.items()}
 
     def run_within(self, feed: Feed, timeout_s: float) -> dict[str, np.ndarray]:
         """As :meth:`run`, for at most ``timeout_s``; a run that takes longer goes on to its end with nobody waiting.
@@ -70,34 +73,36 @@ class OpenVINORunner:
             raise LimitError(f"engine {self._engine.path}: still busy with earlier runs after {timeout_s} s")
         request, late = self._take(), False
         try:
-            request.start_async(arrays, share_inputs=True)
-            late = not request.wait_for(max(1, round((until - time.monotonic()) * 1e3)))
+            results = request.results()
+            request.own.start_async(request.changed(arrays), share_inputs=True)
+            late = not request.own.wait_for(max(1, round((until - time.monotonic()) * 1e3)))
             if late:
                 threading.Thread(target=self._see_off, args=(request, arrays), name="runtimes-late").start()
                 raise LimitError(f"engine {self._engine.path}: not done after {timeout_s} s")
-            request.wait()      # raises what went wrong
-            return {name: request.get_output_tensor(at).data.copy() for name, at in self._outputs.items()}
+            request.own.wait()      # raises what went wrong
+            return {name: results[position].data for name, position in self._outputs.items()}
         except RuntimeError as error:
+            request.forget()
             raise self._failure(error) from error
         finally:
             if not late:
                 self._give_back(request)
 
-    def _see_off(self, request: Any, arrays: Mapping[int, np.ndarray]) -> None:
+    def _see_off(self, request: _Request, arrays: Mapping[int, np.ndarray]) -> None:
         """Wait for a run that nobody waits for; ``arrays``, which it reads, must live as long."""
         with suppress(RuntimeError):    # nobody is there to be told
-            request.wait()
+            request.own.wait()
         self._give_back(request)
 
-    def _give_back(self, request: Any) -> None:
+    def _give_back(self, request: _Request) -> None:
         self._requests.append(request)
         self._free.release()
 
-    def _take(self) -> Any:
+    def _take(self) -> _Request:
         try:
             return self._requests.pop()
         except IndexError:
-            return self._compiled.create_infer_request()
+            return _Request(self._compiled)
 
     def _failure(self, error: RuntimeError) -> RuntimesError:
         where = f"engine {self._engine.path}"
@@ -128,6 +133,58 @@ class OpenVINORunner:
             self._free.acquire()
         self._requests.clear()
         del self._compiled
+
+
+class _Request:
+    """An infer request, which writes its results where nobody else looks: they are the caller's own, and not copied.
+
+    A tensor whose array the caller has let go is written again. A decoder so takes turns with two: one run's cache is
+    read while the next one's is written, and no memory is asked of the system for a step.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        import openvino
+
+        self.own = compiled.create_infer_request()
+        self._kinds = [(port.element_type, port.shape if port.partial_shape.is_static else [0])
+                       for port in compiled.outputs]    # one of dynamic sizes grows to fit
+        self._kept: list[list[Any]] = [[] for _ in self._kinds]
+        self._given: Mapping[int, np.ndarray] = {}
+        self._tensor = openvino.Tensor
+        self._idle = self._references([openvino.Tensor(openvino.Type.u8, [0])])[0]
+
+    def results(self) -> list[Any]:
+        """Tensors that the next run writes, by the position of the output."""
+        results = []
+        for position, (kind, shape) in enumerate(self._kinds):
+            kept = self._kept[position]
+            free = next((at for at, count in enumerate(self._references(kept)) if count == self._idle), None)
+            if free is None:
+                free = 0
+                kept.insert(0, self._tensor(kind, shape))
+                del kept[KEPT:]
+            results.append(kept[free])
+            self.own.set_output_tensor(position, kept[free])
+        return results
+
+    def changed(self, arrays: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Those of a feed that are not where the run before read them: a decoder's steps share most of theirs.
+
+        OpenVINO copies an array that it may not share; such a one is given each time.
+        """
+        shared = {at for at, array in arrays.items() if array.flags.c_contiguous and array.flags.writeable}
+        changed = {at: array for at, array in arrays.items() if at not in shared or self._given.get(at) is not array}
+        self._given = arrays        # OpenVINO does not keep them
+        return changed
+
+    def forget(self) -> None:
+        """After a failure it is not known which arrays were set."""
+        self._given = {}
+
+    @staticmethod
+    def _references(tensors: list[Any]) -> list[int]:
+        """How many hold each, an array of it among them; counted alike wherever it is called."""
+        return [sys.getrefcount(tensor) for tensor in tensors]
 
 
 def _compile(engine: Engine, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Any:

@@ -42,9 +42,10 @@ class Seq2Seq(nn.Module):
         raise NotImplementedError
 
     def split(self, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
-        """Of each ``(batch, states, heads * width)`` to ``(batch, heads, width, states)`` and, of values, the other way.
+        """Keys as ``(batch, heads, width, states)`` and values as ``(batch, heads, states, width)``.
 
-        Keys lie as they are multiplied: a step would else transpose all of them anew.
+        Both come as ``(batch, states, heads * width)``. Keys lie as they are multiplied: a step would else transpose
+        all of them anew.
         """
         shape = (*keys.shape[:2], self.cache.heads, self.cache.width)
         return [keys.view(shape).permute(0, 2, 3, 1), values.view(shape).transpose(1, 2)]
@@ -111,7 +112,7 @@ def seq2seq(
         graphs={"encoder": Graph("encoder", tuple(entries)), "decoder": Graph("decoder", given)},
         example={**example, "input_ids": ids, **cache.example(PAST, 2, EXAMPLE), **crossing},
         inputs={**inputs, "input_ids": text_input(BATCH, length), **cache.inputs(PAST, past),
-                **{name: Input(modality="embedding", dims=(BATCH, None, *((None, crossed) if "key" in name else (crossed,))))
-                   for name in crossing}},
+                **{name: Input(modality="embedding", dims=(BATCH, None, None, crossed) if "key" in name else
+                               (BATCH, None, crossed)) for name in crossing}},
         processing=record(folder, entries, {TEXT: answer}, {FILE: tokenizer}),
     )  # fmt: skip

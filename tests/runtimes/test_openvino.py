@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from runtimes import openvino
@@ -90,6 +92,69 @@ def test_precision_follows_the_options(hint: str, flag: str | None, precision: s
     found = [layer.precision for layer in runner.layers() if layer.type == "FullyConnected"]
     runner.close()
     assert found == [precision]
+
+
+@pytest.fixture
+def runner(made_bundle: Path) -> Iterator[openvino.OpenVINORunner]:
+    engine = read_engine(made_bundle / "engines/main/openvino-cpu")
+    opened = open_engine(engine, threads=1)
+    assert isinstance(opened, openvino.OpenVINORunner)
+    yield opened
+    opened.close()
+
+
+def feed_of(runner: openvino.OpenVINORunner, value: float) -> dict[str, np.ndarray]:
+    return {spec.name: np.full(spec.sized(), value, spec.dtype) for spec in runner._engine.inputs}
+
+
+def test_results_that_are_held_are_not_written_again(runner: openvino.OpenVINORunner) -> None:
+    """Nor those of which a view alone is held; those that nobody holds are, two of each output at most."""
+    name = runner._engine.outputs[0].name
+    held = [runner.run(feed_of(runner, value))[name] for value in (1, 2, 3, 4)]
+    views = [runner.run(feed_of(runner, value))[name][:1] for value in (5, 6)]
+    before = [array.copy() for array in (*held, *views)]
+    for value in (7, 8, 9):
+        runner.run(feed_of(runner, value))
+    for array, expected in zip((*held, *views), before, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert len({float(array.flat[0]) for array in before}) == len(before)
+    (request,) = runner._requests
+    assert [len(tensors) for tensors in request._kept] == [openvino.KEPT] * len(runner._outputs)
+    places = {runner.run(feed_of(runner, value))[name].ctypes.data for value in (1, 2, 3)}
+    assert len(places) == 1
+
+
+def test_an_array_that_was_read_before_is_read_again(runner: openvino.OpenVINORunner) -> None:
+    """What was written into it meanwhile counts, though it is not set anew; one that cannot be shared is copied."""
+    name = runner._engine.outputs[0].name
+    feed = feed_of(runner, 1)
+    first = runner.run(feed)[name].copy()
+    (request,) = runner._requests
+    assert request.changed({at: feed[key] for key, at in runner._inputs.items()}) == {}
+    for array in feed.values():
+        array[...] = 2
+    second = runner.run(feed)[name].copy()
+    np.testing.assert_array_equal(second, runner.run(feed_of(runner, 2))[name])
+    assert not np.array_equal(first, second)
+    frozen = feed_of(runner, 1)
+    views = {key: array.view() for key, array in frozen.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    np.testing.assert_array_equal(runner.run(views)[name], first)
+    for array in frozen.values():
+        array[...] = 2
+    np.testing.assert_array_equal(runner.run(views)[name], second)
+
+
+def test_after_a_failure_everything_is_set(runner: openvino.OpenVINORunner) -> None:
+    name = runner._engine.outputs[0].name
+    feed = feed_of(runner, 1)
+    expected = runner.run(feed)[name].copy()
+    wrong = {key: np.ones((2, 3, 4, 5, 6), array.dtype) for key, array in feed.items()}
+    with pytest.raises(RuntimesError, match="OpenVINO cannot run this feed"):
+        runner.run(wrong)
+    assert runner._requests[0]._given == {}
+    np.testing.assert_array_equal(runner.run(feed)[name], expected)
 
 
 def test_option_with_a_wrong_value(made_bundle: Path) -> None:

@@ -12,9 +12,10 @@ import openvino
 import pytest
 
 from compress.errors import CompressError
-from compress.export.openvino import build
+from compress.export.openvino import _options, build
 from compress.targets import targets
 from runtimes.engine import Engine, Precision, read_engine
+from runtimes.spec import Dim, TensorSpec
 from tests.compress.export import tiny_models as tiny
 
 TARGET = targets()["openvino-cpu"]
@@ -62,6 +63,14 @@ def test_the_precision_of_the_rest_is_an_option(tmp_path: Path, precision: Preci
     make = tiny.quantized if precision == "int8" else tiny.floating
     engine = _build(make(tmp_path / "model.onnx"), tmp_path / "engine", precision)
     assert engine.options == {"INFERENCE_PRECISION_HINT": hint}
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16"), ("int8", "f32")])
+def test_a_step_reads_its_cache_as_it_is(precision: Precision, hint: str) -> None:
+    past = TensorSpec(name="past", dtype="float32", shape=(1, Dim("past", 0, 8, 16), 4))
+    options = _options(TARGET, [*tiny.INPUTS, past], precision)
+    assert options == {"INFERENCE_PRECISION_HINT": hint, "SNIPPETS_MODE": "DISABLE"}
+    assert "SNIPPETS_MODE" not in _options(targets()["openvino-gpu"], [past], "fp32")
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
