@@ -7,8 +7,9 @@ where the cache is empty, and one word at a time on a device.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -49,7 +50,7 @@ def build(*, channels: int = 16, width: int = 64, heads: int = 4, blocks: int = 
         channels: of the first convolution, half of the second's. width, heads, blocks: of the decoder.
         hidden: channels of a block's feed-forward layer.
     """
-    return Captioner(ImageEncoder(channels, width), Decoder(width, heads, blocks, hidden))
+    return Captioner(ImageEncoder(channels, width), Decoder(width, heads, blocks, hidden, len(VOCABULARY), STEPS))
 
 
 class Captioner(nn.Module):
@@ -101,18 +102,21 @@ class ImageEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A transformer that reads the words so far and looks at a picture, and scores the word that comes next."""
+    """A transformer that reads the words so far and looks at what an encoder saw, and scores the word that comes next.
 
-    def __init__(self, width: int, heads: int, blocks: int, hidden: int) -> None:
+    It knows ``vocabulary`` words, and writes at most ``steps``.
+    """
+
+    def __init__(self, width: int, heads: int, blocks: int, hidden: int, vocabulary: int, steps: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(len(VOCABULARY), width)
-        self.position = nn.Parameter(torch.randn(STEPS, width) * 0.1)
+        self.table = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(steps, width) * 0.1)
         self.blocks: Any = nn.ModuleList(Block(width, heads, hidden) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, len(VOCABULARY))
+        self.head = nn.Linear(width, vocabulary)
 
     def look(self, seen: Tensor) -> dict[str, Tensor]:
-        """What each block attends to of a picture ``(batch, places, width)``."""
+        """What each block attends to of what was seen, ``(batch, places, width)``."""
         keys, values = zip(*(block.look.keys_and_values(seen) for block in self.blocks), strict=True)
         return {"seen_key": torch.stack(keys, 1), "seen_value": torch.stack(values, 1)}
 
@@ -176,18 +180,23 @@ def next_word(outputs: Mapping[str, Tensor], words: Tensor) -> Tensor:
     return functional.cross_entropy(outputs["output"].flatten(0, 1), words.flatten(), ignore_index=PADDING)
 
 
-def train(network: nn.Module, parts: Parts, config: FitConfig, progress: Progress | None = None) -> int:
+def train(
+    network: nn.Module, parts: Parts, config: FitConfig, progress: Progress | None = None, *,
+    vocabulary: Sequence[str] = VOCABULARY, steps: int = STEPS,
+) -> int:  # fmt: skip
     """Train ``network`` in place with :func:`next_word`, each word after the right ones before it (teacher forcing).
 
     Args:
         parts: pictures, and two sentences of each, of which every second picture is shown with the second.
+        vocabulary, steps: of the decoder.
     """
-    return fit(network, [_taught(rows, np.asarray(target)) for rows, target in parts], next_word, config, progress)
+    taught = [_taught(rows, np.asarray(target), vocabulary, steps) for rows, target in parts]
+    return fit(network, taught, next_word, config, progress)
 
 
-def _taught(rows: Rows, sentences: np.ndarray) -> tuple[Rows, np.ndarray]:
-    """``rows`` with the words to read, i64 ``(pictures, 9)``, and those to say after each."""
-    said = np.array([tokenize(two[number % 2], STEPS) for number, two in enumerate(sentences.tolist())], np.int64)
+def _taught(rows: Rows, sentences: np.ndarray, vocabulary: Sequence[str], steps: int) -> tuple[Rows, np.ndarray]:
+    """``rows`` with the words to read, i64 ``(pictures, steps)``, and those to say after each."""
+    said = np.array([tokenize(two[number % 2], steps, vocabulary) for number, two in enumerate(sentences.tolist())])
     read = np.concatenate([np.full((len(said), 1), BEGIN), said[:, :-1]], axis=1)
     said[np.arange(len(said)), (said != PADDING).sum(axis=1)] = END
     return {**rows, "words": read}, said
@@ -215,43 +224,65 @@ def unseen(rows: Rows) -> Rows:
     return {**rows, "image": np.zeros_like(rows["image"])}
 
 
-def constant(target: Targets, count: int) -> dict[str, np.ndarray]:
+def constant(
+    target: Targets, count: int, *, vocabulary: Sequence[str] = VOCABULARY, steps: int = STEPS
+) -> dict[str, np.ndarray]:
     """The most frequent sentence of ``target``, said ``count`` times."""
     (sentence, _), = Counter(np.asarray(target).ravel().tolist()).most_common(1)
-    return {"caption": np.tile(np.array(tokenize(sentence), np.int64), (count, 1))}
+    return {"caption": np.tile(np.array(tokenize(sentence, steps, vocabulary)), (count, 1))}
 
 
-CACHE = ("batch", None, None, Dim("past", 0, 4, STEPS))
-KEYS = np.zeros((2, 2, 4, 3, 16), np.float32)       # of two samples, and of the network that build() makes
-CAPTIONING = Reference(
-    name="captioning", factory="compress.zoo.captioning:build", samples=samples, metric="bleu",
-    composed=Composed(
-        graphs={"encoder": Graph("encode", ("image",)),
+def writing(given: str, places: int, vocabulary: Sequence[str], steps: int) -> Composed:
+    """The graphs of a network like :class:`Captioner` that describes its input ``given``, and their chain.
+
+    Args:
+        places: of what the encoder sees of two samples, in the example. vocabulary, steps: of the decoder.
+    """
+    seen, past = (np.zeros((2, 2, 4, length, 16), np.float32) for length in (places, 3))     # of what build() makes
+    return Composed(
+        graphs={"encoder": Graph("encode", (given,)),
                 "decoder": Graph("decode", ("words", "seen_key", "seen_value", "past_key", "past_value"))},
         chain={
-            "inputs": ["image"], "outputs": {"caption": "decoder.tokens"},
+            "inputs": [given], "outputs": {"caption": "decoder.tokens"},
             "steps": [
-                {"graph": "encoder", "inputs": {"image": "image"}},
+                {"graph": "encoder", "inputs": {given: given}},
                 {"graph": "decoder",
                  "inputs": {"seen_key": "encoder.seen_key", "seen_value": "encoder.seen_value"},
                  "loop": {"token": "words", "logits": "logits", "start": [BEGIN], "stop": [END], "pad": PADDING,
                           "state": {"past_key": {"from": "key"}, "past_value": {"from": "value"}},
-                          "max_steps": STEPS, "pick": "argmax"}},
+                          "max_steps": steps, "pick": "argmax"}},
             ],
         },
-        given={"words": np.full((2, 2), BEGIN), "past_key": KEYS, "past_value": KEYS,
-               **dict.fromkeys(("seen_key", "seen_value"), np.zeros((2, 2, 4, PLACES, 16), np.float32))},
-        train=train, constant=constant, scores={"cider": "validation", "exact-match": "validation"}, loss="kl",
-    ),
+        given={"words": np.full((2, 2), BEGIN), "seen_key": seen, "seen_value": seen, "past_key": past,
+               "past_value": past},
+        train=functools.partial(train, vocabulary=vocabulary, steps=steps),
+        constant=functools.partial(constant, vocabulary=vocabulary, steps=steps),
+        scores={"cider": "validation", "exact-match": "validation"}, loss="kl",
+    )  # fmt: skip
+
+
+def written(steps: int) -> dict[str, Input]:
+    """What the decoder takes beside what was seen."""
+    cache = Input(dims=("batch", None, None, Dim("past", 0, 4, steps)))
+    return {"words": Input(modality="text", dims=("batch", Dim("length", 1, 1, steps))), "past_key": cache,
+            "past_value": cache}  # fmt: skip
+
+
+def read(vocabulary: Sequence[str]) -> dict[str, Any]:
+    """How tokens become a sentence: the outputs of a processing."""
+    return {"caption": {"kind": "text", "scores": False, "vocabulary": {"words": list(vocabulary)}, "stop": END,
+                        "skip": [PADDING, BEGIN]}}  # fmt: skip
+
+
+SEEN = Input(dims=("batch",))
+CAPTIONING = Reference(
+    name="captioning", factory="compress.zoo.captioning:build", samples=samples, metric="bleu",
+    composed=writing("image", PLACES, VOCABULARY, STEPS),
     fit=FitConfig(epochs=18, batch=64, rate=3e-3), macs=0.7, blinded={"picture unseen": unseen},
-    inputs={"image": Input(modality="image", dims=("batch",)),
-            "words": Input(modality="text", dims=("batch", Dim("length", 1, 1, STEPS))),
-            **dict.fromkeys(("seen_key", "seen_value"), Input(dims=("batch",))),
-            **dict.fromkeys(("past_key", "past_value"), Input(dims=CACHE))},
+    inputs={"image": Input(modality="image", dims=("batch",)), "seen_key": SEEN, "seen_value": SEEN, **written(STEPS)},
     processing={
         "inputs": {"image": {"kind": "image", "from": "image", "steps": [
             {"op": "resize", "size": [SIZE, SIZE], "resample": "box"}, {"op": "rescale", "scale": 1 / 255}]}},
-        "outputs": {"caption": {"kind": "text", "scores": False, "vocabulary": {"words": list(VOCABULARY)}, "stop": END,
-                                "skip": [PADDING, BEGIN]}},
+        "outputs": read(VOCABULARY),
     },
 )  # fmt: skip

@@ -50,19 +50,19 @@ class Pictures:
     scenes: tuple[Scene, ...]
 
 
-def tokenize(text: str, length: int = LONGEST) -> list[int]:
+def tokenize(text: str, length: int = LONGEST, vocabulary: Sequence[str] = VOCABULARY) -> list[int]:
     """Ids of the words of ``text``, padded with zeros to ``length``.
 
     Raises:
         CompressError: on a word outside the vocabulary, or more words than ``length``.
     """
     words = text.split()
-    unknown = [word for word in words if word not in VOCABULARY[END + 1:]]
+    unknown = [word for word in words if word not in vocabulary[END + 1:]]
     if unknown:
         raise CompressError(f"text {text!r} has a word outside the vocabulary: {unknown[0]!r}")
     if len(words) > length:
         raise CompressError(f"text {text!r} has {len(words)} words, more than {length}")
-    return [VOCABULARY.index(word) for word in words] + [PADDING] * (length - len(words))
+    return [vocabulary.index(word) for word in words] + [PADDING] * (length - len(words))
 
 
 def every_single() -> list[Scene]:

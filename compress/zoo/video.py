@@ -87,11 +87,11 @@ def samples() -> Splits:
 def _videos(images: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[Rows, np.ndarray]]:
     for image in images[:, 0]:
         length, label = int(rng.integers(6, 17)), int(rng.integers(len(LABELS)))
-        seen = _video(image, LABELS[label], length, rng)
+        seen = filmed(image, LABELS[label], length, rng)
         yield {"video": seen, "frames": np.ones(length, np.int64)}, np.array(label)
 
 
-def _video(image: np.ndarray, label: str, length: int, rng: np.random.Generator) -> np.ndarray:
+def filmed(image: np.ndarray, label: str, length: int, rng: np.random.Generator) -> np.ndarray:
     """``image`` f32 ``(8, 8)`` as a video f32 ``(length, 24, 24)`` in which happens what ``label`` says."""
     time = np.linspace(-1, 1, length)[:, None, None]
     start = {"down": rng.uniform(-3, 3), "across": rng.uniform(-3, 3), "size": rng.uniform(8, 12),

@@ -37,7 +37,7 @@ def test_a_network_is_taught_each_word_after_the_right_ones(monkeypatch):
         words = tokenize(target[0, number])
         assert said[number].tolist() == [*words, END]
         assert rows["words"][number].tolist() == [BEGIN, *words]
-    short = captioning._taught({}, np.array([["a red one at the top", "at the top a red one"]]))
+    short = captioning._taught({}, np.array([["a red one at the top", "at the top a red one"]]), VOCABULARY, STEPS)
     words = tokenize("a red one at the top", 6)
     assert short[1].tolist() == [[*words, END, 0, 0]]
     assert short[0]["words"].tolist() == [[BEGIN, *words, 0, 0]]
@@ -80,7 +80,7 @@ def test_the_pictures_have_two_sentences_and_no_scene_of_two_is_in_two_splits():
 def test_the_baselines_see_nothing_and_say_the_same():
     assert not unseen({"image": np.ones((2, 3, 24, 24), np.float32)})["image"].any()
     target = np.array([["a red one at the top", "at the top a red one"]] * 2 + [["at the top a red one", "a red one"]])
-    assert constant(target, 2)["caption"].tolist() == [tokenize("at the top a red one")] * 2
+    assert constant(target, 2)["caption"].tolist() == [tokenize("at the top a red one", STEPS)] * 2
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from compress.zoo.video import LABELS, SIZE, VIDEO, _video, first_frame_alone, samples
+from compress.zoo.video import LABELS, SIZE, VIDEO, filmed, first_frame_alone, samples
 
 
 def _seen(video: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_what_happens_is_what_the_label_says(label, index, sign):
     rng = np.random.default_rng(0)
     digit = load_digits().images[0].astype(np.float32) / 16
     for _ in range(5):
-        first, last = _seen(_video(digit, label, 9, rng))
+        first, last = _seen(filmed(digit, label, 9, rng))
         change = (last - first) / [10, 1, 1, 1]
         assert sign * change[index] > 1
         if index < 3 and label not in ("appears", "fades"):
@@ -39,7 +39,7 @@ def test_it_turns_as_the_label_says():
     bar = np.zeros((8, 8), np.float32)
     bar[:4, 3:5] = 1                        # from the middle up
     for label, sign in (("turns left", -1), ("turns right", 1)):
-        first, last = _seen(_video(bar, label, 9, np.random.default_rng(0)))
+        first, last = _seen(filmed(bar, label, 9, np.random.default_rng(0)))
         assert sign * (last - first)[2] > 1     # its upper end goes to that side
 
 
