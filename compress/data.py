@@ -63,6 +63,8 @@ def is_raw(path: Path) -> bool:
 def wanted_of(model: Model, processing: Source | None = None) -> Wanted:
     """What ``model`` takes: the raw inputs of its processing, and an array for each input that it does not describe.
 
+    One that has a default always gets that: a column of texts is rather the answers than what a caption begins with.
+
     Raises:
         CompressError: if the processing does not fit the model.
     """
@@ -76,7 +78,8 @@ def wanted_of(model: Model, processing: Source | None = None) -> Wanted:
         raise CompressError(f"processing does not fit the model: {error}") from error
     entries = own.section.inputs
     raw = {source: RawInput(name=source, kind=entry.KIND, names=getattr(entry, "names", None) or ())
-           for entry in entries.values() for source in getattr(entry, "sources", ()) if source in processor.sources}
+           for entry in entries.values() for source in getattr(entry, "sources", ())
+           if source in processor.sources and source not in processor.defaults}
     raw |= {name: RawInput(name=name, kind="tensor") for name in processor.inputs if name not in entries}
     record = {**own.section.to_json(), "files": {name: bytes_digest(data) for name, data in own.files.items()}}
     names = _class_names(model, own.section)

@@ -140,7 +140,7 @@ def _captioner(folder: Folder, config: Any, tokens: Tokens, pixels: dict[str, An
     prompt = max(1, min(PROMPT, tokens.length, longest // 2))
     generation = _generation(folder, text, prompt=prompt)
     cache, module = _decoder(Captioner, model, text)
-    beginning = {"special": False, "begin": [text.bos_token_id], "default": "", "max_length": prompt,
+    beginning = {"from": "prompt", "special": False, "begin": [text.bos_token_id], "default": "", "max_length": prompt,
                  "pad_side": "left"}
     entries = {"pixel_values": pixels, "input_ids": {**tokens.entry(), **beginning},
                "attention_mask": {"kind": "mask", "of": "input_ids"}}

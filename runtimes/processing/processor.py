@@ -80,9 +80,9 @@ class Processor:
             for name, entry in record.inputs.items()
             if name in self.inputs.keys() | needed and not isinstance(entry, MaskInput | TypesInput | ConstantInput)
         }
-        self._defaults = {name: entry.record.default for entry in self._preparers.values()
-                          if isinstance(entry, OpenedText) and entry.record.default is not None
-                          for name in entry.sources}
+        self.defaults = {name: entry.record.default for entry in self._preparers.values()
+                         if isinstance(entry, OpenedText) and entry.record.default is not None
+                         for name in entry.sources}
         self._masked = {entry.of for entry in self._derived.values() if isinstance(entry, MaskInput)}
         self._plain: dict[str, Preparer] = {
             name: TensorInput(from_=name) for name in self.inputs if name not in record.inputs
@@ -156,13 +156,13 @@ class Processor:
         expected = {*self.sources, *self._plain}
         if not isinstance(raw, Mapping):
             raise FeedError(f"the raw input is a {type(raw).__name__}, expected a mapping with {sorted(expected)}")
-        missing = [name for name in self.sources if name not in raw and name not in self._defaults]
+        missing = [name for name in self.sources if name not in raw and name not in self.defaults]
         if missing or raw.keys() - expected:
             problem = f"lacks {missing[0]!r}" if missing else f"has the unknown name {min(raw.keys() - expected)!r}"
             raise FeedError(f"the raw input {problem}: expected {sorted(expected)}, got {list(raw)}")
         samples = {name: list(value) if isinstance(value, list) else [value] for name, value in raw.items()}
         count = max((len(values) for values in samples.values()), default=1)
-        samples = {**{name: [value] * count for name, value in self._defaults.items()}, **samples}
+        samples = {**{name: [value] * count for name, value in self.defaults.items()}, **samples}
         empty = [name for name, values in samples.items() if not values]
         if empty:
             raise FeedError(f"raw input {empty[0]!r} is an empty list: give at least one sample")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import compress
+from compress.data import wanted_of
 from compress.model import Model
 from compress.program import model_runner
 from runtimes.errors import FeedError
@@ -56,6 +57,10 @@ def network_of(folder: Path) -> Any:
     return getattr(transformers, kind).from_pretrained(folder).eval()
 
 
+def raw(folder: Path, pictures: Any, texts: Any) -> dict[str, Any]:
+    return {"image": pictures, "text" if asks(folder) else "prompt": texts}
+
+
 def pixels(folder: Path, pictures: list[Any] = PICTURES) -> torch.Tensor:
     processor = transformers.BlipImageProcessorPil.from_pretrained(folder)
     found: torch.Tensor = processor(pictures, return_tensors="pt")["pixel_values"]
@@ -82,6 +87,8 @@ def test_what_is_found(folder: Path, model: Model) -> None:
     assert [(spec.name, spec.describe()) for spec in model.outputs] == [("text", "int64[batch=1..64, steps=1..8]")]
     assert model.inputs[0].shape == (Dim("batch", 1, 1, 64), 3, 32, 32)
     named = [("vision_model.encoder.layers.0.mlp.fc1", "image_encoder"), ("text_decoder.cls", "text_decoder")]
+    # Of a folder of pictures with captions, these are no beginnings of captions.
+    assert [source.name for source in wanted_of(model).raw] == ["image", "text"][: 1 + asks(folder)]
     if asks(folder):
         assert list(model.graphs) == ["image", "question", "decoder"]
         assert model.inputs[1].shape[1] == Dim("length", 1, 16, 24)
@@ -99,7 +106,7 @@ def test_tokens_are_the_librarys(folder: Path, made: Path) -> None:
     found: set[int] = set()
     with opened(made) as session:
         for texts in (["the dog"] * 6, PROMPTS):
-            feed = session.processor.feed({"image": PICTURES, "text": texts})
+            feed = session.processor.feed(raw(folder, PICTURES, texts))
             np.testing.assert_allclose(feed["pixel_values"], pixels(folder), atol=1e-5)
             tokens = session.run(feed)["text"]
             if texts == PROMPTS:
@@ -110,7 +117,7 @@ def test_tokens_are_the_librarys(folder: Path, made: Path) -> None:
             else:
                 np.testing.assert_array_equal(tokens, reference(folder, texts))
             found |= lengths(tokens, stop)
-            answers = session.ask({"image": PICTURES, "text": texts})["text"]
+            answers = session.ask(raw(folder, PICTURES, texts))["text"]
             assert answers == [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     assert len(found) > 2       # rows stop at different lengths
 
@@ -135,10 +142,10 @@ def test_a_caption_needs_no_prompt(folder: Path, made: Path) -> None:
         expected = network_of(folder).generate(pixel_values=pixels(folder), max_new_tokens=STEPS, do_sample=False)
         np.testing.assert_array_equal(tokens, expected[:, 1:])
         assert isinstance(session.ask({"image": PICTURES[0]})["text"], str)
-        with pytest.raises(FeedError, match=r"'text' .* has 14 tokens, more than 12"):
-            session.ask({"image": PICTURES[0], "text": "abcdefghijklm"})
+        with pytest.raises(FeedError, match=r"'prompt' .* has 14 tokens, more than 12"):
+            session.ask({"image": PICTURES[0], "prompt": "abcdefghijklm"})
         with pytest.raises(FeedError, match="batch"):
-            session.ask({"image": PICTURES[:3], "text": ["a", "dog"]})
+            session.ask({"image": PICTURES[:3], "prompt": ["a", "dog"]})
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -153,9 +160,9 @@ def test_whether_a_text_fits(tmp_path: Path, target: str) -> None:
             pixel_values=pixels(folder, PICTURES[:4]), input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"]).itm_score
     with opened(bundle(model, tmp_path, target)) as session:
-        raw = {"image": PICTURES[:4], "text": TEXTS}
-        same(session.run(session.processor.feed(raw)), {"itm_score": expected})
-        answers = session.ask(raw)["itm_score"]
+        pairs = {"image": PICTURES[:4], "text": TEXTS}
+        same(session.run(session.processor.feed(pairs)), {"itm_score": expected})
+        answers = session.ask(pairs)["itm_score"]
         assert [answer["index"] for answer in answers] == expected.argmax(-1).tolist()
 
 
