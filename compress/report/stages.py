@@ -77,7 +77,7 @@ def _quantized(found: QuantizeSummary) -> str:
 
 
 def _exported(found: ExportSummary) -> str:
-    text = f"{_many(len(found.built), 'engine')} built"
+    text = f"{_many(sum(max(1, len(one.graphs)) for one in found.built), 'engine')} built"
     return text + (f", {len(found.not_built)} not built" if found.not_built else "")
 
 

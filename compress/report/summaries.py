@@ -68,13 +68,21 @@ class QuantizeSummary(Open, frozen=True, kw_only=True):
     size_bytes: dict[str, Count] = {}  # component -> bytes of its weights once quantized
 
 
+class GraphEngine(Open, frozen=True, kw_only=True):
+    precision: str
+    digest: str
+
+
 class BuiltEngine(Open, frozen=True, kw_only=True):
+    """What was built of a model for a target: an engine of each of its ``graphs``."""
+
     target: str
     precision: str
     backend: str | None = None
     state: str = "runnable"
     digest: str | None = None
     size_bytes: Count | None = None
+    graphs: dict[str, GraphEngine] = {}
 
 
 class NotBuilt(Open, frozen=True, kw_only=True):

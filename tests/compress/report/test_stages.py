@@ -20,6 +20,13 @@ def test_an_unknown_stage_tells_its_plain_values() -> None:
     assert result(Stage(stage="mine", summary={"kept": 3, "list": [1], "by": "norm"})) == "kept 3, by norm"
 
 
+def test_every_graph_has_an_engine() -> None:
+    graphs = {graph: {"precision": precision, "digest": "0"} for graph, precision in
+              (("encoder", "int8"), ("decoder", "fp32"))}  # fmt: skip
+    built = [{"target": "rpi5", "precision": "int8", "graphs": graphs}, {"target": "rtx", "precision": "fp32"}]
+    assert result(Stage(stage="export", summary={"built": built})) == "3 engines built"
+
+
 def test_the_bars_follow_one_another_and_fill_the_line(example: dict[str, Any]) -> None:
     rows = stage_rows(validate(example).stages or ())
     starts, widths = [row.start for row in rows], [row.width for row in rows]
