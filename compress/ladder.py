@@ -1,7 +1,7 @@
 """The parity ladder of a run: torch, ONNX and every engine that runs here, each beside the form it was made from.
 
-Each graph is compared on the feeds that the chain gives it, so that a difference is that graph's own; then the chains
-of each form are, from end to end.
+Each graph is compared on the feeds that the chain gives it, so that a difference is that graph's own; then the chain of
+each form is, from end to end.
 """
 
 from __future__ import annotations
@@ -99,15 +99,14 @@ def climb(
         forms: of :func:`ladder`.
         model: the float model, the first of them, whose chain says what each graph is run on.
         data: the samples.
-        graph: compare this graph alone; else all, and the chains of them too, if it is known how they chain.
+        graph: compare this graph alone; else all, and what their chains answer too, if they have one.
         progress: called with the batches compared and how many there are.
 
     Raises:
         CompressError: as :func:`compress.parity.parity`.
     """
     batches = list(data.batches(largest_batch(data.inputs, BATCH)))
-    whole = model.wiring is not None and (model.chain is not None or len(model.graphs) > 1)
-    parts = [graph] if graph is not None else [*model.graphs, *([None] if whole else [])]
+    parts = [graph] if graph is not None else [*model.graphs, *([] if model.chain is None else [None])]
     results, done = [], 0
 
     def step(_: int) -> None:

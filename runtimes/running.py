@@ -36,10 +36,10 @@ class Running:
         self._runners: dict[str, Runner] = {}
         self._chain: Chain | None = None
         try:
-            used = engines.engines if engines.alone is not None else {s.graph: 0 for s in engines.wiring.steps}
-            for graph in used:
+            alone = engines.alone is not None
+            for graph in engines.engines if alone else dict.fromkeys(step.graph for step in engines.wiring.steps):
                 self._runners[graph] = open_engine(engines.engines[graph], threads=threads)
-            if engines.alone is None:
+            if not alone:
                 self._sessions = {graph: Session(engines.engines[graph], runner, graph)
                                   for graph, runner in self._runners.items()}
                 self._chain = Chain(engines.wiring, self._sessions, engines.where)
