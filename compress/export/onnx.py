@@ -55,6 +55,7 @@ def write_onnx(
     assert exported is not None
     model = exported.model
     _name_dimensions(model, graph)
+    _keep_names_apart(model)
     fold_recurrent_weights(model)
     fold_weight_transposes(model)
     subtract_biases(model)
@@ -92,6 +93,16 @@ def _name_dimensions(model: ir.Model, graph: ProgramGraph) -> None:
     for values, specs in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
         for value, spec in zip(values, specs, strict=True):
             value.shape = ir.Shape([size if isinstance(size, int) else size.name for size in spec.shape])
+
+
+def _keep_names_apart(model: ir.Model) -> None:
+    """Rename what inside has the name of an input or an output: the exporter gives those the specs' names unlooked."""
+    ends = (*model.graph.inputs, *model.graph.outputs)
+    names = {value.name for value in ends}
+    inside = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
+    for value in inside:
+        if value.name in names and not any(value is end for end in ends):
+            value.name = f"{value.name}_inside"
 
 
 def fold_weight_transposes(model: ir.Model) -> None:

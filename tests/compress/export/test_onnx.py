@@ -200,6 +200,24 @@ def test_an_operator_without_a_translation_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_outputs_named_as_something_inside(tmp_path: Path) -> None:
+    """torch calls the transposed input "t" and the weight "w", and so do two outputs."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.arange(12.0).reshape(4, 3))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"t": torch.relu(x.t() @ self.w), "w": x * 2}
+
+    x = np.linspace(-2, 2, 16, dtype=np.float32).reshape(4, 4)
+    model = export_model(Named().eval(), name="named", example={"x": x}, inputs={"x": Input(dims=())})
+    found = run_onnx(written(model, tmp_path), {"x": x})
+    np.testing.assert_allclose(found["t"], np.maximum(x.T @ np.arange(12.0).reshape(4, 3), 0), atol=1e-5)
+    np.testing.assert_array_equal(found["w"], x * 2)
+
+
 def test_a_graph_beyond_protobufs_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # compress.export is the function, so the module is found by its name
     monkeypatch.setattr(sys.modules[write_onnx.__module__], "LARGEST", 100)
