@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from calibration import write
@@ -23,10 +24,12 @@ from compress.controls import Control, write_controls
 from compress.device.emulator import emulator_command
 from compress.errors import CompressError
 from compress.export import export
+from compress.golden import feeds_of
 from compress.program import run_program
 from compress.targets import targets
 from runtimes.engine import Engine
 from runtimes.engineset import EngineSet
+from tests.compress import captioner
 from tests.compress.quantize import networks
 
 if TYPE_CHECKING:
@@ -222,3 +225,33 @@ def test_emulated_rows_have_an_accuracy_and_no_time(made: Path, tmp_path: Path) 
     assert shipped.accuracy is not None
     assert shipped.accuracy.drop is not None
     assert shipped.precisions["int8"] == 3
+
+
+def first_word(outputs: dict[str, np.ndarray], target: np.ndarray) -> np.ndarray:
+    return np.asarray((outputs["caption"][:, 0] == target).astype(np.float64))
+
+
+@pytest.mark.slow
+def test_a_captioner_under_emulation_writes_what_it_writes_here(tmp_path: Path) -> None:
+    """Two engines, the decoder once a token, captions of different lengths."""
+    try:
+        emulator_command(RPI5)
+    except CompressError as error:
+        pytest.skip(str(error))
+    network = captioner.network()
+    model, image = captioner.model(network), captioner.pictures(6)
+    engines = {graph: {RPI5.name: export(model, RPI5, tmp_path / graph, graph=graph)} for graph in model.graphs}
+    bundle(model, engines, feeds_of(model, {"image": image[:2]}), tmp_path / "bundle")
+    words = captioner.captions(network, image)
+    write(tmp_path / "validation", {"image": image}, np.array([row[0] for row in words]))
+    record = bench_bundle(
+        tmp_path / "bundle", [RPI5], data=tmp_path / "validation", metric=f"{__name__}:first_word",
+        config=BenchConfig(threads=1), emulate=True,
+    )  # fmt: skip
+    (row,) = record.rows
+    assert (row.status, row.latency_ms, row.generation) == ("emulated", None, None), row.reason
+    assert row.accuracy is not None
+    assert row.accuracy.value == 1.0
+    assert row.emulated_parity is not None
+    assert (row.emulated_parity.same_answers, row.emulated_parity.samples) == (1.0, 6)
+    assert {layer.graph for layer in row.layers} == {"encoder", "decoder"}
