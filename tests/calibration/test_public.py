@@ -8,7 +8,8 @@ import calibration
 
 def test_the_public_names() -> None:
     assert sorted(calibration.__all__) == [
-        "CalibrationError", "CalibrationSet", "ConvertConfig", "Converted", "Grid", "Histogram", "MinMax", "RawInput", "Wanted",
+        "CalibrationError", "CalibrationSet", "ConvertConfig", "Converted", "Grid", "Histogram", "MinMax", "RawInput",
+        "Wanted",
         "choose_range", "convert", "open_raw", "open_set", "write"]
     assert all(hasattr(calibration, name) for name in calibration.__all__)
 
