@@ -197,21 +197,6 @@ def chain_of(model: Model, runs: Mapping[str, Callable[[Feed], dict[str, np.ndar
     return Chain(wiring, sessions, f"model {model.name!r}", together=False)
 
 
-def steps_of(model: Model, feed: Feed) -> dict[str, list[Feed]]:
-    """Graph -> every feed that it is run on for ``feed``, one of the chain: those of a decoder step by step."""
-    seen: dict[str, list[Feed]] = {name: [] for name in model.graphs}
-
-    def noting(name: str, run: Callable[[Feed], dict[str, np.ndarray]]) -> Callable[[Feed], dict[str, np.ndarray]]:
-        def noted(given: Feed) -> dict[str, np.ndarray]:
-            seen[name].append(dict(given))
-            return run(given)
-
-        return noted
-
-    chain_of(model, {name: noting(name, program_runner(graph)) for name, graph in model.graphs.items()}).run(feed)
-    return seen
-
-
 @contextlib.contextmanager
 def told_as(what: str) -> Iterator[None]:
     """One line for what torch says of values that fit the specs, but not the model: a token outside its table."""

@@ -19,10 +19,11 @@ from compress.export import export, only
 from compress.golden import chain_feeds
 from compress.model import Model
 from compress.modelfile import read_model, write_model
-from compress.program import chain_of, model_runner, steps_of
+from compress.program import chain_of, model_runner
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.collect import STEPS as CALIBRATED_STEPS
 from compress.quantize.prepare import convert
+from compress.steps import watch
 from compress.targets import get_target
 from tests.compress import captioner
 
@@ -70,7 +71,8 @@ def test_a_chain_that_does_not_fit_is_refused_by_name(network: captioner.Caption
 
 def test_the_feeds_of_each_graph(model: Model) -> None:
     feed = {"image": captioner.pictures(2)}
-    seen = steps_of(model, feed)
+    seen: dict[str, list[Any]] = {"encoder": [], "decoder": []}
+    watch(model, feed, lambda graph, run, given: seen[graph].append(given))
     assert len(seen["encoder"]) == 1
     assert [given["past_key"].shape[2] for given in seen["decoder"]] == list(range(len(seen["decoder"])))
     golden = chain_feeds(model, feed)

@@ -10,8 +10,7 @@ import pytest
 
 from compress import steps
 from compress.model import Model
-from compress.program import steps_of
-from compress.steps import graph_feeds, split
+from compress.steps import graph_feeds, split, watch
 from runtimes.spec import Feed
 from tests.compress import captioner
 
@@ -34,7 +33,9 @@ def test_which_steps_are_kept(model: Model, runs: int, kept: list[int]) -> None:
 
 def test_they_are_the_chains_own(model: Model) -> None:
     feed = {"image": captioner.pictures(2)}
-    every, some = steps_of(model, feed), graph_feeds(model, feed)
+    every: dict[str, list[Feed]] = {"encoder": [], "decoder": []}
+    watch(model, feed, lambda graph, run, given: every[graph].append(given))
+    some = graph_feeds(model, feed)
     assert [len(some["encoder"]), len(some["decoder"])] == [1, 3]
     for given, step in zip(some["decoder"], (0, 4, len(every["decoder"]) - 1), strict=True):
         for name, value in every["decoder"][step].items():
