@@ -52,7 +52,7 @@ def test_shares_rates_and_work(bench: BenchRecord) -> None:
     image = next(row for row in bench.rows if row.name == "shipped int8, openvino-cpu").components["image_encoder"]
     assert shares.arithmetic(image) == "18 int8, 4 bf16"
     assert shares.microseconds(image.time_us) == "770 µs"
-    assert shares.microseconds(None) == "–"  # noqa: RUF001
+    assert shares.microseconds(None) == "–"
 
 
 def test_nothing_known(example: dict[str, Any]) -> None:

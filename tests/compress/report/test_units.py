@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 (the minus and times signs are what is tested)
+
 import pytest
 
 from compress.report import units
