@@ -206,19 +206,19 @@ def check(model: Model, target: Target, data: CalibrationSet, *, graph: str | No
     from compress.stages.engines import Build
 
     plain = dataclasses.replace(model, quantization=None)
-    names = list(model.graphs) if graph is None else list(only(model, graph).graphs)
+    asked = model if graph is None else only(model, graph)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         builds = []
         forms: tuple[tuple[Role, Model, Precision], ...] = (("control", plain, "fp32"), ("shipped", model, "int8"))
         for role, form, precision in forms:
-            if precision == "int8" and not has_int8(model):
+            if precision == "int8" and not has_int8(asked):
                 continue
             place = Path(folder) / precision
             place.mkdir()
-            parts = {name: only(form, name) for name in names}
+            parts = {name: only(form, name) for name in asked.graphs}
             onnx = {name: export_onnx(part, target, place / f"{name}.onnx") for name, part in parts.items()}
             engines = {name: build_engine(onnx[name], part, target, place / name) for name, part in parts.items()}
             builds.append(Build(name=f"{target.name} {precision}", role=role, target=target, precision=precision,
                                 onnx=onnx, engines=EngineSet(engines=engines, chain=model.chain)))
-        quantized: dict[str, Model] = {target.scheme: model} if has_int8(model) else {}
+        quantized: dict[str, Model] = {target.scheme: model} if has_int8(asked) else {}
         return climb(ladder(builds, plain, quantized), plain, data, graph=graph)
