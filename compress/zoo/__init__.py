@@ -28,6 +28,7 @@ REFERENCES: Mapping[str, str] = {
     "patient": "compress.zoo.patient:PATIENT",
     "dual-encoder": "compress.zoo.dual_encoder:DUAL_ENCODER",
     "captioning": "compress.zoo.captioning:CAPTIONING",
+    "video-caption": "compress.zoo.video_caption:VIDEO_CAPTION",
     "image-text": "compress.zoo.image_text:IMAGE_TEXT",
     "attention-vqa": "compress.zoo.attention_vqa:ATTENTION_VQA",
     "driving": "compress.zoo.driving:DRIVING",

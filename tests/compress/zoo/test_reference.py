@@ -28,7 +28,7 @@ from compress.zoo.samples import targets_of
 from compress.zoo.tasks import constant_answer
 
 HERE = [name for name in REFERENCES if name != "spoken-command"]       # whose data has to be spoken: test_commands.py
-COMPOSED = ("dual-encoder", "captioning")       # of several graphs, with tests of their own
+COMPOSED = ("dual-encoder", "captioning", "video-caption")       # of several graphs, with tests of their own
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if name not in COMPOSED])
