@@ -228,10 +228,10 @@ def _settings(engine: Engine, threads: int | None) -> dict[str, Any]:
             f"engine {engine.path} sets the OpenVINO option {refused[0]!r}, which an engine may not set: "
             f"export it again with some of {sorted(OPTIONS)}"
         )
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **engine.options}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    return settings
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:     # given some of the cores, every engine pins its threads to the same: towers would wait
+        settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+    return {**settings, **engine.options}
 
 
 def _positions(engine: Engine, kind: str, names: list[str], ports: list[Any]) -> dict[str, int]:

@@ -173,3 +173,13 @@ def test_not_an_ir(made_bundle: Path) -> None:
     engine = dataclasses.replace(read_engine(made_bundle / "engines/main/openvino-cpu"), entry="model.bin")
     with pytest.raises(RuntimesError, match=r"model\.bin is not an OpenVINO IR"):
         open_engine(engine)
+
+
+def test_engines_of_some_threads_are_not_pinned_to_the_same_cores() -> None:
+    """Two towers of one thread each would run on the first core, one after the other."""
+    plain: Any = SimpleNamespace(options={}, path=Path("here"))
+    assert openvino._settings(plain, None) == {"PERFORMANCE_HINT": "LATENCY"}
+    assert openvino._settings(plain, 1) == {
+        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+    pinned: Any = SimpleNamespace(options={"ENABLE_CPU_PINNING": "YES"}, path=Path("here"))
+    assert openvino._settings(pinned, 1)["ENABLE_CPU_PINNING"] == "YES"
