@@ -67,10 +67,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, wide():
             row = measure(long(compress.load(make(Path(folder) / "model"))), Path(folder))
         record["rows"][name] = {**row, "equal": equal}
+        record["rows"] = {name: record["rows"][name] for name in FOLDERS if name in record["rows"]}
+        record["machine"] = {**machine_facts(), "threads": THREADS}
+        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(name, json.dumps({key: value["speedup"] for key, value in row["engines"].items()}), flush=True)
-    record["rows"] = {name: record["rows"][name] for name in FOLDERS if name in record["rows"]}
-    record["machine"] = {**machine_facts(), "threads": THREADS}
-    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def bundled(model: Model, feed: Mapping[str, np.ndarray], folder: Path, target: 
 def timed(bundles: Mapping[str, Path], feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Medians in milliseconds, of runs in turn; ``speedup`` is the median of the ratios of neighbours."""
     with contextlib.ExitStack() as stack:
-        sessions = {name: stack.enter_context(runtimes.load(path, threads=THREADS, warmup=2))
+        sessions = {name: stack.enter_context(runtimes.load(path, threads=THREADS))
                     for name, path in bundles.items()}  # fmt: skip
         times: dict[str, list[float]] = {name: [] for name in sessions}
         for session in sessions.values():

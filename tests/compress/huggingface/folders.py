@@ -138,7 +138,8 @@ def siglip(folder: Path) -> Path:
         tokenizer_object=backend, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=24,
         model_input_names=["input_ids"])
     config = transformers.SiglipConfig(
-        text_config={**TINY, "vocab_size": len(pieces), "max_position_embeddings": 24, "projection_size": 32},
+        text_config={**TINY, "vocab_size": len(pieces), "max_position_embeddings": 24,
+                     "projection_size": TINY["hidden_size"]},
         vision_config={**TINY, "image_size": 32, "patch_size": 8})
     model = transformers.SiglipModel(config)
     with torch.no_grad():
