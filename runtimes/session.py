@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args, overload
 
@@ -275,7 +275,12 @@ def load(
     if graph is None and (bundle.chain is not None or len(bundle.graphs) > 1):
         from runtimes.chain import open_chain
 
-        chain = open_chain(bundle, opening.session)
+        chain = open_chain(bundle, replace(opening, warmup=0).session)
+        try:
+            chain.warm_up(warmup)
+        except BaseException:
+            chain.close()
+            raise
         chain.origin = bundle, None
         return chain
     name, entry = find_graph(bundle, graph)

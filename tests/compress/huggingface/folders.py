@@ -172,7 +172,7 @@ def bundle(model: Model, folder: Path, target: str) -> Path:
 
 
 def opened(path: Path) -> Any:
-    return runtimes.load(path, threads=1, self_test=True)
+    return runtimes.load(path, threads=1, self_test=True, warmup=1)
 
 
 def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, Any], within: float = 1e-4) -> None:
