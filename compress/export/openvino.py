@@ -10,6 +10,7 @@ from typing import Any
 
 from compress.errors import CompressError
 from compress.export.building import import_backend, new_folder, read_onnx
+from compress.export.openvino_faults import avoid_faults
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.onnxgraph import read_nodes
@@ -42,6 +43,8 @@ def build(
             with source.laid_out(into) as light:
                 model = openvino.Core().read_model(light)
                 model.set_friendly_name(source.light.graph.name)  # else it is OpenVINO's name of what it reads
+                if precision == "int8":
+                    avoid_faults(model)
                 _bound(model, inputs, openvino)
                 _rename(model, Counter())
                 _restore(model, source.light.SerializeToString())

@@ -27,6 +27,13 @@ def through_every_stage(reference, folder):
             stage["bench"] = BENCH
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = compress.run(folder / "recipe.yaml")
+    assert engines_that_disagree(result.record) == []
     export = next(stage for stage in result.record["stages"] if stage["stage"] == "export")
     assert [entry["reason"] for entry in export["summary"]["not_built"] if entry["target"] != "rtx"] == []
     return record, result
+
+
+def engines_that_disagree(record):
+    """The engines whose answers are not those of the program they were built from, and in which way."""
+    engines = [step for step in record["parity"]["steps"] if step["kind"] != "torch"]
+    return [(step["name"], step["flags"]) for step in engines if step["flags"]]

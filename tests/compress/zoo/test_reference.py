@@ -26,6 +26,7 @@ from compress.zoo.fitting import run
 from compress.zoo.reference import compare, make_reference
 from compress.zoo.samples import targets_of
 from compress.zoo.tasks import constant_answer
+from tests.compress.zoo.composed import engines_that_disagree
 
 HERE = [name for name in REFERENCES if name != "spoken-command"]       # whose data has to be spoken: test_commands.py
 COMPOSED = ("dual-encoder", "captioning", "video-caption")       # of several graphs, with tests of their own
@@ -173,6 +174,7 @@ def test_the_whole_chain(name, tmp_path):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = compress.run(folder / "recipe.yaml")
     assert result.bundle is not None
+    assert engines_that_disagree(result.record) == []
     export = next(stage for stage in result.record["stages"] if stage["stage"] == "export")
     built = export["summary"]
     missing = [entry["reason"] for entry in built["not_built"] if entry["target"] != "rtx"]

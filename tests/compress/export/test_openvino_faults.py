@@ -1,0 +1,72 @@
+"""Graphs that OpenVINO answers wrongly as they are, and rightly as they are built."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import compress
+from calibration import open_set, write
+from compress import Dim, Input
+from compress.export import export_onnx
+from compress.export.openvino_faults import avoid_faults
+from compress.modelfile import read_model
+from compress.targets import get_target
+from compress.zoo import image_text
+
+
+@pytest.mark.parametrize("kind", ["ReduceMax", "ReduceMin"])
+def test_what_is_quantized_behind_a_maximum_keeps_its_sign(tmp_path, rng, kind):
+    x = rng.uniform(-0.6, 0.8, (4, 7, 32)).astype(np.float32)
+    constants = {"axes": np.array([1]), "scale": np.float32(0.0066), "zero": np.uint8(108)}
+    nodes = [
+        helper.make_node(kind, ["x", "axes"], ["r"], name="reduce", keepdims=0),
+        helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"], name="quantize"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="dequantize"),
+    ]
+    graph = helper.make_graph(
+        nodes, "reduce", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    reduced = x.max(axis=1) if kind == "ReduceMax" else x.min(axis=1)
+    expected = (np.clip(np.round(reduced / 0.0066) + 108, 0, 255) - 108) * 0.0066
+    wrong, right = _answers(tmp_path / "m.onnx", {"x": x})
+    assert np.abs(wrong - expected).max() > 0.3
+    np.testing.assert_allclose(right, expected, atol=1e-6)
+
+
+def test_a_convolution_keeps_its_bias(tmp_path, rng):
+    torch.manual_seed(0)
+    network = image_text.build(channels=8, width=16, hidden=32)
+    with torch.no_grad():
+        network.image_encoder.convolutions[0].bias.copy_(torch.linspace(1, 3, 8))
+    batch, length = Dim("batch", 1, 4, 32), Dim("length", 1, 3, 8)
+    feed = {"image": rng.uniform(0, 1, (8, 1, 8, 8)).astype(np.float32), "text": rng.integers(1, 9, (8, 3))}
+    inputs = {"image": Input(modality="image", dims=(batch,)), "text": Input(modality="text", dims=(batch, length))}
+    compress.save(network, tmp_path / "model.pt", example=feed, inputs=inputs)
+    model = read_model(tmp_path / "model.pt")
+    data = open_set(write(tmp_path / "data", feed), model.inputs)
+    quantized = compress.quantize(model, data, scheme="x86-vnni").model
+    path = export_onnx(quantized, get_target("openvino-cpu"), tmp_path / "model.onnx")
+    (expected,) = onnxruntime.InferenceSession(path).run(None, feed)
+    wrong, right = _answers(path, feed)
+    assert np.abs(wrong - expected).max() > 0.1 * np.abs(expected).max()
+    np.testing.assert_allclose(right, expected, atol=1e-4)
+
+
+def _answers(path, feed):
+    """Of the graph as it is read, and as it is built."""
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    answers = []
+    for avoid in (False, True):
+        model = core.read_model(path)
+        if avoid:
+            avoid_faults(model)
+        answers.append(core.compile_model(model, "CPU", settings)(feed)[0])
+    return answers
