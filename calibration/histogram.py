@@ -18,7 +18,7 @@ PER_OCTAVE = 128        # bins between one power of two and the next: their widt
 OCTAVES = 32            # below the largest value; what is smaller than 2^-32 of it shares the bin of zero
 SIDE = OCTAVES * PER_OCTAVE
 
-_CHUNK = 1 << 16        # values binned at a time: the temporaries stay in the second-level cache
+_CHUNK = 1 << 16        # values binned at a time: the temporaries stay in the second-level cache; fewer than that wait
 _KEYS = 1 << 15         # of a positive float32: its exponent, and the first seven bits of its mantissa
 _BIAS = 127 * PER_OCTAVE
 
@@ -35,8 +35,10 @@ class Histogram:
 
     def __init__(self) -> None:
         self.exponent = SMALLEST_EXPONENT
-        self.counts: np.ndarray = np.zeros(2 * SIDE + 1, np.int64)  # bin j at index SIDE + j, -SIDE <= j <= SIDE
         self.extremes = MinMax()
+        self._counts: np.ndarray = np.zeros(2 * SIDE + 1, np.int64)
+        self._waiting: np.ndarray = np.empty(_CHUNK, np.uint16)     # upper halves of values that are not binned yet
+        self._held = 0                                              # how many
 
     @classmethod
     def of(cls, *arrays: np.ndarray) -> Histogram:
@@ -59,6 +61,14 @@ class Histogram:
         return self.extremes.count
 
     @property
+    def counts(self) -> np.ndarray:
+        """Values in each bin, int64 ``(2 * SIDE + 1,)``: bin ``j`` at index ``SIDE + j``, ``-SIDE <= j <= SIDE``."""
+        if self._held:
+            self._bin(self._waiting[:self._held])
+            self._held = 0
+        return self._counts
+
+    @property
     def edges(self) -> np.ndarray:
         """Where the bins of one side end, float64 ``(SIDE + 1,)``: bin ``j > 0`` is ``[edges[j - 1], edges[j])``.
 
@@ -67,8 +77,12 @@ class Histogram:
         place = np.arange(SIDE + 1)
         return np.ldexp(1 + (place % PER_OCTAVE) / PER_OCTAVE, self.exponent - OCTAVES + place // PER_OCTAVE)
 
-    def update(self, array: np.ndarray) -> None:
+    def update(self, array: np.ndarray, ends: tuple[float, float] | None = None) -> None:
         """Add the values of an array of any shape; an empty one adds nothing.
+
+        Args:
+            array: the values.
+            ends: the smallest and the largest of them, where the caller knows.
 
         Raises:
             CalibrationError: if a value is not a real number that float32 holds; nothing is added then.
@@ -76,8 +90,8 @@ class Histogram:
         array = np.asarray(array)
         if not array.size:
             return
-        low, high = extent(array)
-        if max(-low, high) > float(np.finfo(np.float32).max):
+        low, high = extent(array) if ends is None else (ends[0] + 0.0, ends[1] + 0.0)
+        if not max(-low, high) <= float(np.finfo(np.float32).max):
             far = low if -low > high else high
             raise CalibrationError(f"values of shape {array.shape} hold {far:g}, which float32 does not: look for the "
                                    "layer or sample that produces it")
@@ -85,19 +99,35 @@ class Histogram:
         largest = max(-low, high)
         self._widen(math.frexp(largest)[1] if largest else SMALLEST_EXPONENT)
         flat = array.ravel(order="K")
-        keys = np.zeros(2 * _KEYS, np.int64)
         for start in range(0, flat.size, _CHUNK):
             values = np.ascontiguousarray(flat[start:start + _CHUNK], np.dtype("<f4"))
-            keys += np.bincount(values.view("<u2")[1::2], minlength=2 * _KEYS)      # the upper half of each value
-        self._add(keys[:_KEYS], keys[_KEYS:])
+            self._add(values.view("<u2")[1::2])
         self.extremes.low = min(self.low, low)
         self.extremes.high = max(self.high, high)
         self.extremes.count += array.size
 
+    def moments(self) -> tuple[float, float]:
+        """Mean and variance of all values, each as the middle of its bin: within 1/256 of it.
+
+        They come of the counts alone, so they too are equal to the bit in any order and any split.
+        """
+        if not self.count:
+            raise CalibrationError("a histogram without values has no mean: add samples that reach the tensor")
+        middle = np.concatenate([[0.0], (self.edges[:-1] + self.edges[1:]) / 2])
+        both = np.concatenate([-middle[:0:-1], middle])
+        mean = math.fsum(self.counts * both) / self.count
+        return mean, math.fsum(self.counts * (both - mean) ** 2) / self.count
+
+    def outside(self, low: float, high: float) -> int:
+        """How many values lie outside ``[low, high]``, ``low <= 0 <= high``: those in bins that begin at its ends."""
+        above = self.counts[SIDE + 1:][self.edges[:-1] >= high].sum() if self.high > high else 0
+        below = self.counts[:SIDE][::-1][self.edges[:-1] >= -low].sum() if self.low < low else 0
+        return int(above + below)
+
     def merge(self, other: Histogram) -> None:
         """Add the values that ``other`` has seen."""
         self._widen(other.exponent)
-        self.counts += _widened(other.counts, self.exponent - other.exponent)
+        self._counts += _widened(other.counts, self.exponent - other.exponent)
         self.extremes.merge(other.extremes)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +145,7 @@ class Histogram:
                 raise CalibrationError("a histogram of other bins than this release's: collect it again")
             counts, first = np.asarray(data["counts"], np.int64), int(data["first"])
             stat.exponent = int(data["exponent"])
-            stat.counts[first:first + counts.size] = counts
+            stat._counts[first:first + counts.size] = counts
             stat.extremes = MinMax.from_json(data["extremes"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"not a histogram ({type(error).__name__}: {error}): collect it again") from error
@@ -125,18 +155,31 @@ class Histogram:
                                    "collect it again")
         return stat
 
-    def _add(self, positive: np.ndarray, negative: np.ndarray) -> None:
-        """Counts by key; the window of ``SIDE`` keys below ``2^exponent`` has bins, what is below it is bin 0."""
+    def _add(self, halves: np.ndarray) -> None:
+        """Bin the upper halves of at most as many values as are binned at a time, or let them wait for more."""
+        if halves.size == _CHUNK:
+            self._bin(halves)
+            return
+        if self._held + halves.size > _CHUNK:
+            self._bin(self._waiting[:self._held])
+            self._held = 0
+        self._waiting[self._held:self._held + halves.size] = halves
+        self._held += halves.size
+
+    def _bin(self, halves: np.ndarray) -> None:
+        """The window of ``SIDE`` keys below ``2^exponent`` has bins, what is below it is bin 0."""
+        keys = np.bincount(halves, minlength=2 * _KEYS)
+        positive, negative = keys[:_KEYS], keys[_KEYS:]
         end = self.exponent * PER_OCTAVE + _BIAS
         start = end - SIDE
-        self.counts[SIDE + 1:] += positive[start:end]
-        self.counts[:SIDE] += negative[start:end][::-1]
-        self.counts[SIDE] += positive[:start].sum() + negative[:start].sum()
+        self._counts[SIDE + 1:] += positive[start:end]
+        self._counts[:SIDE] += negative[start:end][::-1]
+        self._counts[SIDE] += positive[:start].sum() + negative[:start].sum()
 
     def _widen(self, exponent: int) -> None:
         """Let the bins reach to ``2^exponent``."""
         if exponent > self.exponent:
-            self.counts = _widened(self.counts, exponent - self.exponent)
+            self._counts = _widened(self._counts, exponent - self.exponent)
             self.exponent = exponent
 
 

@@ -106,6 +106,60 @@ def test_bit_equal_across_chunks() -> None:
     assert state(Histogram.of(*parts)) == state(Histogram.of(values)) == state(Histogram.of(values.reshape(200, -1).T))
 
 
+def test_asking_for_the_counts_in_between_changes_nothing() -> None:
+    values = np.random.default_rng(8).normal(size=150_000).astype(np.float32)
+    stat = Histogram()
+    for part in np.split(values, [10, 40_000, 40_001, 110_000]):
+        stat.update(part, (float(part.min()), float(part.max())))
+        assert stat.counts.sum() == stat.count
+    assert state(stat) == state(Histogram.of(values))
+
+
+@settings(deadline=None)
+@given(PARTS, st.randoms())
+def test_moments_are_bit_equal_and_within_a_bin_of_the_exact_ones(parts: list[np.ndarray], random: object) -> None:
+    values = [float(np.float32(value)) for part in parts for value in part]
+    stat = Histogram.of(*parts)
+    if not values:
+        with pytest.raises(CalibrationError, match="a histogram without values has no mean"):
+            stat.moments()
+        return
+    mean, variance = stat.moments()
+    random.shuffle(parts)  # type: ignore[attr-defined]
+    assert Histogram.of(*parts).moments() == (mean, variance)
+    size = sum(abs(Fraction(value)) for value in values) / len(values)
+    exact = sum(Fraction(value) for value in values) / len(values)
+    smallest = Fraction(2) ** (stat.exponent - OCTAVES)     # what is nearer to zero counts as zero
+    assert abs(Fraction(mean) - exact) <= size / 256 + smallest
+    spread = sum((Fraction(value) - exact) ** 2 for value in values) / len(values)
+    squares = sum(Fraction(value) ** 2 for value in values) / len(values)
+    assert abs(Fraction(variance) - spread) <= squares / 32 + smallest * size * 4 + smallest**2 * 4
+
+
+def test_moments_by_hand() -> None:
+    # 1 and 3 are the first values of bins of width 1/128 and 1/64, whose middles are 1/256 and 1/128 above.
+    stat = Histogram.of(np.array([1.0, 3.0, -3.0, 0.0], np.float32))
+    assert stat.moments()[0] == (1 + 1 / 256) / 4
+    assert stat.moments()[1] == pytest.approx(19 / 4 - 1 / 16, rel=1 / 100)
+
+
+@settings(deadline=None)
+@given(floats(np.float32), st.integers(0, 64), st.integers(0, 64))
+def test_what_is_outside_a_range_that_ends_at_edges(values: np.ndarray, below: int, above: int) -> None:
+    low, high = -below / 64, above / 64      # ends that are edges of bins of all histograms that reach less than 2^26
+    values = values[(np.abs(values) < 2.0**25) & ((values != low) & (values != high) | (values == 0))]
+    expected = np.count_nonzero((values < low - 2.0**-7) | (values > high + 2.0**-7))
+    inside = np.count_nonzero((values >= low) & (values <= high))
+    found = Histogram.of(values).outside(low, high)
+    assert expected <= found <= values.size - inside
+
+
+def test_outside_by_hand() -> None:
+    stat = Histogram.of(np.array([-2.0, -1.0, 0.0, 0.0, 0.5, 1.0, 4.0], np.float32))
+    assert (stat.outside(-2.0, 4.0), stat.outside(-1.5, 3.0), stat.outside(0.0, 0.75), stat.outside(0.0, 1.5)) == (
+        0, 2, 4, 3)  # fmt: skip
+
+
 def test_zeros_and_denormals_share_the_centre() -> None:
     zeros = Histogram.of(np.array([0.0, -0.0, 0.0], np.float32))
     assert (zeros.exponent, zeros.low, zeros.high, filled(zeros)) == (SMALLEST_EXPONENT, 0.0, 0.0, {0: 3})
