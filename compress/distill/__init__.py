@@ -125,11 +125,11 @@ def distill(
     from compress.distill.bound import bind
     from compress.distill.checkpoint import Checkpoint, run_key
     from compress.distill.forcing import teacher_tokens
-    from compress.distill.graphs import with_weights
     from compress.distill.loop import Scorer, check_data, train
     from compress.distill.losses import Criterion
     from compress.distill.pairs import check_pair, match_features
     from compress.distill.teacher import Teacher
+    from compress.weights import with_weights
 
     if config.learning_rate is None:
         config = dataclasses.replace(config, learning_rate=2e-4 if student.quantization is None else 3e-5)

@@ -12,8 +12,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from compress.distill.forcing import forced, tokens_key
-from compress.distill.graphs import Feature, compared_sources, compared_specs, output_nodes, storage, wiring_of
+from compress.distill.graphs import Feature, compared_sources, compared_specs, output_nodes, wiring_of
 from compress.model import Model, ProgramGraph
+from compress.weights import storage
 from runtimes.spec import Feed
 
 

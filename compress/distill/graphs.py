@@ -1,14 +1,12 @@
-"""The graphs of a model as distillation sees them: what is compared of them, and a model with new weights."""
+"""The graphs of a model as distillation sees them, and what is compared of them."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
 from compress.distill.forcing import at_once
@@ -79,30 +77,6 @@ def output_nodes(graph: ProgramGraph) -> list[Node]:
     """The nodes of a program that its outputs are, in their order."""
     results: Any = graph.program.graph.output_node().args[0]
     return list(results)[-len(graph.outputs) :]
-
-
-def with_weights(model: Model, trained: Mapping[str, Tensor]) -> Model:
-    """``model`` with the tensors of ``trained`` in place of its own; tied weights stay tied, ``model`` as it was."""
-    owners = {storage(model.weights[name]): value for name, value in trained.items()}
-    weights = {name: owners.get(storage(value), value) for name, value in model.weights.items()}
-    graphs = {}
-    for name, graph in model.graphs.items():
-        program = copy.copy(graph.program)
-        parameters: dict[int, nn.Parameter] = {}
-        state = {}
-        for key, old in program.state_dict.items():
-            new = weights.get(key, old)
-            if new is not old and isinstance(old, nn.Parameter):
-                new = parameters.setdefault(id(new), nn.Parameter(new, requires_grad=old.requires_grad))
-            state[key] = new
-        program._state_dict = state  # an ExportedProgram has no public way to new weights of the same shapes
-        graphs[name] = dataclasses.replace(graph, program=program)
-    return dataclasses.replace(model, graphs=graphs, weights=weights, module=None)
-
-
-def storage(value: Tensor) -> tuple[Any, ...]:
-    """Equal for two names of one tensor."""
-    return value.data_ptr(), tuple(value.shape), value.stride()
 
 
 def _step(wiring: Wiring, source: Source) -> Step:

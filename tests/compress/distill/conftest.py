@@ -51,7 +51,7 @@ def build() -> Build:
 
 @pytest.fixture
 def perturb() -> Callable[[Model, float], Model]:
-    from compress.distill.graphs import with_weights
+    from compress.weights import with_weights
 
     def noisy(model: Model, size: float) -> Model:
         noise = torch.Generator().manual_seed(1)

@@ -15,12 +15,13 @@ from calibration import open_set
 from compress.distill import DistillConfig, distill
 from compress.distill.bound import bind
 from compress.distill.forcing import at_once, teacher_tokens, tokens_key
-from compress.distill.graphs import find_features, with_weights
+from compress.distill.graphs import find_features
 from compress.errors import CompressError
 from compress.model import Graph, Model
 from compress.program import model_runner
 from compress.quantize import quantize
 from compress.saving import export_model
+from compress.weights import with_weights
 from runtimes.loops import parse_loop
 from tests.compress import captioner
 

@@ -11,7 +11,6 @@ from torch import nn
 from calibration import open_set
 from compress.distill import DistillConfig, distill, loop
 from compress.distill import teacher as teacher_file
-from compress.distill.graphs import with_weights
 from compress.distill.losses import divergence
 from compress.errors import CompressError
 from compress.metrics import get_metric
@@ -19,6 +18,7 @@ from compress.model import Input
 from compress.modelfile import read_model, write_model
 from compress.program import run_program
 from compress.saving import export_model
+from compress.weights import with_weights
 from runtimes.spec import Dim
 
 QUICK = DistillConfig(epochs=6, batch_size=32, learning_rate=5e-3)

@@ -8,11 +8,12 @@ from calibration import open_set
 from compress.distill import DistillConfig, distill
 from compress.distill.batches import Batches
 from compress.distill.bound import bind
-from compress.distill.graphs import Feature, find_features, with_weights
+from compress.distill.graphs import Feature, find_features
 from compress.distill.pairs import match_features
 from compress.distill.teacher import Teacher
 from compress.program import run_program
 from compress.saving import export_model
+from compress.weights import with_weights
 
 
 class Towers(nn.Module):

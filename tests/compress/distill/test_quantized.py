@@ -20,7 +20,7 @@ CONFIG = DistillConfig(epochs=10, batch_size=32, learning_rate=5e-4, loss="mse")
 @pytest.fixture
 def teacher(build) -> Model:
     """A teacher whose weights lie badly on a 7-bit grid: each row has one outlier."""
-    from compress.distill.graphs import with_weights
+    from compress.weights import with_weights
 
     model = build()
     weights = {}
