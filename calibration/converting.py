@@ -12,10 +12,11 @@ import numpy as np
 from calibration.columns import TARGET, Columns, RawInput, choose_columns, file_names, parse_pairs, raw_value
 from calibration.dataset import CalibrationSet, open_set
 from calibration.errors import CalibrationError
-from calibration.labels import choose, label_of, stratum_of
+from calibration.labels import label_of, stratum_of
 from calibration.rows import Row
 from calibration.shards import check_shard, shard_specs
 from calibration.sources import Samples, Source
+from calibration.strata import choose
 from calibration.targets import stacked
 from calibration.writing import writing_to
 from runtimes.errors import FeedError

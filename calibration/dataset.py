@@ -68,7 +68,23 @@ class CalibrationSet:
             return self
         if n < 1:
             raise CalibrationError(f"the first {n} samples were asked for from {self.name!r}: give at least 1")
-        return _spooled(_first_samples(self._read(), n), self.inputs, name=f"{self.name}[:{n}]")
+        return _spooled(_first_samples(self.read(), n), self.inputs, name=f"{self.name}[:{n}]")
+
+    def pick(self, places: Sequence[int]) -> CalibrationSet:
+        """The samples at ``places``, which are in order, as a set of their own; the set itself where that is all."""
+        if len(places) == self.count:
+            return self
+        if not places or list(places) != sorted({*places}) or not 0 <= places[0] <= places[-1] < self.count:
+            raise CalibrationError(f"samples {list(places[:5])}... were asked for from {self.name!r}: give different "
+                                   f"places from 0 to {self.count - 1}, in order")
+        return _spooled(_picked(self.read(), places), self.inputs, name=f"{self.name}[{len(places)} of {self.count}]")
+
+    def read(self) -> Iterator[Shard]:
+        """The shards in order, one in memory at a time."""
+        specs = shard_specs(self.inputs)
+        for path, stamp in zip(self.shards, self._stamps, strict=True):
+            _check_unchanged(path, stamp, self.name)
+            yield read_shard(path, specs)
 
     def targets(self, output: str | None = None) -> np.ndarray | None:
         """The labels, shape ``(samples, ...)``, in the order of the batches; ``None`` where the set has none.
@@ -85,15 +101,9 @@ class CalibrationSet:
             parts.append(read_target(path, name))
         return joined(parts, self.shards, name)
 
-    def _read(self) -> Iterator[Shard]:
-        specs = shard_specs(self.inputs)
-        for path, stamp in zip(self.shards, self._stamps, strict=True):
-            _check_unchanged(path, stamp, self.name)
-            yield read_shard(path, specs)
-
     def _batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         held: dict[str, np.ndarray] = {}  # a batch begun in the shard before
-        for shard in self._read():
+        for shard in self.read():
             if held and any(held[name].shape[1:] != array.shape[1:] for name, array in shard.feed.items()):
                 yield self._placed(held)
                 held = {}
@@ -255,6 +265,16 @@ def _first_samples(shards: Iterable[Shard], n: int) -> Iterator[Shard]:
         n -= shard.count
         if n <= 0:
             return
+
+
+def _picked(shards: Iterable[Shard], places: Sequence[int]) -> Iterator[Shard]:
+    wanted, start = np.asarray(places), 0
+    for shard in shards:
+        rows = wanted[(wanted >= start) & (wanted < start + shard.count)] - start
+        if rows.size:
+            yield Shard(feed={name: array[rows] for name, array in shard.feed.items()},
+                        targets={name: array[rows] for name, array in shard.targets.items()})
+        start += shard.count
 
 
 class _Spool:

@@ -1,4 +1,4 @@
-"""The labels of raw samples, and which samples a smaller set keeps."""
+"""The labels of raw samples, and what they are grouped by."""
 
 from __future__ import annotations
 
@@ -63,26 +63,6 @@ def _number(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
-
-
-def choose(strata: Sequence[Hashable], count: int) -> list[int]:
-    """Which of ``len(strata)`` samples a set of ``count`` keeps: each stratum by its share, evenly spaced, in order.
-
-    Shares are rounded by the largest remainder (Hamilton's method), ties going to what comes first.
-    """
-    if count >= len(strata):
-        return list(range(len(strata)))
-    members: dict[Hashable, list[int]] = {}
-    for index, stratum in enumerate(strata):
-        members.setdefault(stratum, []).append(index)
-    quotas = {stratum: divmod(count * len(rows), len(strata)) for stratum, rows in members.items()}
-    left = count - sum(whole for whole, _ in quotas.values())
-    more = sorted(quotas, key=lambda stratum: -quotas[stratum][1])[:left]
-    kept = []
-    for stratum, rows in members.items():
-        share = quotas[stratum][0] + (stratum in more)
-        kept += [rows[(2 * i + 1) * len(rows) // (2 * share)] for i in range(share)]
-    return sorted(kept)
 
 
 def stratum_of(value: Any) -> Hashable:

@@ -198,8 +198,8 @@ def test_an_axis_that_is_not_the_first_is_the_batch(tmp_path: Path) -> None:
 
 def test_a_smaller_set(photos: Path, tmp_path: Path) -> None:
     opened = open_raw(photos, BOTH, ConvertConfig(samples=2))
-    np.testing.assert_array_equal(np.concatenate([feed["pixels"][:, 0, 0, 0] for feed in opened.batches(1)]), [20, 30])
-    np.testing.assert_array_equal(opened.targets(), np.array([0, 1]))
+    np.testing.assert_array_equal(np.concatenate([feed["pixels"][:, 0, 0, 0] for feed in opened.batches(1)]), [10, 20])
+    np.testing.assert_array_equal(opened.targets(), np.array([1, 0]))
     assert len(open_raw(as_iterable(tmp_path), BOTH, ConvertConfig(samples=1))) == 1
     assert len(open_raw(photos, BOTH, ConvertConfig(samples=9))) == 4
 

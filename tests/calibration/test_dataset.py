@@ -143,6 +143,21 @@ def test_first_and_take(folder: Path) -> None:
     assert data.take(10) is data.take(999) is data
 
 
+def test_pick(folder: Path) -> None:
+    data = open_set(folder, SPECS)
+    picked = data.pick([0, 4, 9])
+    assert (picked.name, len(picked)) == ("set[3 of 10]", 3)
+    np.testing.assert_array_equal(picked.first(99)["text"], samples()["text"][[0, 4, 9]])
+    np.testing.assert_array_equal(picked.targets(), [0, 4, 9])
+    assert data.pick(range(10)) is data
+
+
+@pytest.mark.parametrize("places", [[], [3, 1], [1, 1], [-1, 2], [4, 10]])
+def test_pick_of_places_that_are_none(folder: Path, places: list[int]) -> None:
+    with pytest.raises(CalibrationError, match="asked for from 'set': give different places from 0 to 9, in order"):
+        open_set(folder, SPECS).pick(places)
+
+
 def test_an_input_must_not_be_called_target() -> None:
     spec = TensorSpec(name="target", dtype="float32", shape=(BATCH, 2))
     with pytest.raises(CalibrationError, match="an input is called 'target'"):

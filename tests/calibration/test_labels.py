@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from calibration import CalibrationError
-from calibration.labels import choose, label_of, stratum_of
+from calibration.labels import label_of, stratum_of
 from calibration.rows import NamedClass
 
 NAMES = ("no", "yes", "10")
@@ -59,24 +56,6 @@ def test_texts() -> None:
 def test_texts_that_cannot_be_used(value: Any, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         label_of(value, None, texts=True)
-
-
-def test_each_stratum_by_its_share_evenly_spaced() -> None:
-    strata = ["a"] * 6 + ["b"] * 3 + ["a"] * 0 + ["c"] * 3     # 6, 3, 3 of 12: 4, 2, 2 of 8
-    assert choose(strata, 8) == [0, 2, 3, 5, 6, 8, 9, 11]
-    assert choose(strata, 4) == [1, 4, 7, 10]                   # 2, 1, 1
-    assert choose(strata, 1) == [3]                             # 0.5 is the largest remainder
-    assert choose([None] * 10, 3) == [1, 5, 8]
-    assert choose(strata, 12) == choose(strata, 99) == list(range(12))
-
-
-@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(1, 60))
-def test_shares_are_right_within_one(strata: list[str], count: int) -> None:
-    kept = choose(strata, count)
-    assert kept == sorted(set(kept))
-    assert len(kept) == min(count, len(strata))
-    for name, total in Counter(strata).items():
-        assert abs(sum(strata[i] == name for i in kept) - len(kept) * total / len(strata)) < 1
 
 
 def test_what_labels_are_grouped_by() -> None:
