@@ -53,8 +53,8 @@ def run_key(
 ) -> str:  # fmt: skip
     """Digest of all that decides the weights of a run, but for the machine and its number of threads."""
     return json_digest({
-        "student": _model_digest(student),
-        "teacher": _model_digest(teacher),
+        "student": model_digest(student),
+        "teacher": model_digest(teacher),
         "data": data.digest,
         "validation": None if validation is None else validation.digest,
         "metric": None if metric is None else metric.name,
@@ -63,7 +63,8 @@ def run_key(
     })  # fmt: skip
 
 
-def _model_digest(model: Model) -> str:
+def model_digest(model: Model) -> str:
+    """Digest of what a model computes, and of how it is quantized."""
     return json_digest({
         "programs": {name: bytes_digest(program_to_json(g.program).encode()) for name, g in model.graphs.items()},
         "weights": {name: [str(value.dtype), list(value.shape), _tensor_digest(value)]

@@ -33,7 +33,9 @@ def statistics_of(metric: Metric, batches: Iterable[tuple[int, Outputs]], target
             else:
                 found.append(metric.per_sample(predictions, target[done:done + count]))
         except CompressError as error:
-            raise CompressError(f"{where}: {error}") from error
+            alone = None if metric.whole else _failing(metric, outputs, target[done:done + count])
+            hint = "" if alone is None else f" (sample {done + alone} fails by itself)"
+            raise CompressError(f"{where}: {error}{hint}") from error
         done += count
     if done != len(target):
         raise CompressError(f"there are outputs of {done} samples and targets of {len(target)}: these must agree")
@@ -44,6 +46,17 @@ def statistics_of(metric: Metric, batches: Iterable[tuple[int, Outputs]], target
     except ValueError as error:
         raise CompressError(f"metric {metric.name!r} gave different numbers of statistics for different batches "
                             f"({error})") from error
+
+
+def _failing(metric: Metric, outputs: Outputs, target: np.ndarray) -> int | None:
+    """The first sample of a batch that cannot be scored alone either; None where each can."""
+    for at in range(len(target)):
+        try:
+            metric.per_sample(metric.read({name: value[at:at + 1] for name, value in outputs.items()}),
+                              target[at:at + 1])  # fmt: skip
+        except CompressError:
+            return at
+    return None
 
 
 def _joined(parts: Sequence[Predictions], metric: Metric) -> Any:

@@ -220,7 +220,8 @@ def test_outputs_the_metric_refuses_are_that_engines_failure(tmp_path: Path, dat
     record = bench(candidates, feed=FEED, data=data, metric=Metric(name="certain", statistics=certain),
                    machine=this_machine(agent), baseline="original", config=BenchConfig(restarts=1),
                    workdir=tmp_path / "work")
-    reason = f"samples 0 to {len(data) - 1}: metric 'certain' gave nan for sample 0: a score must be finite"
+    reason = (f"samples 0 to {len(data) - 1}: metric 'certain' gave nan for sample 0: a score must be finite "
+              "(sample 0 fails by itself)")
     assert by_name(record)["int8"].reason == reason
 
 
