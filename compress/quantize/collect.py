@@ -1,4 +1,4 @@
-"""Run programs over a calibration set once and keep a histogram of every tensor that an int8 operator reads."""
+"""Run programs over a calibration set once and keep statistics of every tensor that an int8 operator reads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from calibration import CalibrationError, CalibrationSet, Histogram, choose_range
+from calibration.tensor import TensorStatistics
 from compress.errors import CompressError
 from compress.model import Model, ProgramGraph
 from compress.program import chain_of, told_as
@@ -22,40 +24,53 @@ from runtimes.spec import Feed, TensorSpec, largest_batch
 BATCH = 32
 STEPS = 32      # of a decoder on each sample: what tokens do to the ranges shows in the first ones
 
+_aten = torch.ops.aten
+_SAME_VALUES = {    # operators whose result has the values of what they read, each as often
+    _aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.transpose.int, _aten.permute.default,
+    _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.flatten.using_ints, _aten.unflatten.int,
+    _aten.contiguous.default, _aten.clone.default, _aten.detach.default, _aten.t.default,
+}  # fmt: skip
 
-class Collector(Interpreter):
-    """Runs a graph node by node; each tensor that ``operators`` read is collected once, however many do.
+
+class Collector:
+    """A graph that keeps statistics of each tensor that ``operators`` read, once however many do.
+
+    Tensors that are others in another shape share what is kept of these. ``module`` is changed: it watches these
+    tensors as it runs.
 
     Raises:
-        CompressError: from :meth:`__call__`, if an activation is not finite; names the module and the calibration set.
+        CompressError: from :meth:`__call__`, if an activation is not finite; names the module, the calibration set and
+            the sample.
     """
 
     def __init__(self, module: GraphModule, operators: Sequence[Operator], graph: ProgramGraph, data: str) -> None:
-        super().__init__(module)
         self.inputs = [spec.name for spec in graph.inputs]
         self.outputs = [spec.name for spec in graph.outputs]
         self.layers = {operator.activation: operator.path for operator in reversed(operators)}
-        self.histograms = {node.name: Histogram() for node in sources(module, operators)}
         self.data = data
+        self.samples: Sequence[int] = ()    # places in the set of what the next feed holds; unknown where empty
+        self.statistics: dict[str, TensorStatistics] = {}
+        batch = _batch_symbol(module, graph.inputs)
+        roots: dict[str, TensorStatistics] = {}
+        for node in sources(module, operators):
+            root = _root(node)
+            if root.name not in roots:
+                roots[root.name] = TensorStatistics()
+                self._watch(module, root, _batch_axis(root, batch), self.layers[node.name], roots[root.name])
+            self.statistics[node.name] = roots[root.name]
+        module.recompile()
+        self._module = module
 
     def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
         """The outputs for ``feed``."""
         with torch.no_grad():
-            values = self.run(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in self.inputs),
-                              enable_io_processing=False)
+            values = self._module(**{name: torch.from_numpy(np.ascontiguousarray(feed[name])) for name in self.inputs})
         return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
 
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.histograms:
-            try:
-                self.histograms[n.name].update(value.detach().numpy())
-            except CalibrationError as error:
-                raise CompressError(
-                    f"the input of layer {self.layers[n.name]!r} is not finite on a sample of calibration set "
-                    f"{self.data!r} ({error}): check the data's scaling, or keep the layer in float"
-                ) from error
-        return value
+    @property
+    def histograms(self) -> dict[str, Histogram]:
+        """Of each tensor that was collected, by node name."""
+        return {name: kept.histogram for name, kept in self.statistics.items()}
 
     def ranges(self, config: QuantizeConfig, scheme: Scheme) -> dict[str, tuple[float, float]]:
         """Range of each tensor that was collected, by node name, chosen for the integers of ``scheme``."""
@@ -65,22 +80,71 @@ class Collector(Interpreter):
             for name, histogram in self.histograms.items()
         }
 
+    def see(self, value: Tensor, axis: int | None, layer: str, statistics: TensorStatistics) -> None:
+        """Add a tensor that ``layer`` reads, whose ``axis`` is the batch."""
+        samples = self.samples or (0,)
+        rows = value.detach()
+        if axis is not None and value.shape[axis] % len(samples) == 0 and (
+                axis == 0 or value.shape[axis] == len(samples)):
+            rows = rows.movedim(axis, 0).reshape(len(samples), -1)
+        else:
+            rows = rows.reshape(1, -1)
+        if not rows.numel():
+            return
+        try:
+            statistics.update(rows.numpy(), samples, (rows.amin(1).numpy(), rows.amax(1).numpy()))
+        except CalibrationError as error:
+            raise CompressError(
+                f"the input of layer {layer!r} is not finite on calibration set {self.data!r}, {error}: check that "
+                "sample and the data's scaling, or keep the layer in float"
+            ) from error
+
+    def _watch(self, module: GraphModule, node: Node, axis: int | None, layer: str, kept: TensorStatistics) -> None:
+        name = f"_watch_{node.name}"
+        module.add_submodule(name, _Watch(lambda value: self.see(value, axis, layer, kept)))
+        behind = node if node.op != "placeholder" else [n for n in module.graph.nodes if n.op == "placeholder"][-1]
+        with module.graph.inserting_after(behind):
+            module.graph.call_module(name, (node,))
+
+
+class _Watch(nn.Module):
+    def __init__(self, see: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.see = see
+
+    def forward(self, value: Tensor) -> None:
+        self.see(value)
+
 
 def collect(
     run: Callable[[Feed], object], inputs: Sequence[TensorSpec], data: CalibrationSet,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, *, done: int = 0, before: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
-    """Give ``run`` every sample of ``data``, as many at a time as ``inputs`` allow; told how many are done."""
-    done = 0
+    """Give ``run`` every sample of ``data``, as many at a time as ``inputs`` allow; told how many are done.
+
+    Args:
+        run: is given feeds.
+        inputs: the specs that say how large a batch may be.
+        data: the samples.
+        progress: called after each feed with the number of samples done.
+        done: samples that were done before: they are left out.
+        before: called before each feed, with the places of its first sample and behind its last.
+    """
+    start = 0
     for feed in data.batches(largest_batch(inputs, BATCH)):
-        with told_as(f"the model fails on calibration set {data.name!r}, from sample {done} on"):
-            run(feed)
-        done += len(feed[inputs[0].name])
-        if progress is not None:
-            progress(done)
+        end = start + feed[inputs[0].name].shape[inputs[0].batch_axis or 0]
+        if end > done:
+            if before is not None:
+                before(start, end)
+            with told_as(f"the model fails on calibration set {data.name!r}, from sample {start} on"):
+                run(feed)
+            if progress is not None:
+                progress(end)
+        start = end
 
 
-def collecting_chain(model: Model, collectors: Mapping[str, Collector]) -> Callable[[Feed], object]:
+def collecting_chain(model: Model, collectors: Mapping[str, Callable[[Feed], dict[str, np.ndarray]]]) -> Callable[
+        [Feed], object]:
     """The chain of ``model`` with a collector for each graph: a decoder is calibrated on its own steps.
 
     The prompt and the steps behind it, with the cache, are collected alike; of a long text the first :data:`STEPS`.
@@ -93,3 +157,33 @@ def collecting_chain(model: Model, collectors: Mapping[str, Collector]) -> Calla
             least = min(step["loop"].get("min_steps", 0), most)
             step["loop"] = {**step["loop"], "max_steps": most, "min_steps": least}
     return chain_of(dataclasses.replace(model, chain={**model.chain, "steps": steps}), collectors).run
+
+
+def _root(node: Node) -> Node:
+    """The tensor of which ``node`` is another shape, or itself."""
+    while node.target in _SAME_VALUES and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _batch_symbol(module: GraphModule, inputs: Sequence[TensorSpec]) -> Any:
+    """The symbol that the program has for the number of samples; ``None`` where it is fixed."""
+    given = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(given, inputs, strict=True):
+        size = node.meta["val"].shape[spec.batch_axis] if spec.batch_axis is not None else None
+        if isinstance(size, torch.SymInt):
+            return size.node.expr
+    return None
+
+
+def _batch_axis(node: Node, batch: Any) -> int | None:
+    """The axis of a tensor along which its samples lie: as many rows as there are samples, or in front a multiple."""
+    value = node.meta.get("val")
+    if batch is None or not isinstance(value, Tensor):
+        return None
+    for axis, size in enumerate(value.shape):
+        if isinstance(size, torch.SymInt):
+            times = size.node.expr / batch
+            if times == 1 or (axis == 0 and times.is_Integer):
+                return axis
+    return None

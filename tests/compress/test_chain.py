@@ -115,9 +115,9 @@ def test_long_texts_are_calibrated_on_their_first_steps(network: captioner.Capti
     sizes: list[int] = []
     update = Histogram.update
 
-    def counted(self: Histogram, array: np.ndarray) -> None:
+    def counted(self: Histogram, array: np.ndarray, ends: tuple[float, float]) -> None:
         sizes.append(array.shape[1])
-        update(self, array)
+        update(self, array, ends)
 
     with mock.patch.object(Histogram, "update", counted), mock.patch("compress.quantize.collect.STEPS", 6):
         quantize(model, data, scheme="x86-vnni")

@@ -57,9 +57,9 @@ def test_each_tensor_is_collected_once_a_batch() -> None:
     seen: list[int] = []
     update = Histogram.update
 
-    def counted(self: Histogram, array: np.ndarray) -> None:
+    def counted(self: Histogram, array: np.ndarray, ends: tuple[float, float]) -> None:
         seen.append(array.size)
-        update(self, array)
+        update(self, array, ends)
 
     with mock.patch.object(Histogram, "update", counted):
         ranges(model, np.ones((8, 4), np.float32), QuantizeConfig())

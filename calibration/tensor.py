@@ -1,0 +1,125 @@
+"""What calibration keeps of a tensor: a histogram, which samples reach farthest, and whether samples differ at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from calibration.errors import CalibrationError
+from calibration.histogram import Histogram
+
+FARTHEST = 4            # samples whose largest magnitude is kept
+_SKETCH = 256           # values of the first sample that others are compared with
+_SAME = 1e-4            # of the largest magnitude: less than that is the rounding of kernels, not another sample
+_SPARE = 16             # magnitudes kept between two clearings
+
+
+class TensorStatistics:
+    """Bounded in memory, whatever the number of samples; the histogram and the farthest samples are those of any order.
+
+    ``still`` holds until a sample differs from the first by more than rounding, as far as its extremes and up to 256
+    evenly spaced values of it tell.
+    """
+
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+        self.still = True
+        self._peaks: dict[int, float] = {}          # sample -> its largest magnitude
+        self._first: np.ndarray | None = None       # lowest and highest value of the first row, and some between
+
+    @property
+    def farthest(self) -> list[tuple[int, float]]:
+        """Up to four samples with the largest magnitudes, and these, in falling order; the first of equal ones."""
+        return sorted(self._peaks.items(), key=lambda item: (-item[1], item[0]))[:FARTHEST]
+
+    def update(
+        self, rows: np.ndarray, samples: Sequence[int], ends: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
+        """Add the values of some samples.
+
+        Args:
+            rows: shape ``(rows, values)``: one row a sample, or one row for all of ``samples``.
+            samples: their places in the set.
+            ends: the smallest and the largest value of each row, where the caller has them.
+
+        Raises:
+            CalibrationError: if a value is not a finite number that float32 holds; names the sample. Nothing is added.
+        """
+        if not rows.size:
+            return
+        lows, highs = (rows.min(axis=1), rows.max(axis=1)) if ends is None else ends
+        one_each = len(rows) == len(samples)
+        bad = np.flatnonzero(~(np.isfinite(lows) & np.isfinite(highs)))
+        try:
+            if bad.size:
+                Histogram().update(rows[bad[0]])    # says what is wrong with it
+            self.histogram.update(rows, (float(lows.min()), float(highs.max())))
+        except CalibrationError as error:
+            odd = int(bad[0]) if bad.size else int(np.argmax(np.maximum(np.abs(lows), np.abs(highs))))
+            raise CalibrationError(f"{_called(samples, odd if one_each else None)}: {error}") from error
+        for row, peak in enumerate(np.maximum(-lows, highs).tolist()):
+            sample = samples[row] if one_each else samples[0]
+            self._peaks[sample] = max(self._peaks.get(sample, 0.0), float(peak))
+        if len(self._peaks) > _SPARE:
+            self._peaks = dict(self.farthest)
+        if self.still:
+            self._compare(rows, lows, highs)
+
+    def merge(self, other: TensorStatistics) -> None:
+        """Add what ``other`` has seen of further samples, or of further values of these."""
+        self.histogram.merge(other.histogram)
+        for sample, peak in other._peaks.items():
+            self._peaks[sample] = max(self._peaks.get(sample, 0.0), peak)
+        self._peaks = dict(self.farthest)
+        if self._first is None or other._first is None:
+            self._first = other._first if self._first is None else self._first
+            self.still &= other.still
+        else:
+            self.still = self.still and other.still and _alike(self._first, other._first)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"histogram": self.histogram.to_json(), "still": self.still,
+                "farthest": [[sample, peak] for sample, peak in self.farthest],
+                "first": None if self._first is None or not self.still else self._first.tolist()}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorStatistics:
+        stat = cls()
+        try:
+            stat.histogram = Histogram.from_json(data["histogram"])
+            stat.still = bool(data["still"])
+            stat._peaks = {int(sample): float(peak) for sample, peak in data["farthest"]}
+            stat._first = None if data["first"] is None else np.asarray(data["first"], np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"not the statistics of a tensor ({type(error).__name__}: {error}): collect them "
+                                   "again") from error
+        return stat
+
+    def _compare(self, rows: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> None:
+        if self._first is None:
+            self._first = _sketch(rows[0], lows[0], highs[0])
+        margin = _SAME * float(np.abs(self._first[:2]).max(initial=0.0))
+        if (np.abs(lows - self._first[0]) > margin).any() or (np.abs(highs - self._first[1]) > margin).any():
+            self.still = False
+            return
+        self.still = all(_alike(self._first, _sketch(row, low, high))
+                         for row, low, high in zip(rows, lows, highs, strict=True))  # fmt: skip
+
+
+def _sketch(row: np.ndarray, low: float, high: float) -> np.ndarray:
+    some = row[np.linspace(0, row.size - 1, min(row.size, _SKETCH)).astype(np.int64)]
+    return np.concatenate([[low, high], some]).astype(np.float64)
+
+
+def _alike(first: np.ndarray, other: np.ndarray) -> bool:
+    if first.shape != other.shape:
+        return False
+    return bool(np.abs(first - other).max() <= _SAME * np.abs(first[:2]).max())
+
+
+def _called(samples: Sequence[int], row: int | None) -> str:
+    if row is not None or len(samples) == 1:
+        return f"sample {samples[row or 0]}"
+    return f"one of the samples {samples[0]} to {samples[-1]}"
