@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from compress.errors import CompressError
@@ -68,6 +68,7 @@ def quantize(
     *,
     scheme: str,
     config: QuantizeConfig = QuantizeConfig(),
+    statistics: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> QuantizeResult:
     """Return ``model`` with the range of each tensor that an int8 operator reads under ``scheme``.
@@ -82,6 +83,8 @@ def quantize(
             each takes those it names; or graph name -> a set of its own, where their samples do not belong together.
         scheme: a name of :data:`compress.quantize.schemes.SCHEMES`; a target's row names its own.
         config: see :class:`QuantizeConfig`.
+        statistics: a folder that keeps what a pass over the samples finds: one that was killed goes on, and other
+            ranges are chosen without another; see :mod:`compress.quantize.statistics`.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -90,15 +93,17 @@ def quantize(
     """
     from compress.model import Quantization
     from compress.quantize.annotate import check_keep_float, find_operators
-    from compress.quantize.collect import Collector, collect, collecting_chain
+    from compress.quantize.collect import Collector
     from compress.quantize.fold import fold
     from compress.quantize.prepare import int8_operators
+    from compress.quantize.samples import CHAIN, samples_of
     from compress.quantize.schemes import get_scheme
+    from compress.quantize.statistics import gather
 
     integers = get_scheme(scheme)
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
-    sets = _sets(model, data, config.samples)
+    sets = samples_of(model, data, config.samples)
     model = fold(model)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
     operators = {name: find_operators(module, config.keep_float) for name, module in modules.items()}
@@ -110,16 +115,10 @@ def quantize(
             + ("; ".join(f"{o.path}: {o.float_reason}" for o in every[:3]) or "it has no operator with weights")
         )
     collectors = {
-        name: Collector(modules[name], int8_operators(operators[name]), graph, (sets.get(CHAIN) or sets[name]).name)
+        name: Collector(modules[name], int8_operators(operators[name]), graph, (sets.get(CHAIN) or sets[name]).of.name)
         for name, graph in model.graphs.items()
     }
-    passes = [(own, model.inputs, collecting_chain(model, collectors)) if name == CHAIN else
-              (own, model.graphs[name].inputs, collectors[name])
-              for name, own in sets.items() if name == CHAIN or collectors[name].histograms]  # fmt: skip
-    total, done = sum(len(own) for own, _, _ in passes), 0
-    for own, inputs, run in passes:
-        collect(run, inputs, own, None if progress is None else functools.partial(_told, progress, done, total))
-        done += len(own)
+    gather(model, collectors, sets, keep=statistics, progress=progress)
     ranges = {name: collector.ranges(config, integers) for name, collector in collectors.items()}
     table = [
         {
@@ -134,37 +133,3 @@ def quantize(
     quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float)
     quantized = dataclasses.replace(model, quantization=quantization)
     return QuantizeResult(model=quantized, operators=tuple(table), samples=used)
-
-
-CHAIN = ""      # in place of a graph's name: a set for the chain as a whole
-
-
-def _sets(
-    model: Model, data: CalibrationSet | Mapping[str, CalibrationSet], samples: int
-) -> dict[str, CalibrationSet]:
-    """The first ``samples`` of the calibration set of the chain, or of every graph, which holds all of its inputs."""
-    if isinstance(data, Mapping):
-        sets = {name: own.take(samples) for name, own in data.items()}
-    elif model.chain is not None and {spec.name for spec in model.inputs} <= {spec.name for spec in data.inputs}:
-        return {CHAIN: data.take(samples)}
-    else:
-        sets = dict.fromkeys(model.graphs, data.take(samples))
-    if sets.keys() != model.graphs.keys():
-        raise CompressError(
-            f"model {model.name!r} has the graphs {list(model.graphs)}, calibration sets are given for {list(sets)}: "
-            "give one set with the inputs of all graphs, or one for each"
-        )
-    for name, graph in model.graphs.items():
-        held = [spec.name for spec in sets[name].inputs]
-        missing = [spec.name for spec in graph.inputs if spec.name not in held]
-        if missing:
-            raise CompressError(
-                f"graph {name!r} of {model.name!r} takes {missing[0]!r}, which calibration set {sets[name].name!r} "
-                f"lacks: it holds {held}"
-            )
-    return sets
-
-
-def _told(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    """Progress within all passes."""
-    progress(before + done, total)

@@ -49,15 +49,15 @@ class Collector:
         self.layers = {operator.activation: operator.path for operator in reversed(operators)}
         self.data = data
         self.samples: Sequence[int] = ()    # places in the set of what the next feed holds; unknown where empty
-        self.statistics: dict[str, TensorStatistics] = {}
+        self.tensors: dict[str, TensorStatistics] = {}      # by the node that computes the values
+        self.statistics: dict[str, TensorStatistics] = {}   # by the node that an operator reads
         batch = _batch_symbol(module, graph.inputs)
-        roots: dict[str, TensorStatistics] = {}
         for node in sources(module, operators):
             root = _root(node)
-            if root.name not in roots:
-                roots[root.name] = TensorStatistics()
-                self._watch(module, root, _batch_axis(root, batch), self.layers[node.name], roots[root.name])
-            self.statistics[node.name] = roots[root.name]
+            if root.name not in self.tensors:
+                self.tensors[root.name] = TensorStatistics()
+                self._watch(module, root, _batch_axis(root, batch), self.layers[node.name], self.tensors[root.name])
+            self.statistics[node.name] = self.tensors[root.name]
         module.recompile()
         self._module = module
 

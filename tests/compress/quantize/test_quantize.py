@@ -80,14 +80,13 @@ def test_the_ranges_do_not_depend_on_how_the_set_is_split() -> None:
 
 def test_at_most_the_samples_asked_for_are_used() -> None:
     model = make(TwoReaders)
-    x = np.zeros((10, 4), np.float32)
-    x[:5] = np.arange(5)[:, None]
-    x[5:] = 1000.0
+    x = np.full((10, 4), 1000.0, np.float32)
+    x[1::2] = np.arange(1, 6)[:, None]         # every other one, from the middle of the first two on
     data = open_set([{"x": x}], model.inputs, name="x")
     result = quantize(model, data, scheme="x86-vnni", config=QuantizeConfig(samples=5, ranges="minmax"))
     assert result.samples == 5
     assert result.model.quantization is not None
-    assert result.model.quantization.ranges["forward"]["x"] == (0.0, 4.0)
+    assert result.model.quantization.ranges["forward"]["x"] == (0.0, 5.0)
     assert result.model.quantization.settings == {
         "ranges": "minmax", "percentile": 99.99, "samples": 5, "data": data.digest,
     }  # fmt: skip
