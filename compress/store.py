@@ -7,6 +7,7 @@ Layout of a store::
     objects/<digest>/     what a stage wrote, under the digest of its files
     stages/<key>.json     which object a stage made from which inputs and settings, with its record, time and memory
     scratch/<key>/        checkpoints of an unfinished stage
+    statistics/           what calibration found (compress/quantize/statistics.py), for other ranges and schemes
     tmp/<key>-<pid>/      what a running stage is writing
 """
 

@@ -101,12 +101,16 @@ def distill(
 )
 @click.option("--target", default="local", show_default=True, help="What it will run on; its row names the scheme.")
 @click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.int8.pt.")
+@click.option(
+    "--statistics", type=EXISTING, help="A folder to keep what the samples showed: a killed run goes on, and other "
+    "ranges need no other pass over the samples."
+)
 @options_of(QuantizeConfig)
 @model_options
 @common
 def quantize(
-    model: Path, calibration: Path, target: str, output: Path | None, config: QuantizeConfig, factory: str | None,
-    trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
+    model: Path, calibration: Path, target: str, output: Path | None, statistics: Path | None, config: QuantizeConfig,
+    factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL to int8 with a calibration set."""
     import compress
@@ -118,7 +122,8 @@ def quantize(
     progress = Progress(quiet=quiet)
     with progress.stage("quantize", row.scheme):
         result = compress.quantize(
-            loaded, read_sets(calibration, loaded), scheme=row.scheme, config=config, progress=progress.step
+            loaded, read_sets(calibration, loaded), scheme=row.scheme, config=config, statistics=statistics,
+            progress=progress.step,
         )
     path = output or model.with_suffix(".int8.pt")
     write_model(result.model, path)

@@ -134,5 +134,6 @@ def _quantize(
 
     assert scheme is not None
     return quantize(
-        model.load(), filing.sets["calibration"], scheme=scheme, config=config, progress=filing.progress.step
-    )
+        model.load(), filing.sets["calibration"], scheme=scheme, config=config,
+        statistics=filing.store.root / "statistics", progress=filing.progress.step,
+    )  # fmt: skip

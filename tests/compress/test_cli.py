@@ -23,6 +23,7 @@ import calibration
 import runtimes
 from compress.cli import cli
 from compress.modelfile import read_model, write_model
+from compress.quantize.collect import Collector
 
 Copy = Callable[[Path], Path]
 VERBS = ("bench", "bundle", "data", "demo", "distill", "doctor", "eval", "export", "inspect", "parity", "prune",
@@ -116,6 +117,15 @@ def test_distill(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     assert found["output"] == str(tmp_path / "student.distilled.pt")
     assert found["after"] >= found["before"]
     assert read_model(tmp_path / "student.distilled.pt").name == "tiny"
+
+
+def test_quantize_keeps_its_statistics(finished: Path, copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Path(shutil.copy(finished / "model.pt", copy_of(finished / "calibration").parent))
+    command = ("quantize", model, "--calibration", finished / "calibration", "--statistics", model.parent / "kept")
+    assert call(*command).exit_code == 0
+    monkeypatch.setattr(Collector, "__call__", None)     # another pass would fail
+    assert call(*command, "--ranges", "minmax").exit_code == 0
+    assert len(list((model.parent / "kept").iterdir())) == 1
 
 
 def test_quantize(finished: Path, copy_of: Copy) -> None:

@@ -17,6 +17,7 @@ from calibration.errors import CalibrationError
 from compress.errors import CompressError
 from compress.pipeline import RunResult
 from compress.progress import Progress
+from compress.quantize.collect import Collector
 from compress.store import DiskFullError
 
 Copy = Callable[[Path], Path]
@@ -123,6 +124,21 @@ def test_a_changed_setting_redoes_its_stage_and_what_depends_on_it(
     after = small.stages(folder / "out")
     # The largest value is among the samples added. The float model's engines stay, each target's int8 one is new.
     assert done(benched, after) == ["distill", "engine", "engine", "onnx", "parity", "quantize"]
+
+
+def test_other_ranges_are_chosen_without_another_pass(
+    finished: Path, small: ModuleType, copy_of: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_again(*_: object) -> None:
+        raise AssertionError("the samples were run again")
+
+    folder = copy_of(finished)
+    before = small.stages(folder / "out")
+    monkeypatch.setattr(Collector, "__call__", run_again)
+    changed = {"quantize": {**small.STAGES[2]["quantize"], "ranges": "mse"}}
+    rerun(small, folder, stages=[*small.STAGES[:2], changed])
+    assert done(before, small.stages(folder / "out")) == ["quantize"]
+    assert len(list((folder / "out/store/statistics").iterdir())) == 1
 
 
 def test_a_budget_is_judged_again(finished: Path, small: ModuleType, copy_of: Copy) -> None:
