@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.bench.record import BenchRecord, BenchRow
-from compress.report import conditions, shares, units
+from compress.report import conditions, coverage, shares, units
 from compress.report.components import component_rows, total
 from compress.report.credit import credits
 from compress.report.plots import Lines, Point, Scatter, lines, scatter
@@ -76,6 +76,9 @@ def context(record: Record) -> dict[str, Any]:
             for name in ("calibration", "train", "validation")
             if record.data and (one := getattr(record.data, name))
         ],
+        "covered": coverage.samples(record),
+        "covered_components": coverage.components(record),
+        "findings": coverage.findings(record),
         "machines": machines(record),
         "recipe": _yaml(record.recipe) if record.recipe else None,
         "command": record.command or ("compress run recipe.yaml" if record.recipe else None),

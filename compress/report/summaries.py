@@ -60,12 +60,77 @@ class Operator(Open, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class CoveredInput(Open, frozen=True, kw_only=True):
+    """``present`` samples of those used, ``present_of`` of all, hold a value other than zero."""
+
+    modality: str
+    present: Count
+    present_of: Count
+    distinct: Count
+
+
+class CoveredSize(Open, frozen=True, kw_only=True):
+    """A dynamic dimension: what it may be, and the least and the most that samples are."""
+
+    min: Count
+    opt: Count
+    max: Count
+    least: Count
+    most: Count
+
+
+class CoveredLabels(Open, frozen=True, kw_only=True):
+    classes: Count
+    lost: Count
+    fewest: tuple[str, Count]
+    most: tuple[str, Count]
+
+
+class CoveredSamples(Open, frozen=True, kw_only=True):
+    """``samples`` of the ``of`` in a set; their least, middle and greatest length."""
+
+    set: str
+    samples: Count
+    of: Count
+    lengths: tuple[Count, Count, Count]
+    inputs: dict[str, CoveredInput] = {}
+    sizes: dict[str, CoveredSize] = {}
+    labels: CoveredLabels | None = None
+
+
+class CoveredComponent(Open, frozen=True, kw_only=True):
+    """``still`` of its ``tensors`` are the same for every sample."""
+
+    tensors: Count
+    still: Count
+    values_least: Count
+
+
+class CoveredTensor(Open, frozen=True, kw_only=True):
+    layer: str
+    clipped: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Finding(Open, frozen=True, kw_only=True):
+    kind: str
+    where: str
+    text: str
+
+
+class Coverage(Open, frozen=True, kw_only=True):
+    samples: list[CoveredSamples] = []
+    components: dict[str, CoveredComponent] = {}
+    tensors: list[CoveredTensor] = []
+    findings: list[Finding] = []
+
+
 class QuantizeSummary(Open, frozen=True, kw_only=True):
     scheme: str
     ranges: str  # the method, such as "percentile"
     samples: Count
     operators: list[Operator] = []
     size_bytes: dict[str, Count] = {}  # component -> bytes of its weights once quantized
+    coverage: Coverage = Coverage()
 
 
 class GraphEngine(Open, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING
 
 from compress.bench.record import BenchRow, Speedup
-from compress.report import conditions, shares, units
+from compress.report import conditions, coverage, shares, units
 from compress.report.credit import credits
 from compress.report.page import verdict
 from compress.report.schema import Record, metric_of, unit_of
@@ -158,6 +158,7 @@ def _remarks(record: Record) -> list[str]:
     lines += [
         f"parity, {step.name}: {flag}" for step in (record.parity.steps if record.parity else ()) for flag in step.flags
     ]
+    lines += coverage.told([f"calibration: {text}" for text in coverage.findings(record)])
     return ["", *lines] if lines else []
 
 

@@ -20,6 +20,19 @@ _TELEMETRY = {
     "energy_source": "RAPL package", "foreign_cpu_share": 0.011, "steal_share": 0.0,
     "memory_available_bytes": 5_100_000_000,
 }  # fmt: skip
+_COVERAGE = {
+    "samples": [{
+        "set": "calibration", "samples": 300, "of": 1200, "lengths": [3, 7, 11],
+        "inputs": {"image": {"modality": "image", "present": 288, "present_of": 1150, "distinct": 299}},
+        "sizes": {"length": {"min": 1, "opt": 12, "max": 32, "least": 4, "most": 11}},
+        "labels": {"classes": 11, "lost": 0, "fewest": ["seven", 9], "most": ["yes", 81]},
+    }],
+    "components": {"image_encoder": {"tensors": 18, "still": 2, "values_least": 38_400}},
+    "tensors": [{"layer": "image_encoder.layer0", "clipped": 0.0001}, {"layer": "elsewhere", "clipped": 0.5},
+                {"layer": "image_encoder.layer1", "clipped": 0.02}],
+    "findings": [{"kind": "size", "where": "length", "text": "dimension 'length' is 4 to 11, declared 1 to 32"},
+                 {"kind": "outlier", "where": "a", "text": "sample 17 of 'calibration' reaches 1e+06 in <b>"}],
+}  # fmt: skip
 _UNREAD = dict.fromkeys(_TELEMETRY)
 
 
@@ -116,4 +129,7 @@ def everything(example: dict[str, Any]) -> dict[str, Any]:
                          "samples": 2160},
     )  # fmt: skip
     bench["rows"].append(emulated)
+    for stage in example["stages"]:
+        if stage["stage"] == "quantize":
+            stage["summary"]["coverage"] = _COVERAGE
     return copy.deepcopy(example)

@@ -53,6 +53,7 @@ def test_all_that_a_record_may_hold_is_shown(everything: dict[str, Any]) -> None
         "an int8 Conv needs a QuantizeLinear right behind it",
         "99.95 % of the answers are equal",
         "48→88",
+        "calibration: dimension 'length' is 4 to 11, declared 1 to 32",
         "16.9",
     ):
         assert "".join(fact.split()) in joined + _first_column(text), fact
