@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers.table import peers_lines
 from compress.report import read_record, show
 
 HERE = Path(__file__).resolve().parent
@@ -65,6 +68,13 @@ def models_block() -> str:
     return "\n".join(lines) + "\n"
 
 
+def peers_block() -> str:
+    """Latency, score and cost of int8 from this project and from others."""
+    record = _read(RESULTS / "peers.json")
+    told = f"On {_where(record['machine'])}, batch 1: milliseconds of ours, and how many times as long the others take."
+    return "\n".join([told, "", *peers_lines(record)]) + "\n"
+
+
 def _head(names: list[str]) -> str:
     return "| " + " | ".join(names) + " |"
 
@@ -102,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def written(readme: str) -> str:
     """The README with its figures anew."""
-    for name, block in (("demo", demo_block), ("models", models_block)):
+    for name, block in (("demo", demo_block), ("models", models_block), ("peers", peers_block)):
         if f"<!-- {name} -->" in readme:
             before, rest = readme.split(f"<!-- {name} -->\n")
             readme = f"{before}<!-- {name} -->\n{block()}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"

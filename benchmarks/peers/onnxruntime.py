@@ -1,0 +1,25 @@
+"""ONNX Runtime's static quantizer as its documentation recommends it: preprocessed, Q/DQ, u8 and s8 per channel."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.peers.job import GraphJob, Reader, run
+
+
+def quantize(job: GraphJob) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(job.onnx, prepared, auto_merge=True)
+        quantize_static(
+            prepared, job.into / "model.onnx", Reader(job.feeds), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(quantize)
