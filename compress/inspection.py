@@ -52,15 +52,17 @@ def model_facts(model: Model) -> dict[str, Any]:
 def inspect(model: Model, *, factory: str | None = None) -> Inspection:
     """Look at ``model`` without changing or running it on data; ``factory`` as in :func:`compress.prune.prune`."""
     from compress.quantize.annotate import find_operators
+    from compress.quantize.schemes import get_scheme
 
     keep = model.quantization.keep_float if model.quantization is not None else ()
+    scheme = get_scheme(model.quantization.scheme) if model.quantization is not None else None
     operators = [
         {
             "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
             "precision": "float" if o.float_reason else "int8", "reason": o.float_reason,
         }
         for name, graph in model.graphs.items()
-        for o in find_operators(graph.program.module(check_guards=False), keep)
+        for o in find_operators(graph.program.module(check_guards=False), keep, scheme)
     ]  # fmt: skip
     prunable, not_prunable = _pruning(model, factory)
     quantization = None

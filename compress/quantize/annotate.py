@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -22,6 +22,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.errors import CompressError
 from compress.program import module_path
+from compress.quantize.attention import reads_an_input, role, softmax_of
 from compress.quantize.schemes import Integers, Scheme
 
 WEIGHTED = {
@@ -38,23 +39,45 @@ _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """An operator with weights: what it is, where it is, which tensor feeds it, and why it stays float if it does."""
+    """An operator that multiplies: what it is, where, which tensors it reads, and why it stays float if it does.
+
+    ``activation`` is the first it reads, ``other`` the second of a product of two; weights are not among them.
+    """
 
     node: str
     op: str
     path: str
     activation: str
+    other: str = ""
+    shares: bool = False            # the first is a softmax: none of it is negative, and its peaks are what counts
     float_reason: str | None = None
 
+    def operands(self, scheme: Scheme) -> Iterator[tuple[int, str, Integers]]:
+        """The position, the node and the integers of each activation."""
+        if not self.other:
+            yield 0, self.activation, scheme.activations
+        elif scheme.products is not None:
+            yield 0, self.activation, scheme.activations if self.shares else scheme.products
+            yield 1, self.other, scheme.products
 
-def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[Operator]:
-    """All operators with weights in the order they run; ``keep_float`` are globs over module paths."""
+
+def find_operators(
+    module: GraphModule, keep_float: Sequence[str] = (), scheme: Scheme | None = None
+) -> list[Operator]:
+    """All operators with weights, and attention's products, in the order they run.
+
+    Args:
+        keep_float: globs over module paths.
+        scheme: whose integers there are; without one it is taken to multiply whatever some scheme does.
+    """
     operators = []
     for node in module.graph.nodes:
-        if node.target in WEIGHTED:
-            path = module_path(node)
-            kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
-            reason = f"kept float by {kept!r}" if kept is not None else None
+        path = module_path(node)
+        kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
+        reason = f"kept float by {kept!r}" if kept is not None else None
+        if (part := role(node)):
+            operators.append(_product(node, part, path, reason, scheme))
+        elif node.target in WEIGHTED:
             if not weights_behind(node.args[1]):
                 reason = "its weight is computed at run time"
             operators.append(
@@ -78,6 +101,19 @@ def find_operators(module: GraphModule, keep_float: Sequence[str] = ()) -> list[
                 )
             )  # fmt: skip
     return operators
+
+
+def _product(node: Node, part: str, path: str, reason: str | None, scheme: Scheme | None) -> Operator:
+    """A product of attention: of queries and keys, its scores, or of their softmax and the values."""
+    if scheme is not None and scheme.products is None:
+        reason = f"scheme {scheme.name!r} multiplies two activations in float"
+    elif reads_an_input(node.args[1]):
+        read = "keys" if part == "scores" else "values"
+        reason = f"its {read} are read from an input: to quantize them in each run costs more than int8 saves"
+    return Operator(
+        node=node.name, op=f"attention {part}", path=path, activation=node.args[0].name, other=node.args[1].name,
+        shares=softmax_of(node.args[0]) is not None, float_reason=reason,
+    )  # fmt: skip
 
 
 def weights_behind(node: Node) -> set[Node]:
@@ -115,20 +151,17 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         super().__init__()
         self.scheme = scheme
         self.ranges = ranges
-        self.activation_of = {operator.node: operator.activation for operator in operators}
+        self.operators = {operator.node: operator for operator in operators}
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        specs = {name: _fixed(self.scheme.activations, *limits) for name, limits in self.ranges.items()}
         for node in model.graph.nodes:
-            if node.name in self.activation_of:
-                activation, weight = node.args[:2]
-                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-                    input_qspec_map={
-                        activation: specs[self.activation_of[node.name]],
-                        weight: _per_channel(self.scheme.weights),
-                    },
-                    _annotated=True,
-                )
+            operator = self.operators.get(node.name)
+            if operator is not None:
+                specs = {node.args[position]: _fixed(grid, *self.ranges[name])
+                         for position, name, grid in operator.operands(self.scheme)}
+                if not operator.other:
+                    specs[node.args[1]] = _per_channel(self.scheme.weights)
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -162,5 +195,5 @@ def _per_channel(grid: Integers) -> QuantizationSpec:
 
 def sources(module: GraphModule, operators: Sequence[Operator]) -> list[Node]:
     """The nodes whose values the int8 ``operators`` read, each once, in the order they run."""
-    wanted = {operator.activation for operator in operators}
+    wanted = {name for operator in operators for name in (operator.activation, operator.other)}
     return [node for node in module.graph.nodes if node.name in wanted]

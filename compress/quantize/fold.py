@@ -21,6 +21,7 @@ from compress.errors import CompressError
 from compress.model import Model
 from compress.program import trace
 from compress.quantize.annotate import WEIGHTED, weights_behind
+from compress.quantize.attention import expose, fused
 
 _NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default}
 
@@ -41,6 +42,7 @@ def fold(model: Model) -> Model:
             warnings.simplefilter("ignore")
             _fuse_conv_bn_(module)
         _fold_computed(module, weights)
+        expose(module)
         _drop_unused(module)
         program = trace(module, model.example, graph.inputs)
         held = {**program.state_dict, **program.constants}
@@ -62,7 +64,7 @@ def agree(value: Tensor, other: Tensor | None) -> bool:
 
 
 def _to_fold(module: GraphModule) -> bool:
-    return any(node.target in _NORMS or _computed(node) for node in module.graph.nodes)
+    return any(node.target in _NORMS or fused(node) or _computed(node) for node in module.graph.nodes)
 
 
 def _computed(node: Node) -> list[Node]:

@@ -31,9 +31,10 @@ def prepare(model: Model, graph: str) -> GraphModule:
     """
     quantization = _quantization(model)
     module = model.graphs[graph].program.module(check_guards=False)
-    chosen = int8_operators(find_operators(module, quantization.keep_float))
+    scheme = get_scheme(quantization.scheme)
+    chosen = int8_operators(find_operators(module, quantization.keep_float, scheme))
     ranges = quantization.ranges.get(graph, {})
-    missing = [o for o in chosen if o.activation not in ranges]
+    missing = [o for o in chosen if any(name not in ranges for _, name, _ in o.operands(scheme))]
     if missing:
         raise CompressError(
             f"model {model.name!r} has no range for the input of {missing[0].path!r}: quantize it again"
@@ -41,7 +42,7 @@ def prepare(model: Model, graph: str) -> GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao warns about its own deprecated calls
         prepared: GraphModule = prepare_qat_pt2e(
-            module, SchemeQuantizer(get_scheme(quantization.scheme), ranges, chosen)
+            module, SchemeQuantizer(scheme, ranges, chosen)
         )
     return prepared
 
@@ -64,7 +65,8 @@ def convert(model: Model) -> Model:
 def _convert(model: Model, name: str) -> ProgramGraph:
     graph = model.graphs[name]
     module = graph.program.module(check_guards=False)
-    if not int8_operators(find_operators(module, _quantization(model).keep_float)):
+    scheme = get_scheme(_quantization(model).scheme)
+    if not int8_operators(find_operators(module, _quantization(model).keep_float, scheme)):
         return graph
     prepared = prepare(model, name)
     feed = {spec.name: torch.from_numpy(model.example[spec.name]) for spec in graph.inputs}

@@ -39,11 +39,16 @@ class Integers:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Activations per tensor, weights per output channel, both ahead of time."""
+    """Activations per tensor, weights per output channel, both ahead of time.
+
+    ``products`` are the integers of what attention multiplies, two activations; None where that stays float. They have
+    no zero point: it would have to be subtracted from every sum.
+    """
 
     name: str
     activations: Integers
     weights: Integers
+    products: Integers | None = None
 
 
 _U8 = Integers(dtype="uint8", low=0, high=255, symmetric=False)
@@ -54,7 +59,7 @@ _S7_WEIGHTS = Integers(dtype="int8", low=-63, high=63, symmetric=True)
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme(name="x86-vnni", activations=_U8, weights=_S8_WEIGHTS),
+        Scheme(name="x86-vnni", activations=_U8, weights=_S8_WEIGHTS, products=_S8),
         # Without VNNI, pmaddubsw adds two u8*s8 products in 16 bits and saturates: seven-bit weights keep it exact.
         Scheme(name="x86", activations=_U8, weights=_S7_WEIGHTS),
         Scheme(name="arm64", activations=_S8, weights=_S8_WEIGHTS),

@@ -16,11 +16,16 @@ _FREE = ("embedding",)                           # costs no multiplication
 
 def examine(patient: Patient) -> Iterator[Finding]:
     from compress.quantize.annotate import find_operators
+    from compress.quantize.attention import fused
+    from compress.quantize.schemes import get_scheme
 
+    schemes = [get_scheme(target.scheme) for target in patient.targets]
+    scheme = next((s for s in schemes if s.products is not None), schemes[0] if schemes else None)
+    taken_apart = scheme is None or scheme.products is not None     # by quantize, into two products that run in int8
     for graph in () if patient.model is None else patient.model.graphs.values():
         module = graph.program.module(check_guards=False)
         nodes = {node.name: node for node in module.graph.nodes}
-        found = find_operators(module)
+        found = find_operators(module, scheme=scheme)
         reasons: dict[tuple[str, str], list[str]] = {}
         for operator in found:
             if operator.float_reason is not None:
@@ -28,7 +33,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
         weighted = {operator.node for operator in found}
         for node in module.graph.nodes:
             name = str(node.target).removeprefix("aten.").partition(".")[0]
-            if node.op == "call_function" and name in _PRODUCTS and node.name not in weighted:
+            if node.op == "call_function" and name in _PRODUCTS and node.name not in weighted and not (
+                    taken_apart and fused(node)):
                 reasons.setdefault((name, "it multiplies two activations, and only weights are quantized"), []).append(
                     node.name)  # fmt: skip
         macs = _macs(patient, graph)
