@@ -129,7 +129,8 @@ def quantize(
     write_model(result.model, path)
     record = result.to_json()
     sentence = f"{record['int8']} operators in int8, {record['float']} in float, scheme {row.scheme}"
-    written(path, record, as_json, f"{sentence}, {record['samples']} calibration samples")
+    found = [f"calibration: {finding['text']}" for finding in record["coverage"]["findings"]]
+    written(path, record, as_json, "\n".join([f"{sentence}, {record['samples']} calibration samples", *found]))
 
 
 @click.command()

@@ -41,11 +41,15 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeResult:
-    """``model`` is the float program with its ranges; ``operators`` says per operator int8, or float and why."""
+    """``model`` is the float program with its ranges; ``operators`` says per operator int8, or float and why.
+
+    ``coverage`` is what :func:`compress.quantize.coverage.cover` tells of the samples and the tensors.
+    """
 
     model: Model
     operators: tuple[Mapping[str, Any], ...]
     samples: int
+    coverage: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The record of the stage, without the model."""
@@ -59,6 +63,7 @@ class QuantizeResult:
             "int8": len(int8),
             "float": len(self.operators) - len(int8),
             "operators": [dict(o) for o in self.operators],
+            "coverage": dict(self.coverage),
         }
 
 
@@ -94,6 +99,7 @@ def quantize(
     from compress.model import Quantization
     from compress.quantize.annotate import check_keep_float, find_operators
     from compress.quantize.collect import Collector
+    from compress.quantize.coverage import cover
     from compress.quantize.fold import fold
     from compress.quantize.prepare import int8_operators
     from compress.quantize.samples import CHAIN, samples_of
@@ -106,7 +112,7 @@ def quantize(
     sets = samples_of(model, data, config.samples)
     model = fold(model)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
-    operators = {name: find_operators(module, config.keep_float, integers) for name, module in modules.items()}
+    operators = {name: find_operators(module, config.keep_float) for name, module in modules.items()}
     every = [operator for found in operators.values() for operator in found]
     check_keep_float(every, config.keep_float)
     if not int8_operators(every):
@@ -120,6 +126,8 @@ def quantize(
     }
     gather(model, collectors, sets, keep=statistics, progress=progress)
     ranges = {name: collector.ranges(config, integers) for name, collector in collectors.items()}
+    low = {name: int8_operators(found) for name, found in operators.items()}
+    coverage = cover(model, collectors, low, ranges, integers, sets)
     table = [
         {
             "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
@@ -132,4 +140,4 @@ def quantize(
     settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": digest}
     quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float)
     quantized = dataclasses.replace(model, quantization=quantization)
-    return QuantizeResult(model=quantized, operators=tuple(table), samples=used)
+    return QuantizeResult(model=quantized, operators=tuple(table), samples=used, coverage=coverage)

@@ -7,6 +7,7 @@ the statistics of each tensor of each graph. One that is damaged, or lacks a ten
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -73,8 +74,7 @@ def gather(
 
         run = collecting_chain(model, collectors) if name == CHAIN else collectors[name]
         inputs = model.inputs if name == CHAIN else model.graphs[name].inputs
-        collect.collect(run, inputs, own.used, lambda count, name=name: told(name, count), done=done[name],
-                        before=place)  # fmt: skip
+        collect.collect(run, inputs, own.used, functools.partial(told, name), done=done[name], before=place)
 
 
 def _key(model: Model, sets: Mapping[str, Samples]) -> str:

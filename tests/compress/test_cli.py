@@ -135,6 +135,7 @@ def test_quantize(finished: Path, copy_of: Copy) -> None:
     assert result.stdout.startswith(f"{model.with_suffix('.int8.pt')}: ")
     assert "operators in int8, " in result.stdout
     assert "96 calibration samples" in result.stdout
+    assert "\ncalibration: layer" in result.stdout      # what it saw few values of
     assert result.stderr.startswith("done quantize (")
     quantization = read_model(model.with_suffix(".int8.pt")).quantization
     assert quantization is not None
