@@ -30,6 +30,7 @@ PRECISIONS = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf
               "int32": "i32", "int64": "i64"}
 PROFILED_RUNS = 10
 LARGEST_READ_BACK = 1_000_000_000   # bytes of a model whose optimised graph is written out and read for its layers
+BLOCKED = "_nchwc"  # ends the name of a convolution in blocks of channels, which begins with its output's
 FATAL_ONLY = 4      # its log goes to stderr; what went wrong arrives as an exception
 
 
@@ -205,6 +206,8 @@ class Graph:
         """The model's operator that makes what ``node`` makes; of a node added, those of its readers or sources."""
         if node.name in self.asked:
             return (node.name,)
+        if (blocked := self._makers.get(node.name.removesuffix(BLOCKED))) and node.name.endswith(BLOCKED):
+            return (blocked,)
         found = [name for output in node.outputs if (name := self._makers.get(output))]
         if found or not depth:
             return tuple(found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from compress.bench import bench, described
 from compress.bench.agent import physical_cores
 from compress.bench.config import BenchConfig, Candidate
-from compress.bench.machines import Machine
+from compress.bench.machines import Machine, this_machine
 from compress.bench.record import BenchRecord
 from compress.bench.rows import without_figures
 from compress.errors import CompressError
@@ -101,19 +101,33 @@ def _on_device(
     target: Target, group: Sequence[Candidate], measure: Callable[..., BenchRecord], metric: Metric,
     config: BenchConfig, data: CalibrationSet | None, *, emulate: bool, sent: Callable[[int, int, str], None] | None,
 ) -> BenchRecord:
-    from compress.device import DeviceLost, open_device
-
     with ExitStack() as stack:
         try:
-            device = stack.enter_context(open_device(target, emulate=emulate, sent=sent))
-            facts = device.facts()
+            machine = open_machine(target, stack, emulate=emulate, sent=sent)
         except CompressError as error:
             return _nothing(group, metric, config, data, str(error))
-        # Emulated cores are this machine's; a board's cores have no second thread.
-        threads = physical_cores() if device.emulated else int(facts.get("cores_usable") or 1)
-        return measure(machine=Machine(
-            name=f"{device.name}, emulated" if device.emulated else device.name, agent=device.agent, threads=threads,
-            build=device.build, emulated=device.emulated, lost=DeviceLost))
+        return measure(machine=machine)
+
+
+def open_machine(
+    target: Target, stack: ExitStack, *, emulate: bool = False, sent: Callable[[int, int, str], None] | None = None
+) -> Machine:
+    """Where the engines of ``target`` run, connected to until ``stack`` is left; this machine for one of its own rows.
+
+    Raises:
+        CompressError: if the device cannot be reached.
+    """
+    from compress.device import DeviceLost, open_device
+
+    if target.reach == "local" and not emulate:
+        return this_machine()
+    device = stack.enter_context(open_device(target, emulate=emulate, sent=sent))
+    facts = device.facts()
+    # Emulated cores are this machine's; a board's cores have no second thread.
+    threads = physical_cores() if device.emulated else int(facts.get("cores_usable") or 1)
+    return Machine(
+        name=f"{device.name}, emulated" if device.emulated else device.name, agent=device.agent, threads=threads,
+        build=device.build, emulated=device.emulated, lost=DeviceLost)
 
 
 def _nothing(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.model import Model
+from compress.program import module_path
 from compress.quantize.annotate import find_operators
 from compress.quantize.prepare import int8_operators
 from compress.quantize.reach import Reach, reaching
+from compress.quantize.schemes import get_scheme
 
 Kind = Literal["component", "modality", "block", "layer"]
 MANY = 40       # layers, of which blocks are looked at in place of each
@@ -42,10 +44,11 @@ class Layer:
 def layers_of(model: Model) -> tuple[Layer, ...]:
     """What runs in int8 in a quantized ``model``, by module path, in the order it runs."""
     keep = model.quantization.keep_float if model.quantization is not None else ()
+    scheme = get_scheme(model.quantization.scheme) if model.quantization is not None else None
     reach = reaching(model)
     nodes: dict[str, list[tuple[str, str]]] = {}
     for name, graph in model.graphs.items():
-        for operator in int8_operators(find_operators(graph.program.module(check_guards=False), keep)):
+        for operator in int8_operators(find_operators(graph.program.module(check_guards=False), keep, scheme)):
             nodes.setdefault(operator.path, []).append((name, operator.node))
     return tuple(
         Layer(path=path, component=model.component_of(path), nodes=tuple(found),
@@ -98,12 +101,25 @@ def told(reach: Reach) -> str:
     return " + ".join(sorted(reach)) or "nothing"
 
 
-def as_components(parts: Sequence[Part]) -> dict[str, str]:
-    """``components`` of a model in which every path of a part is one, so that an engine's layers tell it.
+def as_components(model: Model, parts: Sequence[Part]) -> dict[str, str]:
+    """``components`` for ``model`` in which every path of a part is one, so that an engine's layers tell it.
 
-    Each is called by the number of its part, which :func:`part_of_component` reads back.
+    Each is called by the number of its part, which :func:`part_of_component` reads back. What only works on the result
+    of one part's operators, such as an activation function in a module of its own, is that part's too: backends make
+    one layer of both, and call it after either.
     """
-    return {f"{number}-{at}": path for number, part in enumerate(parts) for at, path in enumerate(part.paths)}
+    number = {path: at for at, part in enumerate(parts) for path in part.paths}
+    owned: dict[str, set[int]] = {}
+    for graph in model.graphs.values():
+        owners: dict[str, set[int]] = {}
+        for node in graph.program.module(check_guards=False).graph.nodes:
+            path = module_path(node)
+            before = set().union(*(owners[source.name] for source in node.all_input_nodes))
+            owners[node.name] = {number[path]} if path in number and node.op == "call_function" else before
+            if node.op == "call_function" and path not in number:
+                owned.setdefault(path, set()).update(before or {-1})
+    number |= {path: min(found) for path, found in owned.items() if len(found) == 1 and min(found) >= 0}
+    return {f"{part}-{at}": path for at, (path, part) in enumerate(number.items())}
 
 
 def part_of_component(name: str | None) -> int | None:

@@ -102,6 +102,13 @@ def test_a_node_that_was_added_serves_its_neighbours() -> None:
     assert NOTHING.nodes_of(graph.ran["a::conv"]) == ()
 
 
+def test_a_convolution_in_blocks_of_channels_is_called_after_what_it_makes() -> None:
+    """As ONNX Runtime 1.31 writes a Conv that the Relu behind it, whose output is ``r``, was fused into."""
+    blocked = made("r_nchwc", "Conv", ["x", "reordered", "bias"], ["reorder_token_1"])
+    assert onnxruntime.Graph(MODEL, graph_of([blocked])).nodes_of(onnxruntime.read_nodes(graph_of([blocked]))[0]) == (
+        "b::relu",)
+
+
 def test_cpu_only(made_bundle: Path) -> None:
     engine = dataclasses.replace(read_engine(made_bundle / "engines/main/onnxruntime-cpu"), device="GPU")
     with pytest.raises(RuntimesError, match="is for GPU: backend onnxruntime runs on CPU only"):

@@ -1,0 +1,46 @@
+"""One choice for each part of a model, so that the whole is as fast as can be within a budget of cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compress.errors import CompressError
+
+
+def choose(times: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float) -> tuple[int, ...] | None:
+    """The choice of each part with the least sum of times whose costs add up to at most ``budget``; None if none does.
+
+    The multiple-choice knapsack problem, solved as a whole by SciPy's mixed-integer programming (HiGHS).
+
+    Args:
+        times: of each part, the time of each of its choices; below 0 where a choice saves time.
+        costs: the same for what they cost, none below 0; infinite where a choice is not to be had.
+        budget: infinite where cost does not matter.
+
+    Raises:
+        CompressError: if the solver gives up, which it does not do for want of a solution.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_matrix
+
+    owner = np.repeat(np.arange(len(times)), [len(part) for part in times])
+    time = np.array([value for part in times for value in part], dtype=np.float64)
+    cost = np.array([value for part in costs for value in part], dtype=np.float64)
+    allowed = np.isfinite(cost)
+    one_each = csr_matrix((np.ones(len(owner)), (owner, np.arange(len(owner)))))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    scale = cost[allowed].max(initial=0.0) or 1.0      # the solver's tolerances are absolute, a cost may be 1e-9
+    if np.isfinite(budget):
+        constraints.append(LinearConstraint(np.where(allowed, cost, 0.0)[None] / scale, -np.inf, budget / scale))
+    found = milp(
+        time / (np.abs(time).max(initial=0.0) or 1.0), integrality=np.ones(len(owner)),
+        bounds=Bounds(0, allowed.astype(float)), constraints=constraints, options={"mip_rel_gap": 0.0},
+    )  # fmt: skip
+    if found.status == 2:       # infeasible
+        return None
+    if found.x is None:
+        raise CompressError(f"no choice of precisions was found: {found.message}")
+    taken = found.x > 0.5
+    return tuple(int(np.flatnonzero(taken[owner == part])[0]) for part in range(len(times)))
