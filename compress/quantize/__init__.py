@@ -112,7 +112,7 @@ def quantize(
     sets = samples_of(model, data, config.samples)
     model = fold(model)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
-    operators = {name: find_operators(module, config.keep_float) for name, module in modules.items()}
+    operators = {name: find_operators(module, config.keep_float, integers) for name, module in modules.items()}
     every = [operator for found in operators.values() for operator in found]
     check_keep_float(every, config.keep_float)
     if not int8_operators(every):

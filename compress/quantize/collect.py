@@ -46,7 +46,9 @@ class Collector:
     def __init__(self, module: GraphModule, operators: Sequence[Operator], graph: ProgramGraph, data: str) -> None:
         self.inputs = [spec.name for spec in graph.inputs]
         self.outputs = [spec.name for spec in graph.outputs]
-        self.layers = {operator.activation: operator.path for operator in reversed(operators)}
+        self.operators = operators
+        self.layers = {name: operator.path for operator in reversed(operators)
+                       for name in (operator.activation, operator.other) if name}  # fmt: skip
         self.data = data
         self.samples: Sequence[int] = ()    # places in the set of what the next feed holds; unknown where empty
         self.tensors: dict[str, TensorStatistics] = {}      # by the node that computes the values
@@ -74,11 +76,15 @@ class Collector:
 
     def ranges(self, config: QuantizeConfig, scheme: Scheme) -> dict[str, tuple[float, float]]:
         """Range of each tensor that was collected, by node name, chosen for the integers of ``scheme``."""
-        grid = scheme.activations.grid
-        return {
-            name: choose_range(histogram, config.ranges, config.percentile, grid, name=self.layers[name])
-            for name, histogram in self.histograms.items()
-        }
+        chosen: dict[str, tuple[float, float]] = {}
+        histograms = self.histograms
+        for operator in self.operators:
+            for _, name, integers in operator.operands(scheme):
+                if name not in chosen:
+                    method = "minmax" if operator.shares and name == operator.activation else config.ranges
+                    chosen[name] = choose_range(histograms[name], method, config.percentile, integers.grid,
+                                                name=self.layers[name])  # fmt: skip
+        return chosen
 
     def see(self, value: Tensor, axis: int | None, layer: str, statistics: TensorStatistics) -> None:
         """Add a tensor that ``layer`` reads, whose ``axis`` is the batch."""
@@ -149,14 +155,20 @@ def collecting_chain(model: Model, collectors: Mapping[str, Callable[[Feed], dic
 
     The prompt and the steps behind it, with the cache, are collected alike; of a long text the first :data:`STEPS`.
     """
-    assert model.chain is not None
+    return chain_of(shortened(model), collectors).run
+
+
+def shortened(model: Model) -> Model:
+    """``model`` with at most :data:`STEPS` steps of a decoder in its chain."""
+    if model.chain is None:
+        return model
     steps = [dict(step) for step in model.chain["steps"]]
     for step in steps:
         if "loop" in step:
             most = min(step["loop"]["max_steps"], STEPS)
             least = min(step["loop"].get("min_steps", 0), most)
             step["loop"] = {**step["loop"], "max_steps": most, "min_steps": least}
-    return chain_of(dataclasses.replace(model, chain={**model.chain, "steps": steps}), collectors).run
+    return dataclasses.replace(model, chain={**model.chain, "steps": steps})
 
 
 def _root(node: Node) -> Node:

@@ -90,7 +90,7 @@ def _rows(
     model: Model, graph: str, collector: Collector, operators: Sequence[Operator],
     ranges: Mapping[str, tuple[float, float]], scheme: Scheme,
 ) -> Iterable[_Row]:  # fmt: skip
-    integers = {operator.activation: scheme.activations for operator in operators}
+    integers = {name: found for operator in reversed(operators) for _, name, found in operator.operands(scheme)}
     follow = _following(collector.module)
     for node, kept in collector.statistics.items():
         low, high = _ends(integers[node], *ranges[node])
@@ -186,7 +186,7 @@ def _clipping(rows: Sequence[_Row]) -> list[Finding]:
 
 
 def _zero_channels(collector: Collector, operators: Sequence[Operator]) -> list[Finding]:
-    paths = {operator.node: operator.path for operator in operators}
+    paths = {operator.node: operator.path for operator in operators if not operator.other}
     findings: dict[str, Finding] = {}
     for node in collector.module.graph.nodes:
         weight = node.args[1] if node.name in paths else None
