@@ -18,7 +18,7 @@ PER_OCTAVE = 128        # bins between one power of two and the next: their widt
 OCTAVES = 32            # below the largest value; what is smaller than 2^-32 of it shares the bin of zero
 SIDE = OCTAVES * PER_OCTAVE
 
-_CHUNK = 1 << 16        # values binned at a time: the temporaries stay in the second-level cache; fewer than that wait
+_CHUNK = 1 << 17        # values binned at a time: the temporaries stay in the second-level cache; fewer than that wait
 _KEYS = 1 << 15         # of a positive float32: its exponent, and the first seven bits of its mantissa
 _BIAS = 127 * PER_OCTAVE
 
@@ -172,9 +172,10 @@ class Histogram:
         positive, negative = keys[:_KEYS], keys[_KEYS:]
         end = self.exponent * PER_OCTAVE + _BIAS
         start = end - SIDE
-        self._counts[SIDE + 1:] += positive[start:end]
-        self._counts[:SIDE] += negative[start:end][::-1]
-        self._counts[SIDE] += positive[:start].sum() + negative[:start].sum()
+        above, below = positive[start:end], negative[start:end]
+        self._counts[SIDE + 1:] += above
+        self._counts[:SIDE] += below[::-1]
+        self._counts[SIDE] += halves.size - above.sum() - below.sum()       # nothing is beyond the end
 
     def _widen(self, exponent: int) -> None:
         """Let the bins reach to ``2^exponent``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ from calibration.histogram import Histogram
 FARTHEST = 4            # samples whose largest magnitude is kept
 _SKETCH = 256           # values of the first sample that others are compared with
 _SAME = 1e-4            # of the largest magnitude: less than that is the rounding of kernels, not another sample
-_SPARE = 16             # magnitudes kept between two clearings
 
 
 class TensorStatistics:
@@ -27,6 +27,7 @@ class TensorStatistics:
         self.histogram = Histogram()
         self.still = True
         self._peaks: dict[int, float] = {}          # sample -> its largest magnitude
+        self._least = 0.0                           # what a sample must reach to be among the farthest
         self._first: np.ndarray | None = None       # lowest and highest value of the first row, and some between
 
     @property
@@ -34,36 +35,33 @@ class TensorStatistics:
         """Up to four samples with the largest magnitudes, and these, in falling order; the first of equal ones."""
         return sorted(self._peaks.items(), key=lambda item: (-item[1], item[0]))[:FARTHEST]
 
-    def update(
-        self, rows: np.ndarray, samples: Sequence[int], ends: tuple[np.ndarray, np.ndarray] | None = None
-    ) -> None:
+    def update(self, rows: np.ndarray, samples: Sequence[int]) -> None:
         """Add the values of some samples.
 
         Args:
             rows: shape ``(rows, values)``: one row a sample, or one row for all of ``samples``.
             samples: their places in the set.
-            ends: the smallest and the largest value of each row, where the caller has them.
 
         Raises:
             CalibrationError: if a value is not a finite number that float32 holds; names the sample. Nothing is added.
         """
         if not rows.size:
             return
-        lows, highs = (rows.min(axis=1), rows.max(axis=1)) if ends is None else ends
+        lows, highs = rows.min(axis=1), rows.max(axis=1)
         one_each = len(rows) == len(samples)
-        bad = np.flatnonzero(~(np.isfinite(lows) & np.isfinite(highs)))
+        low, high = float(lows.min()), float(highs.max())
         try:
-            if bad.size:
-                Histogram().update(rows[bad[0]])    # says what is wrong with it
-            self.histogram.update(rows, (float(lows.min()), float(highs.max())))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                Histogram().update(rows[_odd(lows, highs)])     # says what is wrong with it
+            self.histogram.update(rows, (low, high))
         except CalibrationError as error:
-            odd = int(bad[0]) if bad.size else int(np.argmax(np.maximum(np.abs(lows), np.abs(highs))))
-            raise CalibrationError(f"{_called(samples, odd if one_each else None)}: {error}") from error
-        for row, peak in enumerate(np.maximum(-lows, highs).tolist()):
-            sample = samples[row] if one_each else samples[0]
-            self._peaks[sample] = max(self._peaks.get(sample, 0.0), float(peak))
-        if len(self._peaks) > _SPARE:
-            self._peaks = dict(self.farthest)
+            raise CalibrationError(f"{_called(samples, _odd(lows, highs) if one_each else None)}: {error}") from error
+        if max(-low, high) >= self._least:
+            peaks = np.maximum(-lows, highs)
+            for row in np.flatnonzero(peaks >= self._least).tolist():
+                sample = samples[row] if one_each else samples[0]
+                self._peaks[sample] = max(self._peaks.get(sample, 0.0), float(peaks[row]))
+            self._clear()
         if self.still:
             self._compare(rows, lows, highs)
 
@@ -72,7 +70,7 @@ class TensorStatistics:
         self.histogram.merge(other.histogram)
         for sample, peak in other._peaks.items():
             self._peaks[sample] = max(self._peaks.get(sample, 0.0), peak)
-        self._peaks = dict(self.farthest)
+        self._clear()
         if self._first is None or other._first is None:
             self._first = other._first if self._first is None else self._first
             self.still &= other.still
@@ -97,6 +95,12 @@ class TensorStatistics:
                                    "again") from error
         return stat
 
+    def _clear(self) -> None:
+        """Forget the samples that cannot be among the farthest any more."""
+        if len(self._peaks) > FARTHEST:
+            self._peaks = dict(self.farthest)
+            self._least = min(self._peaks.values())
+
     def _compare(self, rows: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> None:
         if self._first is None:
             self._first = _sketch(rows[0], lows[0], highs[0])
@@ -106,6 +110,13 @@ class TensorStatistics:
             return
         self.still = all(_alike(self._first, _sketch(row, low, high))
                          for row, low, high in zip(rows, lows, highs, strict=True))  # fmt: skip
+
+
+def _odd(lows: np.ndarray, highs: np.ndarray) -> int:
+    """The first row that is not finite, or the one that reaches farthest."""
+    reach = np.maximum(np.abs(lows), np.abs(highs))
+    bad = np.flatnonzero(~np.isfinite(reach))
+    return int(bad[0]) if bad.size else int(np.argmax(reach))
 
 
 def _sketch(row: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -98,7 +98,7 @@ class Collector:
         if not rows.numel():
             return
         try:
-            statistics.update(rows.numpy(), samples, (rows.amin(1).numpy(), rows.amax(1).numpy()))
+            statistics.update(rows.numpy(), samples)
         except CalibrationError as error:
             raise CompressError(
                 f"the input of layer {layer!r} is not finite on calibration set {self.data!r}, {error}: check that "
