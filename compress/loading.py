@@ -1,4 +1,4 @@
-"""Everything ``compress.load`` accepts: a model file, a ``.pt2``, a script, a Hugging Face folder, a trusted pickle."""
+"""What ``compress.load`` accepts: model files, ``.pt2``, ``.onnx``, scripts, Hugging Face folders, trusted pickles."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def load(
 
     Args:
         path: a file of :func:`compress.save`, a ``.pt2`` of ``torch.export.save``, a ``.py`` with ``get_model()`` and
-            ``get_args()``, a Hugging Face folder (``docs/huggingface.md``), a state dict (with ``factory``), or a
-            pickled module (with ``trust_pickle``).
-        example: one feed, for the last two, which carry none.
+            ``get_args()``, a Hugging Face folder (``docs/huggingface.md``), an ``.onnx`` (which no stage can prune or
+            distill), a state dict (with ``factory``), or a pickled module (with ``trust_pickle``).
+        example: one feed, for the last three, which carry none.
         inputs: modalities and dynamic dimensions, for the forms that carry none.
         factory: ``package.module:function`` that builds the module of a state dict.
         trust_pickle: unpickle a module, or the weights of a folder. A pickle runs whatever its author wrote into it.
@@ -56,9 +56,9 @@ def load(
     if path.suffix == ".py":
         return _load_script(path, inputs)
     if path.suffix == ".onnx":
-        raise CompressError(
-            f"{path} is an ONNX file: this release starts from a PyTorch model; save that with compress.save"
-        )
+        from compress.onnxmodel import read_onnx_model
+
+        return read_onnx_model(path, inputs, example)
     names = _member_names(path)
     if names is None:
         if path.suffix not in (".pt", ".pth", ".bin", ".pt2"):

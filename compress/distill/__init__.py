@@ -129,8 +129,11 @@ def distill(
     from compress.distill.losses import Criterion
     from compress.distill.pairs import check_pair, match_features
     from compress.distill.teacher import Teacher
+    from compress.onnxmodel import needs_module
     from compress.weights import with_weights
 
+    for model in (student, teacher):
+        needs_module(model, "distill", "student and teacher run in PyTorch, where the student is trained")
     if config.learning_rate is None:
         config = dataclasses.replace(config, learning_rate=2e-4 if student.quantization is None else 3e-5)
     check_pair(student, teacher, config)

@@ -65,6 +65,7 @@ def has_int8(model: Model) -> bool:
 def export_onnx(model: Model, target: Target, path: Path) -> Path:
     """Write the ONNX of ``model``, of one graph, that ``target``'s engines are built from: Q/DQ for a quantized one."""
     from compress.export.onnx import write_onnx
+    from compress.onnxmodel import OnnxModel, write_onnx_model
 
     if model.quantization is not None:
         from compress.quantize.prepare import convert
@@ -74,7 +75,9 @@ def export_onnx(model: Model, target: Target, path: Path) -> Path:
                 f"model {model.name!r} is quantized with the scheme {model.quantization.scheme!r}, target "
                 f"{target.name!r} runs {target.scheme!r}: quantize the float model for it"
             )
-        model = convert(model)
+        model = model if isinstance(model, OnnxModel) else convert(model)
+    if isinstance(model, OnnxModel):
+        return write_onnx_model(model, path)
     return write_onnx(model.graph, path, opset=target.opset, component_of=model.component_of)
 
 

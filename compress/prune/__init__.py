@@ -122,11 +122,13 @@ def prune(
     """
     from compress.complexity import count_model
     from compress.model import Input
+    from compress.onnxmodel import needs_module
     from compress.prune.structured import prune_module
     from compress.saving import export_model
     from compress.steps import graph_feeds
     from runtimes.spec import largest_batch
 
+    needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
     module, calls = _module(model, factory)
     before = count_model(model)
 

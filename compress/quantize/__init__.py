@@ -82,7 +82,7 @@ def quantize(
     computed, which changes the float program, not its values.
 
     Args:
-        model: a float model.
+        model: a float model; one that is an ONNX file is quantized by NNCF (:mod:`compress.quantize.nncf`).
         data: calibration samples for the inputs of its chain, which is run as a whole: a decoder is calibrated on the
             steps of its own answers, prompt and cached ones both. Or samples for the inputs of all its graphs, of which
             each takes those it names; or graph name -> a set of its own, where their samples do not belong together.
@@ -97,6 +97,7 @@ def quantize(
             is not finite.
     """
     from compress.model import Quantization
+    from compress.onnxmodel import OnnxModel
     from compress.quantize.annotate import check_keep_float, find_operators
     from compress.quantize.collect import Collector
     from compress.quantize.coverage import cover
@@ -107,6 +108,10 @@ def quantize(
     from compress.quantize.statistics import gather
 
     integers = get_scheme(scheme)
+    if isinstance(model, OnnxModel):
+        from compress.quantize.nncf import quantize_onnx
+
+        return quantize_onnx(model, data, integers, config, progress)
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
     sets = samples_of(model, data, config.samples)
