@@ -19,6 +19,7 @@ from compress.errors import CompressError
 from compress.export.components import component_of_nodes, component_prefix
 from compress.export.onnxdata import onnx_parts, size_of, write_parts
 from compress.export.recurrent import TRANSLATIONS, fold_recurrent_weights
+from compress.export.tables import gather_integers
 from compress.model import ProgramGraph
 
 LARGEST = 1_800_000_000  # bytes: protobuf's own limit is 2 GiB
@@ -58,6 +59,7 @@ def write_onnx(
     _keep_names_apart(model)
     fold_recurrent_weights(model)
     fold_weight_transposes(model)
+    gather_integers(model)
     subtract_biases(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 
 import torch
 from torch.fx import GraphModule, Node
@@ -34,6 +36,7 @@ _FLOAT_ONLY = {
     "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "conv3d", "conv_transpose1d", "conv_transpose2d",
     "bilinear", "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum",
 }  # fmt: skip
+SMALLEST_TABLE = 1 << 20    # bytes in float32
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
@@ -54,6 +57,8 @@ class Operator:
 
     def operands(self, scheme: Scheme) -> Iterator[tuple[int, str, Integers]]:
         """The position, the node and the integers of each activation."""
+        if not self.activation:
+            return
         if not self.other:
             yield 0, self.activation, scheme.activations
         elif scheme.products is not None:
@@ -87,12 +92,8 @@ def find_operators(
                 )
             )  # fmt: skip
         elif node.target is torch.ops.aten.embedding.default:
-            operators.append(
-                Operator(
-                    node=node.name, op="embedding", path=module_path(node), activation="",
-                    float_reason="a table look-up multiplies nothing: int8 would save memory, not time",
-                )
-            )  # fmt: skip
+            operators.append(Operator(node=node.name, op="embedding", path=path, activation="",
+                                      float_reason=reason or _table_reason(module, node.args[0], scheme)))  # fmt: skip
         elif _name(node) in _FLOAT_ONLY and any(source.op == "get_attr" for source in node.all_input_nodes):
             operators.append(
                 Operator(
@@ -100,7 +101,21 @@ def find_operators(
                     float_reason="this release has no int8 form of it",
                 )
             )  # fmt: skip
+    if all(operator.float_reason for operator in operators if operator.op != "embedding"):
+        alone = "nothing that multiplies in its graph runs in int8"
+        return [dataclasses.replace(operator, float_reason=operator.float_reason or alone) for operator in operators]
     return operators
+
+
+def _table_reason(module: GraphModule, table: Node, scheme: Scheme | None) -> str | None:
+    """Why a table that rows are looked up in stays float; None where int8 saves enough of it."""
+    if scheme is not None and scheme.tables is None:
+        return f"scheme {scheme.name!r} looks tables up in float"
+    if table.op != "get_attr":
+        return "its table is computed at run time"
+    if attrgetter(str(table.target))(module).numel() * 4 < SMALLEST_TABLE:
+        return "a look-up multiplies nothing: int8 would save memory, and a table as small as this one has little"
+    return None
 
 
 def _product(node: Node, part: str, path: str, reason: str | None, scheme: Scheme | None) -> Operator:
@@ -159,7 +174,9 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             if operator is not None:
                 specs = {node.args[position]: _fixed(grid, *self.ranges[name])
                          for position, name, grid in operator.operands(self.scheme)}
-                if not operator.other:
+                if operator.op == "embedding":
+                    specs[node.args[0]] = _per_channel(self.scheme.tables or self.scheme.weights)
+                elif not operator.other:
                     specs[node.args[1]] = _per_channel(self.scheme.weights)
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
         return model

@@ -42,13 +42,15 @@ class Scheme:
     """Activations per tensor, weights per output channel, both ahead of time.
 
     ``products`` are the integers of what attention multiplies, two activations; None where that stays float. They have
-    no zero point: it would have to be subtracted from every sum.
+    no zero point: it would have to be subtracted from every sum. ``tables`` are those of what rows are looked up in,
+    each with a scale of its own; None where it stays float.
     """
 
     name: str
     activations: Integers
     weights: Integers
     products: Integers | None = None
+    tables: Integers | None = None
 
 
 _U8 = Integers(dtype="uint8", low=0, high=255, symmetric=False)
@@ -59,10 +61,10 @@ _S7_WEIGHTS = Integers(dtype="int8", low=-63, high=63, symmetric=True)
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme(name="x86-vnni", activations=_U8, weights=_S8_WEIGHTS, products=_S8),
+        Scheme(name="x86-vnni", activations=_U8, weights=_S8_WEIGHTS, products=_S8, tables=_S8_WEIGHTS),
         # Without VNNI, pmaddubsw adds two u8*s8 products in 16 bits and saturates: seven-bit weights keep it exact.
-        Scheme(name="x86", activations=_U8, weights=_S7_WEIGHTS),
-        Scheme(name="arm64", activations=_S8, weights=_S8_WEIGHTS),
+        Scheme(name="x86", activations=_U8, weights=_S7_WEIGHTS, tables=_S8_WEIGHTS),
+        Scheme(name="arm64", activations=_S8, weights=_S8_WEIGHTS, tables=_S8_WEIGHTS),
         # TensorRT's parser refuses a zero point other than zero.
         Scheme(name="tensorrt", activations=_S8, weights=_S8_WEIGHTS),
     )
