@@ -49,7 +49,7 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
         }
         for spec in inputs
     }
-    feed = {spec.name: torch.from_numpy(_widened(spec, example[spec.name])) for spec in inputs}
+    feed = {spec.name: torch.from_numpy(widened(spec, example[spec.name])) for spec in inputs}
     try:
         with opaque(module), _flat_outputs(module, method, list(feed)), torch.no_grad(), warnings.catch_warnings():
             # A recurrent layer lists its weights anew on each call, which torch notes and undoes.
@@ -123,7 +123,7 @@ def _flat_outputs(module: nn.Module, method: str, names: Sequence[str]) -> Itera
             module.forward = previous  # type: ignore[assignment]
 
 
-def _widened(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+def widened(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
     """torch.export fixes a size of 1 (or of 0): repeat the example along dynamic axes that have it."""
     for axis, size in enumerate(spec.shape):
         if not isinstance(size, int) and array.shape[axis] == 1 and size.max > 1:

@@ -29,6 +29,18 @@ class QuantizeConfig:
     keep_float: tuple[str, ...] = field(
         default=(), metadata={"help": "Module-path glob left in float; may be given several times."}
     )
+    equalize: bool = field(
+        default=False, metadata={"help": "Give the weights of neighbouring layers equal ranges before."}
+    )
+    smooth: float = field(
+        default=0.0, metadata={"help": "How much of an activation's outliers goes to the weights behind it; 0 is none."}
+    )
+    rounding: Literal["nearest", "learned", "gptq"] = field(
+        default="nearest", metadata={"help": "How weights are rounded: to nearest, as learned block by block, by GPTQ."}
+    )
+    correct_bias: bool = field(
+        default=False, metadata={"help": "Take what quantization adds to each layer on average off its bias."}
+    )
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -37,6 +49,10 @@ class QuantizeConfig:
             raise CompressError(f"samples is {self.samples}: at least one calibration sample is needed")
         if self.ranges not in get_args(get_type_hints(type(self))["ranges"]):
             raise CompressError(f"ranges is {self.ranges!r}: expected 'minmax', 'percentile', 'mse' or 'entropy'")
+        if not 0 <= self.smooth <= 1:
+            raise CompressError(f"smooth is {self.smooth}: it must be in [0, 1], 0 leaves activations as they are")
+        if self.rounding not in get_args(get_type_hints(type(self))["rounding"]):
+            raise CompressError(f"rounding is {self.rounding!r}: expected 'nearest', 'learned' or 'gptq'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +65,7 @@ class QuantizeResult:
     model: Model
     operators: tuple[Mapping[str, Any], ...]
     samples: int
+    recovery: Mapping[str, int] = field(default_factory=dict)       # what was asked for -> layers it was done for
     coverage: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +79,7 @@ class QuantizeResult:
             "samples": self.samples,
             "int8": len(int8),
             "float": len(self.operators) - len(int8),
+            "recovery": dict(self.recovery),
             "operators": [dict(o) for o in self.operators],
             "coverage": dict(self.coverage),
         }
@@ -79,7 +97,8 @@ def quantize(
     """Return ``model`` with the range of each tensor that an int8 operator reads under ``scheme``.
 
     Batch normalisations behind a convolution are folded into it first, and weights that are computed from others are
-    computed, which changes the float program, not its values.
+    computed, which changes the float program, not its values; as does what ``equalize`` and ``smooth`` ask for. With
+    ``rounding`` and ``correct_bias`` its weights lie on their integers' grids and its biases make good for them.
 
     Args:
         model: a float model; one that is an ONNX file is quantized by NNCF (:mod:`compress.quantize.nncf`).
@@ -103,6 +122,7 @@ def quantize(
     from compress.quantize.coverage import cover
     from compress.quantize.fold import fold
     from compress.quantize.prepare import int8_operators
+    from compress.quantize.recovery import choose_integers, scale_channels
     from compress.quantize.samples import CHAIN, samples_of
     from compress.quantize.schemes import get_scheme
     from compress.quantize.statistics import gather
@@ -115,7 +135,7 @@ def quantize(
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized already: quantize the float model it was made from")
     sets = samples_of(model, data, config.samples)
-    model = fold(model)
+    model, recovery = scale_channels(fold(model), sets, config)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
     operators = {name: find_operators(module, config.keep_float, integers) for name, module in modules.items()}
     every = [operator for found in operators.values() for operator in found]
@@ -144,5 +164,6 @@ def quantize(
     digest = {name: own.digest for name, own in data.items()} if isinstance(data, Mapping) else data.digest
     settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": digest}
     quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float)
-    quantized = dataclasses.replace(model, quantization=quantization)
-    return QuantizeResult(model=quantized, operators=tuple(table), samples=used, coverage=coverage)
+    quantized, more = choose_integers(dataclasses.replace(model, quantization=quantization), sets, config)
+    return QuantizeResult(model=quantized, operators=tuple(table), samples=used, recovery={**recovery, **more},
+                          coverage=coverage)  # fmt: skip
