@@ -125,8 +125,9 @@ def _product(node: Node, part: str, path: str, reason: str | None, scheme: Schem
     elif reads_an_input(node.args[1]):
         read = "keys" if part == "scores" else "values"
         reason = f"its {read} are read from an input: to quantize them in each run costs more than int8 saves"
+    first, second = (str(operand) for operand in node.args)
     return Operator(
-        node=node.name, op=f"attention {part}", path=path, activation=node.args[0].name, other=node.args[1].name,
+        node=node.name, op=f"attention {part}", path=path, activation=first, other=second,
         shares=softmax_of(node.args[0]) is not None, float_reason=reason,
     )  # fmt: skip
 
