@@ -19,6 +19,8 @@ from compress.model import Graph, Input, Model
 from compress.parity import parity
 from compress.prune import PruneConfig, prune
 from compress.quantize import QuantizeConfig, quantize
+from compress.quantize.budget import BudgetConfig, budget
+from compress.quantize.sensitivity import SensitivityConfig, sensitivity
 from compress.report import report
 from runtimes.spec import Dim
 
@@ -31,8 +33,9 @@ __all__ = [
     # a model and its file
     "Dim", "Graph", "Input", "Model", "load", "save",
     # the stages
-    "BenchConfig", "DistillConfig", "PruneConfig", "QuantizeConfig",
-    "bench", "bundle", "distill", "doctor", "evaluate", "export", "parity", "prune", "quantize", "report",
+    "BenchConfig", "BudgetConfig", "DistillConfig", "PruneConfig", "QuantizeConfig", "SensitivityConfig",
+    "bench", "budget", "bundle", "distill", "doctor", "evaluate", "export", "parity", "prune", "quantize", "report",
+    "sensitivity",
     # all of them
     "run",
     "CompressError",

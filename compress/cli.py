@@ -13,6 +13,7 @@ from compress.commands.bundle import bundle_
 from compress.commands.chain import demo, report, run
 from compress.commands.data import data
 from compress.commands.doctor import doctor
+from compress.commands.precision import budget, sensitivity
 from compress.commands.stages import distill, eval_, export, inspect, parity, prune, quantize
 from compress.commands.targets import targets
 from compress.errors import CompressError
@@ -55,6 +56,7 @@ def cli() -> None:
 
 
 for command in (
-    demo, data, doctor, run, inspect, prune, distill, quantize, export, parity, eval_, bench, bundle_, report, targets
+    demo, data, doctor, run, inspect, prune, distill, quantize, budget, sensitivity, export, parity, eval_, bench,
+    bundle_, report, targets,
 ):  # fmt: skip
     cli.add_command(command)

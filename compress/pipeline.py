@@ -1,7 +1,7 @@
 """Run a recipe: the order of the stages on one page.
 
-    load -> prune, distill -> (per scheme) quantize, distill -> (per target) engines and their float controls
-         -> parity -> bench -> bundle -> report
+    load -> prune, distill -> (per scheme) quantize, distill, budget, sensitivity
+         -> (per target) engines and their float controls -> parity -> bench -> bundle -> report
 
 Every stage's result is an artifact of the store, filed by what it was made from; a stage whose artifact is there is not
 done again, so a run that was killed goes on where it was. :mod:`compress.stages` says what each stage reads and writes.
@@ -26,6 +26,7 @@ from compress.stages.engines import build_engines
 from compress.stages.filing import Filing
 from compress.stages.measurements import compare, measure_parity, measure_speed
 from compress.stages.models import ModelFile, load_model, transform
+from compress.stages.precision import keep_budget, measure_sensitivity
 from compress.stages.results import record_of, write_bundle
 from compress.store import Store
 from compress.targets import get_target
@@ -80,6 +81,8 @@ def run(
             quantized[scheme] = shipped
             for stage in after:
                 quantized[scheme] = transform(filing, stage, quantized[scheme], original, scheme)
+            quantized[scheme] = keep_budget(filing, quantized[scheme], original, scheme, targets)
+            measure_sensitivity(filing, quantized[scheme], scheme)
         bundle = None
         if recipe.has("export"):
             builds = build_engines(filing, targets, original, shipped, quantized)

@@ -15,6 +15,8 @@ from compress.distill import DistillConfig
 from compress.errors import CompressError
 from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
+from compress.quantize.budget import BudgetConfig
+from compress.quantize.sensitivity import SensitivityConfig
 
 VERSION = 1
 
@@ -28,12 +30,16 @@ STAGES: Mapping[str, type] = {
     "prune": PruneConfig,
     "distill": DistillConfig,
     "quantize": QuantizeConfig,
+    "budget": BudgetConfig,
+    "sensitivity": SensitivityConfig,
     "export": ExportConfig,
     "bench": BenchConfig,
 }
 """Stage -> the class of its settings."""
 
-_ORDER = {name: rank for rank, name in enumerate(("prune", "quantize", "export", "bench"))}
+_ORDER = {
+    name: rank for rank, name in enumerate(("prune", "quantize", "budget", "sensitivity", "export", "bench"))
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,10 @@ class Recipe:
 
     def has(self, name: str) -> bool:
         return any(stage.name == name for stage in self.stages)
+
+    def config(self, name: str) -> Any:
+        """The settings of a stage; None where the recipe has no such stage."""
+        return next((stage.config for stage in self.stages if stage.name == name), None)
 
 
 _KEYS = {"version", "model", "data", "metric", "max_drop", "target", "stages", "factory", "comparisons"}
@@ -135,7 +145,7 @@ def _stages(raw: Any, where: str) -> tuple[Stage, ...]:
             raise CompressError(f"{where}: stage {index} is {name!r}: expected one of {', '.join(STAGES)}")
         place = f"{where}: stage {index} ({name})"
         config = to_config(STAGES[name], {} if settings is None else settings, place)
-        if name == "bench" and "max_drop" in (settings or {}):
+        if name in ("bench", "budget") and "max_drop" in (settings or {}):
             raise CompressError(f"{place}: max_drop is a key of the recipe itself: move it there")
         stages.append(Stage(name=name, config=config))
     _check_order(stages, where)
@@ -146,12 +156,15 @@ def _check_order(stages: list[Stage], where: str) -> None:
     ranked = [stage.name for stage in stages if stage.name in _ORDER]
     if ranked != sorted(set(ranked), key=_ORDER.__getitem__):
         raise CompressError(
-            f"{where}: prune, quantize, export and bench come in this order, each at most once; got {ranked}"
+            f"{where}: {', '.join(_ORDER)} come in this order, each at most once; got {ranked}"
         )
     names = [stage.name for stage in stages]
-    for late in ("export", "bench"):
+    for late in ("budget", "sensitivity", "export", "bench"):
         if late in names and "distill" in names[names.index(late) :]:
             raise CompressError(f"{where}: distill cannot come after {late}")
+    for of_int8 in ("budget", "sensitivity"):
+        if of_int8 in names and "quantize" not in names:
+            raise CompressError(f"{where}: {of_int8} looks at a quantized model: put a quantize stage before it")
     if "bench" in names and "export" not in names:
         raise CompressError(f"{where}: bench measures engines: put an export stage before it")
 

@@ -9,6 +9,7 @@ import click
 
 from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, read_sets, show, written
 from compress.distill import DistillConfig
+from compress.errors import CompressError
 from compress.options import options_of
 from compress.progress import Progress
 from compress.prune import PruneConfig
@@ -100,36 +101,60 @@ def distill(
     "several graphs with the inputs of all, or a folder GRAPH in it for each."
 )
 @click.option("--target", default="local", show_default=True, help="What it will run on; its row names the scheme.")
-@click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.int8.pt.")
+@click.option("--output", "-o", type=EXISTING, help="The file to write; default: MODEL.int8.pt, of an ONNX .onnx.")
 @click.option(
     "--statistics", type=EXISTING, help="A folder to keep what the samples showed: a killed run goes on, and other "
     "ranges need no other pass over the samples."
 )
+@click.option(
+    "--max-drop", type=float, help="Accuracy budget, in the metric's own unit: leave in float what costs more than "
+    "that, and what is slower in int8. Takes --validation."
+)
+@click.option("--validation", type=EXISTING, help="The labelled set that --max-drop is measured on.")
+@click.option("--metric", default="accuracy", show_default=True, help="Its metric.")
 @options_of(QuantizeConfig)
 @model_options
 @common
 def quantize(
-    model: Path, calibration: Path, target: str, output: Path | None, statistics: Path | None, config: QuantizeConfig,
-    factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
+    model: Path, calibration: Path, target: str, output: Path | None, statistics: Path | None, max_drop: float | None,
+    validation: Path | None, metric: str, config: QuantizeConfig, factory: str | None, trust_pickle: bool,
+    example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Quantize MODEL to int8 with a calibration set."""
+    """Quantize MODEL to int8 with a calibration set: all of it, or as much as keeps an accuracy budget.
+
+    The search for a budget that is interrupted with Ctrl-C writes the best so far; the exit code is 130.
+    """
     import compress
+    from compress.commands.precision import keep_to
     from compress.modelfile import write_model
+    from compress.onnxmodel import OnnxModel, needs_module, write_onnx_model
+    from compress.quantize.budget import BudgetConfig
     from compress.targets import get_target
 
+    if (max_drop is None) != (validation is None):
+        raise CompressError("--max-drop and --validation go together: give both, or neither")
+    within = None if max_drop is None else BudgetConfig(max_drop=max_drop)
     row = get_target(target)
     loaded = read_model(model, factory, trust_pickle, example)
+    if within is not None:
+        needs_module(loaded, "--max-drop", "parts of it are switched between int8 and float to see what each costs")
     progress = Progress(quiet=quiet)
     with progress.stage("quantize", row.scheme):
         result = compress.quantize(
             loaded, read_sets(calibration, loaded), scheme=row.scheme, config=config, statistics=statistics,
             progress=progress.step,
         )
-    path = output or model.with_suffix(".int8.pt")
-    write_model(result.model, path)
+    path = output or model.with_suffix(".int8.onnx" if isinstance(loaded, OnnxModel) else ".int8.pt")
+    if within is not None and validation is not None:
+        keep_to(within, result.model, validation, metric, [row], path, result.to_json(), progress, as_json)
+        return
+    if isinstance(result.model, OnnxModel):
+        write_onnx_model(result.model, path)
+    else:
+        write_model(result.model, path)
     record = result.to_json()
     sentence = f"{record['int8']} operators in int8, {record['float']} in float, scheme {row.scheme}"
-    found = [f"calibration: {finding['text']}" for finding in record["coverage"]["findings"]]
+    found = [f"calibration: {finding['text']}" for finding in record["coverage"].get("findings", ())]
     written(path, record, as_json, "\n".join([f"{sentence}, {record['samples']} calibration samples", *found]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from compress.errors import CompressError
 
@@ -24,6 +24,10 @@ FORMAT, VERSION = "compress.budget", 1
 class BudgetConfig:
     """How much may be lost, and how long is searched."""
 
+    when: Literal["always", "needed", "never"] = field(
+        default="always", metadata={"help": "Also where int8 alone keeps the budget (it may be slower here and there), "
+                                            "only where it does not, or never."}
+    )  # fmt: skip
     max_drop: float = field(default=0.01, metadata={"help": "Accuracy budget, in the metric's own unit."})
     by: Literal["auto", "layer", "block"] = field(
         default="auto", metadata={"help": "What is int8 or float as one: layers, or blocks where there are many."}
@@ -37,8 +41,10 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < float("inf"):
             raise CompressError(f"max_drop is {self.max_drop}: it must be finite and not negative")
-        if self.by not in get_args(Literal["auto", "layer", "block"]):
-            raise CompressError(f"by is {self.by!r}: expected 'auto', 'layer' or 'block'")
+        for name in ("by", "when"):
+            known = get_args(get_type_hints(type(self))[name])
+            if getattr(self, name) not in known:
+                raise CompressError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
         for name, least in (("samples", 2), ("rounds", 1), ("restarts", 1)):
             if getattr(self, name) < least:
                 raise CompressError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -73,8 +79,9 @@ class PartChoice:
 class BudgetResult:
     """``model`` has ``best``'s layers in float; ``points`` is the trade-off curve, guesses and what was measured.
 
-    ``outcome`` is "met" where the best keeps the budget, "not met" where nothing that was tried does, and it is the
-    nearest. ``complete`` is False where the search was interrupted: the best is then the best so far.
+    ``outcome`` is "met" where the best keeps the budget, and "not met" where nothing that was tried does: it is the
+    nearest then or, where the model in float loses more already, the fastest that adds no more than the budget to it.
+    ``complete`` is False where the search was interrupted: the best is then the best so far.
     """
 
     model: Model
@@ -103,7 +110,7 @@ class BudgetResult:
         }  # fmt: skip
 
 
-def mixed_precision(
+def budget(
     model: Model,
     validation: CalibrationSet,
     *,
@@ -137,7 +144,7 @@ def mixed_precision(
 
     Raises:
         CompressError: if the model is not quantized, nothing in it runs in int8, the set has no targets, the metric
-            fails on the float model, or a target has another scheme.
+            fails on the float model, a target has another scheme, or ``config.when`` is "never".
     """
     from compress.quantize.choices import CHOICES
     from compress.quantize.mixer import Mixer
@@ -145,6 +152,8 @@ def mixed_precision(
 
     layers = check(model)
     assert model.quantization is not None
+    if config.when == "never":
+        raise CompressError("when is 'never': then there is nothing to do; leave the budget out")
     if not targets:
         raise CompressError("no target is given: latency is that of a target")
     for target in targets:

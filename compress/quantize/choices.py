@@ -10,6 +10,7 @@ from typing import Protocol
 from compress.model import Model
 from compress.quantize.annotate import find_operators, sources
 from compress.quantize.prepare import int8_operators
+from compress.quantize.schemes import get_scheme
 
 
 class Choice(Protocol):
@@ -41,10 +42,10 @@ class Float:
         quantization = model.quantization
         assert quantization is not None
         keep = tuple(dict.fromkeys((*quantization.keep_float, *map(glob.escape, paths))))
-        ranges = {}
+        ranges, scheme = {}, get_scheme(quantization.scheme)
         for name, graph in model.graphs.items():
             module = graph.program.module(check_guards=False)
-            read = {node.name for node in sources(module, int8_operators(find_operators(module, keep)))}
+            read = {node.name for node in sources(module, int8_operators(find_operators(module, keep, scheme)))}
             ranges[name] = {node: limits for node, limits in quantization.ranges.get(name, {}).items() if node in read}
         return dataclasses.replace(
             model, quantization=dataclasses.replace(quantization, keep_float=keep, ranges=ranges)

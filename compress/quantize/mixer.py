@@ -58,26 +58,46 @@ class Mixer:
         self.guess: Guess | None = None
         self.slower: set[int] = set()                   # parts that a choice but float makes slower
         self._done = 0
-        plain = dataclasses.replace(model, quantization=None)
         self._tell("the metric in float")
         self._groups = groups_of(validation)
-        self._reference = evaluate(torch_runner(reference or plain), validation, metric).per_sample
+        own = evaluate(torch_runner(dataclasses.replace(model, quantization=None)), validation, metric).per_sample
+        self._reference = own if reference is None else evaluate(
+            torch_runner(reference), validation, metric).per_sample  # fmt: skip
+        self.in_float = self._drop(own).value
 
     def run(self) -> BudgetResult:
         complete = True
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-")))
             try:
+                if self.config.when == "needed" and self._int8_keeps_it():
+                    return self._result(complete=True)
                 self._open(stack, folder)
                 self._measure_pure()
                 self._measure_parts()
                 self.guess = self._guessed()
                 self.points = [self._priced(point) for point in self.points]
-                if self.points[self.float].keeps(self.config.max_drop):
-                    search(self.guess, self.config.max_drop, self.config.rounds, self._measured, self.points)
+                search(self.guess, self.limit, self.config.rounds, self._measured, self.points)
             except KeyboardInterrupt:
                 complete = False
         return self._result(complete=complete)
+
+    @property
+    def limit(self) -> float:
+        """The drop that is searched for: where float alone loses more than the budget, int8 may add as much to that."""
+        whole = self.config.max_drop
+        return whole if self.in_float <= whole else self.in_float + whole
+
+    def _int8_keeps_it(self) -> bool:
+        """Whether the model as it is keeps the budget, in torch; then that is the only point."""
+        self._tell("the metric, as quantized")
+        point = Point(name="as quantized", chosen=(0,) * len(self.parts), predicted_drop=0.0, predicted_ms={})
+        point = self._scored(point, {}, {})
+        if point.drop is not None:
+            point = dataclasses.replace(point, predicted_drop=point.drop.value)
+        if point.keeps(self.limit):
+            self.points.append(point)
+        return bool(self.points)
 
     def _open(self, stack: ExitStack, folder: Path) -> None:
         """A rig for each target that can be run from here; of the others the reason why not."""
@@ -280,7 +300,7 @@ class Mixer:
         self._done += 1
 
     def _result(self, *, complete: bool) -> BudgetResult:
-        found = best(self.points, self.config.max_drop)
+        found = best(self.points, self.limit)
         chosen = found.chosen if found is not None else (0,) * len(self.parts)
         known = {point.chosen for point in self.points}
         curve = [] if self.guess is None else [point for point in guesses(self.guess) if point.chosen not in known]
@@ -313,7 +333,7 @@ class Mixer:
             return ""
         if at in self.slower:
             return "slower in int8"
-        if any(point.keeps(self.config.max_drop) and point.chosen[at] != self.float for point in self.points):
+        if any(point.keeps(self.limit) and point.chosen[at] != self.float for point in self.points):
             return "the whole is faster so"
         return "int8 costs too much of the budget"
 
@@ -325,14 +345,17 @@ class Mixer:
         most, lost = f"{self.config.max_drop:g}", f"{found.drop.value:.4g}"
         floats = sum(choice == self.float for choice in found.chosen)
         parts = f"{floats} of {len(self.parts)} parts in float"
-        if not found.keeps(self.config.max_drop):
-            base = self.points[self.float].drop if len(self.points) > self.float else None
-            why = "" if base is None or base.value <= self.config.max_drop else (
-                f"; the model in float alone loses {base.value:.4g}")  # fmt: skip
-            return (f"{began}Nothing that was tried keeps a drop of at most {most}{why}. The nearest, with {parts}, "
-                    f"loses {lost}.")  # fmt: skip
-        speed = ", ".join(f"{time:.3g} ms on {name}" for name, time in (found.latency_ms or {}).items())
-        if not speed:
-            speed = "chosen by multiply-accumulates, since no target could be timed"
         alone = "nothing is left in int8, " if floats == len(self.parts) else ""
+        if not found.keeps(self.limit):
+            return (f"{began}Nothing that was tried keeps a drop of at most {most}. The nearest, with {parts}, loses "
+                    f"{lost}.")  # fmt: skip
+        if not found.keeps(self.config.max_drop):
+            return (f"{began}No mixture keeps a drop of at most {most}, since the model in float alone loses "
+                    f"{self.in_float:.4g}; chosen so that int8 adds at most {most} to that: {parts}, {alone}a drop of "
+                    f"{lost}.")  # fmt: skip
+        speed = ", ".join(f"{time:.3g} ms on {name}" for name, time in (found.latency_ms or {}).items())
+        if not speed and len(self.points) == 1:
+            speed = "nothing was timed, since that is enough"
+        elif not speed:
+            speed = "chosen by multiply-accumulates, since no target could be timed"
         return f"{began}{parts}: {alone}a drop of {lost}, where {most} is allowed; {speed}."

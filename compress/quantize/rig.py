@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from runtimes.spec import largest_batch
 if TYPE_CHECKING:
     from calibration import CalibrationSet
 
-TIMING = {"warmup_s": 0.3, "duration_s": 0.7, "min_runs": 20, "scenario": "single_stream", "samples_per_query": 1}
+TIMING: dict[str, Any] = {"warmup_s": 0.3, "duration_s": 0.7, "min_runs": 20, "scenario": "single_stream",
+                          "samples_per_query": 1}  # fmt: skip
 ACCURACY_BATCH = 32
 TIMEOUT_S = 900.0
 

@@ -159,9 +159,11 @@ def sensitivity(
 
 
 def check(model: Model) -> tuple[Layer, ...]:
-    """The layers of ``model`` that run in int8; CompressError where it has none."""
+    """The layers of ``model`` that run in int8; CompressError where it has none, or cannot be run as a whole."""
+    from compress.onnxmodel import needs_module
     from compress.quantize.parts import layers_of
 
+    needs_module(model, "what looks at its parts", "they are switched between int8 and float")
     if model.quantization is None:
         raise CompressError(f"model {model.name!r} is not quantized: run compress quantize first")
     if model.wiring is None:

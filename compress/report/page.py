@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.bench.record import BenchRecord, BenchRow
-from compress.report import conditions, coverage, shares, units
+from compress.report import conditions, coverage, precision, shares, units
 from compress.report.components import component_rows, total
 from compress.report.credit import credits
 from compress.report.plots import Lines, Point, Scatter, lines, scatter
@@ -33,7 +33,8 @@ def render(record: Record, digest: str) -> str:
     for name in ("number", "milliseconds", "seconds", "size", "count", "factor", "score", "change", "change_interval",
                  "short"):  # fmt: skip
         environment.filters[name] = getattr(units, name)
-    environment.globals.update(filters=units, facts=facts, layers=layers, conditions=conditions, shares=shares)
+    environment.globals.update(filters=units, facts=facts, layers=layers, conditions=conditions, shares=shares,
+                               precision=precision)
     environment.filters["precision_class"] = precision_class
     return environment.get_template("report.html").render(digest=digest, r=record, **context(record))
 
@@ -79,6 +80,8 @@ def context(record: Record) -> dict[str, Any]:
         "covered": coverage.samples(record),
         "covered_components": coverage.components(record),
         "findings": coverage.findings(record),
+        "sensitivities": precision.sensitivities(record),
+        "budgets": precision.budgets(record),
         "machines": machines(record),
         "recipe": _yaml(record.recipe) if record.recipe else None,
         "command": record.command or ("compress run recipe.yaml" if record.recipe else None),

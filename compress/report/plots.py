@@ -52,6 +52,7 @@ class Scatter:
     x: Axis
     y: Axis
     markers: tuple[Marker, ...]
+    rule: tuple[float, str] | None = None  # a horizontal line: pixel and text
     width: float = WIDTH
     height: float = HEIGHT
 
@@ -77,6 +78,7 @@ def scatter(
     y_label: str,
     y_text: Callable[[float], str],
     x_text: Callable[[float], str] = bare,
+    rule: tuple[float, str] | None = None,
 ) -> Scatter:
     """``points`` on a logarithmic x axis, with labels that cover neither each other nor a marker.
 
@@ -84,9 +86,10 @@ def scatter(
         points: at least one.
         x_label, y_label: with their units.
         y_text, x_text: of a tick.
+        rule: a y value to mark, and its text.
     """
     xs = [v for p in points for v in (p.x, *(p.x_interval or ())) if v > 0]
-    ys = [v for p in points for v in (p.y, *(p.y_interval or ()))]
+    ys = [v for p in points for v in (p.y, *(p.y_interval or ()))] + ([rule[0]] if rule else [])
     across = axis(xs, label=x_label, start=_LEFT, end=WIDTH - _RIGHT, log=True, text=x_text)
     up = axis(ys, label=y_label, start=HEIGHT - _BOTTOM, end=_TOP, text=y_text)
     at = [(across.at(p.x), up.at(p.y)) for p in points]
@@ -97,7 +100,7 @@ def scatter(
     taken += [(min(bar), y - 2, max(bar), y + 2) for (_, y), bar in zip(at, wide, strict=True) if bar]
     markers = []
     for point, (x, y) in zip(points, at, strict=True):
-        box, leader = _label_box(point.label, x, y, taken)
+        box, leader = _label_box(point.label, x, y, taken) if point.label else ((x, y, x, y), False)
         taken.append(box)
         anchor = "start" if box[0] > x else "end" if box[2] < x else "middle"
         text_x = {"start": box[0], "end": box[2], "middle": (box[0] + box[2]) / 2}[anchor]
@@ -114,7 +117,7 @@ def scatter(
                 y_bar=_span(up, point.y_interval),
             )
         )
-    return Scatter(x=across, y=up, markers=tuple(markers))
+    return Scatter(x=across, y=up, markers=tuple(markers), rule=(up.at(rule[0]), rule[1]) if rule else None)
 
 
 def lines(

@@ -8,7 +8,14 @@ from typing import Any
 
 from compress.report import units
 from compress.report.schema import Stage, summary, unit_of
-from compress.report.summaries import DistillSummary, ExportSummary, PruneSummary, QuantizeSummary
+from compress.report.summaries import (
+    BudgetSummary,
+    DistillSummary,
+    ExportSummary,
+    PruneSummary,
+    QuantizeSummary,
+    SensitivitySummary,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,16 @@ def _quantized(found: QuantizeSummary) -> str:
     return f"{_many(low, 'operator')} in int8, {kept} in float; {ranges}"
 
 
+def _budgeted(found: BudgetSummary) -> str:
+    floats = sum(part.choice == "float" for part in found.parts)
+    kept = "kept" if found.outcome == "met" else "not kept"
+    return f"the budget is {kept} with {floats} of {_many(len(found.parts), 'part')} in float"
+
+
+def _sensed(found: SensitivitySummary) -> str:
+    return f"{_many(len(found.parts), 'part')} on {_many(found.samples, 'sample')}"
+
+
 def _exported(found: ExportSummary) -> str:
     text = f"{_many(sum(max(1, len(one.graphs)) for one in found.built), 'engine')} built"
     return text + (f", {len(found.not_built)} not built" if found.not_built else "")
@@ -84,6 +101,8 @@ def _exported(found: ExportSummary) -> str:
 _TELL: Mapping[type, Callable[[Any], str]] = {
     PruneSummary: _pruned,
     QuantizeSummary: _quantized,
+    BudgetSummary: _budgeted,
+    SensitivitySummary: _sensed,
     ExportSummary: _exported,
 }
 

@@ -161,9 +161,88 @@ class ExportSummary(Open, frozen=True, kw_only=True):
     not_built: list[NotBuilt] = []
 
 
+class LostPoints(Open, frozen=True, kw_only=True):
+    """A drop in hundredths of the metric, with its interval."""
+
+    points: float
+    interval: tuple[float, float]
+    verdict: str = ""
+
+
+class Effect(Open, frozen=True, kw_only=True):
+    """What int8 does: ``noise`` is the power of the outputs' difference over their own, None where that is infinite."""
+
+    noise: Amount | None = None
+    sqnr_db: float | None = None
+    drop: LostPoints | None = None
+    failure: str | None = None
+
+
+class SensitivePart(Open, frozen=True, kw_only=True):
+    """A part alone in int8, and alone in float; None where the work ended before."""
+
+    kind: str
+    name: str
+    layers: Count
+    modality: str = ""
+    reached: bool = True
+    int8: Effect | None = None
+    float: Effect | None = None         # the last field: it hides the type of that name
+
+
+class SensitivitySummary(Open, frozen=True, kw_only=True):
+    metric: str | None = None
+    samples: Count
+    in_float: float | None = None
+    everything: Effect | None = None
+    complete: bool = True
+    parts: list[SensitivePart] = []
+
+
+class Predicted(Open, frozen=True, kw_only=True):
+    points: float
+    latency_ms: dict[str, float] = {}
+
+
+class Mixture(Open, frozen=True, kw_only=True):
+    """A point of the trade-off: which parts are float, what was guessed, and what was measured."""
+
+    name: str
+    predicted: Predicted
+    drop: LostPoints | None = None
+    latency_ms: dict[str, Positive] | None = None
+    failure: str | None = None
+    float: list[str]                    # the last field: it hides the type of that name
+
+
+class MixedPart(Open, frozen=True, kw_only=True):
+    name: str
+    layers: Count
+    choice: str
+    why: str = ""
+    noise: Amount | None = None
+    points: float | None = None
+    times_us: dict[str, dict[str, Amount]] = {}     # target -> choice -> time in an engine of that choice alone
+
+
+class BudgetSummary(Open, frozen=True, kw_only=True):
+    metric: str
+    max_drop: Amount
+    outcome: str
+    sentence: str
+    complete: bool = True
+    best: str | None = None
+    timed: list[str] = []
+    untimed: dict[str, str] = {}        # target -> why it was not
+    points: list[Mixture] = []
+    parts: list[MixedPart] = []
+
+
 SUMMARIES: Mapping[str, type[Open]] = {
     "prune": PruneSummary,
     "distill": DistillSummary,
     "quantize": QuantizeSummary,
+    "budget": BudgetSummary,
+    "sensitivity": SensitivitySummary,
     "export": ExportSummary,
 }

@@ -143,10 +143,14 @@ def _engine(
         build_engine(path, only(model.load(), graph), target, into / "engine", precision=precision)
         return {}
 
-    row = {key: value for key, value in dataclasses.asdict(target).items() if key not in _NOT_THE_ENGINES}
-    settings = {"target": row, "precision": precision}
+    settings = {"target": row_of(target), "precision": precision}
     made = filing.artifact("engine", settings, {"onnx": onnx.digest}, build, detail=name)
     return read_engine(made.path / "engine")
+
+
+def row_of(target: Target) -> dict[str, Any]:
+    """The target as far as engines depend on it."""
+    return {key: value for key, value in dataclasses.asdict(target).items() if key not in _NOT_THE_ENGINES}
 
 
 def _summary(builds: Sequence[Build]) -> dict[str, Any]:

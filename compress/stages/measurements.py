@@ -83,7 +83,7 @@ def measure_speed(filing: Filing, builds: Sequence[Build], shipped: ModelFile, c
 
     inputs = {"validation": validation.digest, **{c.name: c.engines.digest for c in candidates}}
     reached = {name: address for name, address in away.items() if address is not None}
-    settings = {**dataclasses.asdict(config), "metric": metric, "machine": _machine(), "devices": reached}
+    settings = {**dataclasses.asdict(config), "metric": metric, "machine": machine_name(), "devices": reached}
     try:
         artifact = filing.stage("bench", settings, inputs, build)
     except _CutShortError:
@@ -115,7 +115,7 @@ def compare(filing: Filing, reference: str, shipped: ModelFile) -> None:
     filing.sections["baselines"] = read_json(artifact.path / "baselines.json")
 
 
-def _machine() -> str:
+def machine_name() -> str:
     """What a measurement belongs to: figures of another CPU are not these."""
     facts = machine_facts()
     return f"{platform.node()}: {facts['cpu']}, {facts['cores_usable']} cores"

@@ -24,10 +24,13 @@ import runtimes
 from compress.cli import cli
 from compress.modelfile import read_model, write_model
 from compress.quantize.collect import Collector
+from compress.quantize.mixer import Mixer
+from compress.quantize.probe import Probe
+from compress.quantize.rig import TIMING
 
 Copy = Callable[[Path], Path]
-VERBS = ("bench", "bundle", "data", "demo", "distill", "doctor", "eval", "export", "inspect", "parity", "prune",
-         "quantize", "report", "run", "targets")  # fmt: skip
+VERBS = ("bench", "budget", "bundle", "data", "demo", "distill", "doctor", "eval", "export", "inspect", "parity",
+         "prune", "quantize", "report", "run", "sensitivity", "targets")  # fmt: skip
 
 
 def call(*arguments: object) -> Result:
@@ -140,6 +143,68 @@ def test_quantize(finished: Path, copy_of: Copy) -> None:
     quantization = read_model(model.with_suffix(".int8.pt")).quantization
     assert quantization is not None
     assert quantization.settings["samples"] == 96
+
+
+@pytest.mark.slow
+def test_quantize_within_a_budget(finished: Path, copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TIMING, "warmup_s", 0.0)
+    monkeypatch.setitem(TIMING, "duration_s", 0.05)
+    model = Path(shutil.copy(finished / "model.pt", copy_of(finished / "calibration").parent))
+    found = told("quantize", model, "--calibration", finished / "calibration", "--target", "onnxruntime-cpu",
+                 "--max-drop", 0.2, "--validation", finished / "validation")  # fmt: skip
+    assert found["output"] == str(model.with_suffix(".int8.pt"))
+    budget = found["budget"]
+    assert (budget["outcome"], budget["timed"], budget["max_drop"]) == ("met", ["onnxruntime-cpu"], 0.2)
+    kept = read_model(model.with_suffix(".int8.pt")).quantization
+    assert kept is not None
+    assert set(kept.keep_float) == {part["name"] for part in budget["parts"] if part["choice"] == "float"}
+    line = refused("quantize", model, "--calibration", finished / "calibration", "--max-drop", 0.2)
+    assert line == "compress: --max-drop and --validation go together: give both, or neither"
+
+
+def test_budget_of_a_quantized_model(int8: Path, finished: Path, tmp_path: Path) -> None:
+    command = ("budget", int8, "--validation", finished / "validation", "--target", "openvino-cpu", "--max-drop", 0.2,
+               "--when", "needed", "--reference", finished / "model.pt", "--output", tmp_path / "mixed.pt")  # fmt: skip
+    result = call(*command)
+    assert result.exit_code == 0
+    assert "as quantized" in result.stdout
+    assert f"{tmp_path}/mixed.pt: 0 of 4 parts in float" in " ".join(result.stdout.split())
+    assert read_model(tmp_path / "mixed.pt").quantization == read_model(int8).quantization
+
+
+def test_an_interrupted_budget_writes_the_best_so_far(
+    int8: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Mixer, stack: object, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Mixer, "_open", stop)
+    result = call("budget", int8, "--validation", finished / "validation", "--target", "openvino-cpu",
+                  "--output", tmp_path / "mixed.pt")  # fmt: skip
+    assert result.exit_code == 130
+    assert "Interrupted: the best so far." in result.stdout
+    assert (tmp_path / "mixed.pt").is_file()
+
+
+def test_sensitivity(int8: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ("--data", finished / "validation")
+    found = told("sensitivity", int8, *data, "--metric", "accuracy", "--by", "layer", "--samples", 64)
+    assert (found["format"], found["metric"], found["samples"]) == ("compress.sensitivity", "accuracy", 64)
+    assert [part["name"] for part in found["parts"]] == ["seen.0", "seen.2", "head.0", "head.2"]
+    result = call("sensitivity", finished / "model.pt", *data, "--calibration", finished / "calibration")
+    assert result.exit_code == 0
+    assert "alone in int8" in result.stdout
+    assert "all in int8: " in result.stdout
+    line = refused("sensitivity", int8, *data, "--calibration", finished / "calibration")
+    assert line == "compress: model 'tiny' is quantized already: leave --calibration out"
+    assert refused("sensitivity", finished / "model.pt", *data) == (
+        "compress: model 'tiny' is not quantized: run compress quantize first")
+
+    def stop(self: Probe, paths: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Probe, "effect", stop)
+    assert call("sensitivity", int8, *data).exit_code == 130
 
 
 def test_export_and_its_parity(finished: Path, int8: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_what_a_run_leaves(finished: Path, small: ModuleType) -> None:
     record = json.loads((out / "report.json").read_text())
     assert [(stage["stage"], stage.get("target_scheme")) for stage in record["stages"]] == [
         ("prune", None), ("distill", None), ("quantize", record["stages"][2]["target_scheme"]),
-        ("distill", record["stages"][2]["target_scheme"]), ("export", None), ("parity", None), ("bench", None),
+        ("distill", record["stages"][2]["target_scheme"]), ("budget", record["stages"][2]["target_scheme"]),
+        ("export", None), ("parity", None), ("bench", None),
     ]  # fmt: skip
     assert (record["name"], record["command"]) == ("tiny", "compress run recipe.yaml")
     assert {kind: entry["count"] for kind, entry in record["data"].items()} == {
@@ -123,7 +124,7 @@ def test_a_changed_setting_redoes_its_stage_and_what_depends_on_it(
     rerun(small, folder, stages=stages)
     after = small.stages(folder / "out")
     # The largest value is among the samples added. The float model's engines stay, each target's int8 one is new.
-    assert done(benched, after) == ["distill", "engine", "engine", "onnx", "parity", "quantize"]
+    assert done(benched, after) == ["budget", "distill", "engine", "engine", "onnx", "parity", "quantize"]
 
 
 def test_other_ranges_are_chosen_without_another_pass(
@@ -137,7 +138,7 @@ def test_other_ranges_are_chosen_without_another_pass(
     monkeypatch.setattr(Collector, "__call__", run_again)
     changed = {"quantize": {**small.STAGES[2]["quantize"], "ranges": "mse"}}
     rerun(small, folder, stages=[*small.STAGES[:2], changed])
-    assert done(before, small.stages(folder / "out")) == ["quantize"]
+    assert done(before, small.stages(folder / "out")) == ["budget", "quantize"]
     assert len(list((folder / "out/store/statistics").iterdir())) == 1
 
 
@@ -145,7 +146,7 @@ def test_a_budget_is_judged_again(finished: Path, small: ModuleType, copy_of: Co
     folder = copy_of(finished)
     before = small.stages(folder / "out")
     result = rerun(small, folder, max_drop=0.5)
-    assert done(before, small.stages(folder / "out")) == ["bench"]  # its rows say which engines are within the budget
+    assert done(before, small.stages(folder / "out")) == ["bench", "budget"]  # rows say which are within
     assert result.record["verdict"]["max_drop"] == 0.5
 
 
@@ -170,7 +171,7 @@ def test_the_factory_is_part_of_what_a_model_is_loaded_from(
     folder = copy_of(finished)
     before = small.stages(folder / "out")
     rerun(small, folder, factory=None, stages=["quantize"], target="openvino-cpu")
-    assert done(before, small.stages(folder / "out")) == ["load", "quantize"]
+    assert done(before, small.stages(folder / "out")) == ["budget", "load", "quantize"]
 
 
 # --- recipes with stages left out -------------------------------------------------------------------------------------
@@ -190,7 +191,8 @@ def test_stages_left_out(
     folder = copy_of(finished)
     stages = [stage for stage in small.STAGES if next(iter(stage)) in names]
     result = rerun(small, folder, stages=stages, target="openvino-cpu", factory=small.FACTORY)
-    assert [stage["stage"] for stage in result.record["stages"]] == [*names, "parity"]
+    within = ["budget"] if "quantize" in names else []
+    assert [stage["stage"] for stage in result.record["stages"]] == [*names[:1], *within, *names[1:], "parity"]
     assert result.bundle is not None
     controls = json.loads((folder / "out/controls/controls.json").read_text())["controls"]
     found = [(entry["role"], entry["name"].split(",")[0].split()[1]) for entry in controls]

@@ -14,8 +14,9 @@ HEAVY = ("torch", "onnx", "openvino", "onnxruntime", "rich.console", "sklearn", 
 
 def test_the_public_names() -> None:
     assert sorted(compress.__all__) == sorted(
-        "Dim Graph Input Model load save BenchConfig DistillConfig PruneConfig QuantizeConfig bench bundle distill "
-        "doctor evaluate export parity prune quantize report run CompressError".split()
+        "Dim Graph Input Model load save BenchConfig BudgetConfig DistillConfig PruneConfig QuantizeConfig "
+        "SensitivityConfig bench budget bundle distill doctor evaluate export parity prune quantize report run "
+        "sensitivity CompressError".split()
     )
     for name in compress.__all__:
         assert getattr(compress, name).__module__.split(".")[0] in ("compress", "runtimes"), name

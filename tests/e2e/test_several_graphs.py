@@ -81,7 +81,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 def test_a_captioner_through_every_stage(captioned: Path) -> None:
     record = record_of(captioned)
     assert [stage["stage"] for stage in record["stages"]] == [
-        "prune", "distill", "quantize", "export", "parity", "bench"]
+        "prune", "distill", "quantize", "budget", "export", "parity", "bench"]
     assert not record["stages"][3]["summary"]["not_built"]
     rows = {row["name"]: row for row in record["bench"]["rows"]}
     assert {row["status"] for row in rows.values()} == {"measured"}, rows

@@ -15,6 +15,7 @@ from calibration import CalibrationSet, open_set
 from compress.errors import CompressError
 from compress.metrics import Metric
 from compress.model import Model
+from compress.onnxmodel import OnnxModel
 from compress.quantize import quantize
 from compress.quantize import sensitivity as module
 from compress.quantize.probe import Effect, Probe
@@ -204,6 +205,8 @@ def test_what_cannot_be_measured_is_refused() -> None:
     unknown = dataclasses.replace(speaking(), chain=None)
     with pytest.raises(CompressError, match=r"has the graphs .* of which one takes what another gives"):
         sensitivity(unknown, seen())
+    with pytest.raises(CompressError, match="is an ONNX file, and what looks at its parts needs the PyTorch module"):
+        sensitivity(OnnxModel(**vars(towers()), content=b""), labelled())
     network = quantized_network(TwoReaders)
     with pytest.raises(CompressError, match="'noise' has no targets"):
         sensitivity(network, samples(make(TwoReaders)), metric=METRIC)

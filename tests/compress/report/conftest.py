@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,61 @@ def everything(example: dict[str, Any]) -> dict[str, Any]:
         if stage["stage"] == "quantize":
             stage["summary"]["coverage"] = _COVERAGE
     return copy.deepcopy(example)
+
+
+def effect(noise: float | None, points: float | None = None) -> dict[str, Any]:
+    drop = None if points is None else {"points": points, "interval": [points - 0.5, points + 0.75], "n": 256}
+    return {"noise": noise, "sqnr_db": None if not noise else -10 * math.log10(noise), "drop": drop, "failure": None}
+
+
+@pytest.fixture
+def sensitivity_stage() -> dict[str, Any]:
+    """A stage as a run records it: two towers and what joins them."""
+    parts = [
+        {"kind": kind, "name": name, "layers": layers, "modality": modality, "reached": noise > 0,
+         "int8": effect(noise, points), "float": effect(noise / 2, points / 2)}
+        for kind, name, layers, modality, noise, points in (
+            ("component", "see", 3, "image", 1e-3, 1.25), ("component", "read", 2, "text", 1e-5, 0.0),
+            ("layer", "see.0", 1, "image", 8e-4, 1.0), ("layer", "read.0", 1, "text", 1e-5, 0.0),
+            ("layer", "spare", 1, "image", 0.0, 0.0),
+        )
+    ]  # fmt: skip
+    summary = {
+        "format": "compress.sensitivity", "version": 1, "metric": "accuracy", "scheme": "x86-vnni", "data": "d" * 64,
+        "samples": 256, "complete": True, "in_float": 0.98, "everything": effect(2e-3, 1.5), "parts": parts,
+    }  # fmt: skip
+    return {"stage": "sensitivity", "target_scheme": "x86-vnni", "seconds": 12.0, "summary": summary}
+
+
+@pytest.fixture
+def budget_stage() -> dict[str, Any]:
+    """A stage as a run records it: three parts, of which one is left in float."""
+    def point(name: str, floats: list[str], points: float, ms: float, *, real: bool = True) -> dict[str, Any]:
+        drop = {"points": points, "interval": [points - 0.3, points + 0.4], "n": 500, "verdict": "undecidable at n=500"}
+        guess = {"points": points + 0.1, "latency_ms": {"openvino-cpu": ms}}
+        return {"name": name, "float": floats, "predicted": guess,
+                "drop": drop if real else None, "latency_ms": {"openvino-cpu": 1.02 * ms} if real else None,
+                "failure": None}  # fmt: skip
+
+    summary = {
+        "format": "compress.budget", "version": 1, "metric": "accuracy", "data": "d" * 64, "max_drop": 0.01,
+        "outcome": "met", "sentence": "1 of 3 parts in float: a drop of 0.004, where 0.01 is allowed; 1.12 ms on "
+        "openvino-cpu.", "complete": True, "timed": ["openvino-cpu"], "untimed": {"rpi5": "it has no address"},
+        "best": "round 1",
+        "points": [
+            point("all int8", [], 2.5, 1.0), point("all float", ["see", "read", "join"], 0.0, 2.0),
+            point("round 1", ["see"], 0.4, 1.1), point("guess", ["see", "join"], 0.2, 1.5, real=False),
+            {"name": "round 2", "float": ["read"], "predicted": {"points": 2.0, "latency_ms": {"openvino-cpu": 1.05}},
+             "drop": None, "latency_ms": None, "failure": "OpenVINO refuses it"},
+        ],
+        "parts": [
+            {"name": "see", "components": ["see"], "layers": 3, "choice": "float",
+             "why": "int8 costs too much of the budget", "noise": 1e-3, "points": 1.25,
+             "times_us": {"openvino-cpu": {"int8": 400.0, "float": 900.0}}},
+            {"name": "read", "components": ["read"], "layers": 2, "choice": "int8", "why": "", "noise": 1e-5,
+             "points": 0.0, "times_us": {"openvino-cpu": {"int8": 100.0, "float": 300.0}}},
+            {"name": "join", "components": ["join"], "layers": 1, "choice": "int8", "why": "", "noise": None,
+             "points": None, "times_us": {}},
+        ],
+    }  # fmt: skip
+    return {"stage": "budget", "target_scheme": "x86-vnni", "seconds": 40.0, "summary": summary}
