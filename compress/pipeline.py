@@ -1,6 +1,6 @@
 """Run a recipe: the order of the stages on one page.
 
-    load -> prune, distill -> (per scheme) quantize, distill, budget, sensitivity
+    load -> prune, distill -> (per scheme) quantize, distill, sensitivity, budget
          -> (per target) engines and their float controls -> parity -> bench -> bundle -> report
 
 Every stage's result is an artifact of the store, filed by what it was made from; a stage whose artifact is there is not
@@ -81,8 +81,8 @@ def run(
             quantized[scheme] = shipped
             for stage in after:
                 quantized[scheme] = transform(filing, stage, quantized[scheme], original, scheme)
-            quantized[scheme] = keep_budget(filing, quantized[scheme], original, scheme, targets)
             measure_sensitivity(filing, quantized[scheme], scheme)
+            quantized[scheme] = keep_budget(filing, quantized[scheme], original, scheme, targets)
         bundle = None
         if recipe.has("export"):
             builds = build_engines(filing, targets, original, shipped, quantized)

@@ -30,15 +30,15 @@ STAGES: Mapping[str, type] = {
     "prune": PruneConfig,
     "distill": DistillConfig,
     "quantize": QuantizeConfig,
-    "budget": BudgetConfig,
     "sensitivity": SensitivityConfig,
+    "budget": BudgetConfig,
     "export": ExportConfig,
     "bench": BenchConfig,
 }
 """Stage -> the class of its settings."""
 
 _ORDER = {
-    name: rank for rank, name in enumerate(("prune", "quantize", "budget", "sensitivity", "export", "bench"))
+    name: rank for rank, name in enumerate(("prune", "quantize", "sensitivity", "budget", "export", "bench"))
 }
 
 

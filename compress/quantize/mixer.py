@@ -184,9 +184,10 @@ class Mixer:
         return max(share, own)
 
     def _added_ms(self, variants: Sequence[Variant]) -> list[list[float]]:
-        """Of each part and choice, what it adds to the latency of the engine in the first choice; 0 if that is unknown.
+        """Of each part and choice, what it adds to the latency of the engine in the first choice.
 
-        A part of which a backend tells nothing in one of the engines is not known to be faster in either.
+        A part of which a backend tells nothing in one of the engines is not known to be faster in either. What the
+        parts do not explain of an engine's latency is shared among them evenly.
         """
         found = []
         for at in range(len(self.parts)):
@@ -194,6 +195,10 @@ class Mixer:
             known = [time for time in times if time is not None]
             is_known = len(known) == len(times)
             found.append([(time - known[0]) / 1e3 for time in known] if is_known else [0.0] * len(times))
+        for number, variant in enumerate(variants):
+            rest = variant.latency_ms - variants[0].latency_ms - sum(row[number] for row in found)
+            for row in found:
+                row[number] += rest / len(found)
         return found
 
     def _times(self, added: dict[str, list[list[float]]], base_ms: dict[str, float]) -> list[list[float]]:

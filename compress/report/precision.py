@@ -135,13 +135,16 @@ def sensitivity_tables(found: SensitivitySummary) -> list[Table]:
     for kind, parts in kinds(found).items():
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", show_edge=False)
         table.add_column(kind, overflow="fold")
-        table.add_column("modality", overflow="fold")
+        reached = [] if kind == "modality" else ["reached by"]
+        for heading in reached:
+            table.add_column(heading, overflow="fold")
         for heading in ("alone in int8", "change", "alone in float", "change"):
             table.add_column(heading, justify="right", overflow="fold")
         for part in noisiest(parts)[:SHOWN]:
             name = part.name if part.reached else f"{part.name} (not reached)"
-            table.add_row(escape(name), part.modality, decibels(part.int8), change(part.int8, found.metric),
-                          decibels(part.float), change(part.float, found.metric))  # fmt: skip
+            told = [text for effect in (part.int8, part.float)
+                    for text in (decibels(effect), change(effect, found.metric).replace(" points ", "\n"))]  # fmt: skip
+            table.add_row(escape(name), *([part.modality] if reached else []), *told)
         if len(parts) > SHOWN:
             table.caption = f"the {SHOWN} noisiest of {len(parts)}"
         made.append(table)
@@ -160,7 +163,8 @@ def budget_table(found: BudgetSummary) -> Table:
         table.add_column(heading, justify="right", overflow="fold")
     unit = unit_of(found.metric)
     for point in measured(found):
-        told = units.change_with_interval(point.drop.points, point.drop.interval, unit) if point.drop else "failed"
+        told = "failed" if point.drop is None else units.change_with_interval(
+            point.drop.points, point.drop.interval, unit).replace(" points ", " ")  # fmt: skip
         times = [_milliseconds(point, target) for target in found.timed]
         table.add_row(escape(point.name), f"{len(point.float)} of {len(found.parts)}", told,
                       units.change(point.predicted.points, unit), *times,

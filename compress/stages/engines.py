@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.bench.record import Role
 from compress.errors import CompressError
+from compress.export import has_int8
 from compress.stages.filing import Filing
 from compress.stages.models import ModelFile
 from compress.store import Artifact, is_disk_full
@@ -97,8 +98,12 @@ def _wanted(
                 yield f"original {precision}, {target.name}", "original", original, precision
                 if shipped != original and (quantized or precision != "fp32"):
                     yield f"shipped {precision}, {target.name}", "control", shipped, precision
-    final: Precision = "int8" if quantized else "fp32"
-    yield f"shipped {final}, {target.name}", "shipped", quantized.get(target.scheme, shipped), final
+    if target.scheme not in quantized:
+        yield f"shipped fp32, {target.name}", "shipped", shipped, "fp32"
+    elif has_int8((model := quantized[target.scheme]).load()):
+        yield f"shipped int8, {target.name}", "shipped", model, "int8"
+    else:       # a budget left all of it in float
+        yield f"shipped, nothing in int8, {target.name}", "shipped", model, target.float
 
 
 def _build(
@@ -122,7 +127,7 @@ def _build(
 
 
 def _onnx(filing: Filing, target: Target, model: ModelFile, graph: str) -> Artifact:
-    from compress.export import export_onnx, has_int8, only
+    from compress.export import export_onnx, only
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         one = only(model.load(), graph)

@@ -95,8 +95,8 @@ def test_the_terminal_shows_both(record: dict[str, Any]) -> None:
     output = io.StringIO()
     show(record, output)
     text = output.getvalue()
-    assert re.search(r"see +image +30.0 dB +−1.2 points +33.0 dB", text)
-    assert re.search(r"round 1 +1 of 3 +−0.4 points", text)
+    assert re.search(r"see +image +30.0 dB +−1.2 +33.0 dB", text)
+    assert re.search(r"round 1 +1 of 3 +−0.4 \[−0.8, −0.1\]", text)
     assert re.search(r"round 2 +1 of 3 +failed", text)
     assert "budget for x86-vnni: 1 of 3 parts in float: a drop of 0.004" in text
     assert "the budget is kept with 1 of" in text
