@@ -50,6 +50,7 @@ class Book:
         self.readers: dict[Any, Reader] = {}
         self.bias_of: dict[Any, Source] = {}
         self.blocked: set[int] = set()
+        self.rectified: set[int] = set()
         self.reads: Counter[Any] = Counter()        # of each parameter, by operators of all graphs
         self.known: Counter[Any] = Counter()        # those of them that are understood
         self.channels = 0
@@ -129,7 +130,10 @@ class Book:
         read = torch.zeros_like(free)
         for reader in self.readers.values():
             read[reader.channels[reader.channels >= 0]] = True
-        return Scalable(sources=list(self.sources.values()), readers=list(self.readers.values()), free=free & read)
+        rectified = torch.zeros_like(free)
+        rectified[[number for number in self.rectified if number >= 0]] = True
+        return Scalable(sources=list(self.sources.values()), readers=list(self.readers.values()), free=free & read,
+                        rectified=rectified)  # fmt: skip
 
 
 class Follower(Interpreter):
@@ -211,6 +215,11 @@ class Follower(Interpreter):
     def _same(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
         return given.get(_first(n)) if value.is_floating_point() else None
 
+    def _rectify(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
+        labels = self._same(n, value, given)
+        self.book.rectified |= set(labels.unique().tolist())
+        return labels
+
     def _move(self, n: Node, value: Any, given: Mapping[Node, Any]) -> Any:
         if n.args[0] not in given:      # only the shape of what has numbers is read
             return {}
@@ -228,7 +237,7 @@ class Follower(Interpreter):
 
     def _clamp(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
         low, high = (*n.args[1:], None, None)[:2]
-        return self._same(n, value, given) if low == 0 and high is None and not n.kwargs else None
+        return self._rectify(n, value, given) if low == 0 and high is None and not n.kwargs else None
 
     def _dropout(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
         return None if n.args[2] else self._same(n, value, given)
@@ -292,8 +301,8 @@ _NORMS: dict[Any, tuple[int, int | None, int]] = {      # norm -> where its weig
 }  # fmt: skip
 _Rule = Callable[[Follower, Node, Any, Mapping[Node, Any]], Any]
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("relu", "leaky_relu", "neg", "clone", "contiguous", "detach", "alias", "to", "_to_copy"),
-                    Follower._same),
+    **dict.fromkeys(("relu", "leaky_relu"), Follower._rectify),
+    **dict.fromkeys(("neg", "clone", "contiguous", "detach", "alias", "to", "_to_copy"), Follower._same),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t", "squeeze",
                      "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "chunk", "split",
                      "split_with_sizes", "unbind", "index_select", "repeat", "movedim", "flip", "pixel_shuffle"),

@@ -20,12 +20,13 @@ from compress.quantize.lockstep import Layer, Lockstep, Part
 from compress.weights import with_weights
 from runtimes.spec import Feed
 
-ITERATIONS = 500            # for each block
+ITERATIONS = 300            # for each block
 RATE = 3e-2                 # of Adam
 REGULARIZER = 1.0           # weight of what drives every choice to up or down, the block's error at the start being 1
 SHARPNESS = (20.0, 2.0)     # the exponent of the regularizer, first and last
 FREE = 0.2                  # share of the iterations without it
 STRETCH = 1.1, -0.1         # the sigmoid's ends, beyond 1 and 0, so that both are reached
+HELD_OUT = 4                # every fourth feed says whether what was learned on the others is kept
 POSITIONS = 256             # outputs of each channel that an iteration compares at least, where there are as many
 
 
@@ -35,8 +36,8 @@ def learn_rounding(
     """``model`` with the weights of its int8 layers on their grids, and how many layers it was learned for.
 
     Blocks are done in the order they run; each reads what those before it give in int8, already rounded. The rounding
-    that is learned is kept where the block errs less with it, over all of ``feeds``, than rounded to nearest. A weight
-    that several operators read stays as it is, and is rounded to nearest.
+    that is learned is kept where the block errs less with it than rounded to nearest, on every fourth of ``feeds``,
+    which it was not learned on. A weight that several operators read stays as it is, and is rounded to nearest.
 
     Args:
         model: a quantized one.
@@ -99,19 +100,22 @@ def learn(part: Part, choices: Mapping[str, _Choice]) -> bool:
 
     Where the part errs by nothing there is nothing to learn.
     """
-    before = _error(part, {})
-    if not before > 0:
+    feeds = range(len(part.wanted))
+    held = [feed for feed in feeds if feed % HELD_OUT == HELD_OUT - 1] or list(feeds)
+    seen = [feed for feed in feeds if feed not in held] or list(feeds)
+    nearest_error = _error(part, {}, seen)
+    if not nearest_error > 0:
         return False
-    batches = _batches(part)
+    batches = _batches(part, seen)
     optimizer = torch.optim.Adam([choice.choice for choice in choices.values()], lr=RATE)
     order = torch.Generator().manual_seed(0)
     free = int(FREE * ITERATIONS)
     for iteration in range(ITERATIONS):
         if not iteration % len(batches):
             turn = torch.randperm(len(batches), generator=order).tolist()
+        batch = batches[turn[iteration % len(batches)]]
         soft = {name: choice.soft() for name, choice in choices.items()}
-        loss = torch.stack([_squared(part, feed, soft) for feed in batches[turn[iteration % len(batches)]]]).sum()
-        loss = loss / sum(part.wanted[feed].numel() for feed in batches[turn[iteration % len(batches)]]) / before
+        loss = torch.stack([_squared(part, feed, soft) for feed in batch]).sum() / _outputs(part, batch) / nearest_error
         if iteration >= free:
             done = (iteration - free) / max(ITERATIONS - free - 1, 1)
             sharpness = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * done
@@ -119,19 +123,19 @@ def learn(part: Part, choices: Mapping[str, _Choice]) -> bool:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return _error(part, {name: choice.hard() for name, choice in choices.items()}) < before
+    return _error(part, {name: choice.hard() for name, choice in choices.items()}, held) < _error(part, {}, held)
 
 
-def _batches(part: Part) -> list[list[int]]:
-    """Feeds by their places, as many together as have enough outputs to compare."""
+def _batches(part: Part, feeds: Sequence[int]) -> list[list[int]]:
+    """``feeds``, as many together as have enough outputs to compare."""
     batches: list[list[int]] = [[]]
     positions = 0
-    for feed, wanted in enumerate(part.wanted):
+    for feed in feeds:
         if positions >= POSITIONS:
             batches.append([])
             positions = 0
         batches[-1].append(feed)
-        positions += wanted.numel() // max(wanted.shape[-1], 1)
+        positions += part.wanted[feed].numel() // max(part.wanted[feed].shape[-1], 1)
     return batches
 
 
@@ -140,8 +144,11 @@ def _squared(part: Part, feed: int, changed: Mapping[str, Tensor]) -> Tensor:
     return (found**2).sum()
 
 
-def _error(part: Part, changed: Mapping[str, Tensor]) -> float:
-    """The mean squared error of a part over all feeds."""
+def _outputs(part: Part, feeds: Sequence[int]) -> int:
+    return max(sum(int(part.wanted[feed].numel()) for feed in feeds), 1)
+
+
+def _error(part: Part, changed: Mapping[str, Tensor], feeds: Sequence[int]) -> float:
+    """The mean squared error of a part."""
     with torch.no_grad():
-        total = sum(float(_squared(part, feed, changed)) for feed in range(len(part.wanted)))
-    return total / max(sum(int(wanted.numel()) for wanted in part.wanted), 1)
+        return sum(float(_squared(part, feed, changed)) for feed in feeds) / _outputs(part, feeds)

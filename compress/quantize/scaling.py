@@ -58,11 +58,15 @@ class Reader:
 
 @dataclass(kw_only=True)
 class Scalable:
-    """All channels of a model that a layer or a norm makes; ``free`` says which can be scaled."""
+    """All channels of a model that a layer or a norm makes.
+
+    ``free`` says which can be scaled, ``rectified`` which go through ReLU or the like on their way.
+    """
 
     sources: Sequence[Source]
     readers: Sequence[Reader]
     free: Tensor
+    rectified: Tensor
 
     def rescaled(self, model: Model, scales: Tensor) -> Model:
         """``model`` with channel ``c`` divided by ``scales[c]`` where it is made, and multiplied where it is read.

@@ -26,7 +26,9 @@ def smooth(model: Model, feeds: Iterable[tuple[str, Feed]], alpha: float) -> tup
 
     Channel ``j`` is divided by ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` where it is made, by a norm's weight and
     bias or by the layer before, and the weights that read it are multiplied by it; layers that read the same activation
-    share ``s``, with the largest of their ``|W_j|``. A channel that is zero throughout, or that no weight reads, stays.
+    share ``s``, with the largest of their ``|W_j|``. Scaled are channels of norms, and those of a layer that another
+    reads as they are: attention's values, say. Behind ReLU channels stay: it costs more than it gives there, and
+    :mod:`compress.quantize.equalize` is what suits. So does one that is always zero or that nothing reads.
 
     Args:
         model: a float one.
@@ -40,7 +42,7 @@ def smooth(model: Model, feeds: Iterable[tuple[str, Feed]], alpha: float) -> tup
     seen = largest_activations(model, found, feeds)
     weights = largest(((reader, reader.columns(model.weights[reader.weight].detach().double().abs())
                         .amax((1, 3)).flatten()) for reader in found.readers), len(found.free))  # fmt: skip
-    found.free &= (seen > 0) & (weights > 0)
+    found.free &= (seen > 0) & (weights > 0) & ~found.rectified
     scaled = sum(bool(found.free[source.channels].any()) for source in found.sources)
     return found.rescaled(model, seen**alpha / weights ** (1 - alpha)) if scaled else model, scaled
 

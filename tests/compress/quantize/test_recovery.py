@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("config", "record"), [
     (QuantizeConfig(), {}), (QuantizeConfig(equalize=True), {"equalized": 1}),
-    (QuantizeConfig(smooth=0.5), {"smoothed": 2}), (QuantizeConfig(rounding="gptq"), {"rounded": 2}),
+    (QuantizeConfig(smooth=0.5), {"smoothed": 1}), (QuantizeConfig(rounding="gptq"), {"rounded": 2}),
     (QuantizeConfig(correct_bias=True), {"corrected": 2}),
-    (EVERYTHING, {"equalized": 1, "smoothed": 2, "rounded": 2, "corrected": 2}),
+    (EVERYTHING, {"equalized": 1, "smoothed": 1, "rounded": 2, "corrected": 2}),
 ])  # fmt: skip
 def test_the_record_says_what_was_done_for_how_many_layers(config: QuantizeConfig, record: dict[str, int]) -> None:
     model = outliers()
@@ -64,13 +65,13 @@ def near(found: Model, model: Model) -> None:
 
 
 def test_several_graphs() -> None:
-    result = quantize(towers(), samples(towers()), scheme="x86-vnni", config=EVERYTHING)
-    assert result.recovery["rounded"] >= 1
-    assert result.recovery["corrected"] == 3        # the convolution's bias is its norm's
+    config = dataclasses.replace(EVERYTHING, rounding="gptq")
+    result = quantize(towers(), samples(towers()), scheme="x86-vnni", config=config)
+    assert result.recovery == {"equalized": 1, "smoothed": 0, "rounded": 3, "corrected": 3}
     near(result.model, towers())
     each = {"image": samples(towers(), ("image",)), "text": samples(towers(), ("tokens",)),
             "marker": samples(towers())}  # fmt: skip
-    same = quantize(towers(), each, scheme="x86-vnni", config=EVERYTHING).model
+    same = quantize(towers(), each, scheme="x86-vnni", config=config).model
     for name, value in result.model.weights.items():
         assert torch.equal(same.weights[name], value)
 

@@ -85,7 +85,8 @@ def test_one_enormous_outlier_is_migrated_and_stays_finite() -> None:
     model, x = outliers(), noise(16, 32)
     x[3, 5] = 1e30
     found, count = smooth(model, of(x), 0.5)
-    assert count == 2
+    assert count == 1       # the norm: what is behind ReLU stays
+    assert found.weights["down.weight"] is model.weights["down.weight"]
     assert all(bool(value.isfinite().all()) for value in found.weights.values())
     same_function(found, model, noise(4, 32, seed=2))
 
