@@ -20,7 +20,8 @@ from compress.quantize.collect import Collector
 from compress.quantize.coverage import cover
 from tests.compress.quantize.networks import TwoReaders, make
 
-TEXT = (Path(__file__).parents[3] / "docs/calibration.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs/calibration.md").read_text(encoding="utf-8")
 (COMMANDS,) = re.findall(r"^```\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
@@ -46,6 +47,13 @@ def test_the_commands_run_and_the_second_runs_no_sample(tmp_path: Path, monkeypa
     assert isinstance(section, dict)
     keys = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
     assert [key for key in keys if key in section] == list(section)
+
+
+def test_its_figures_are_the_benchmarks() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/collection.json").read_text(encoding="utf-8"))["rows"]
+    told_of = {name: f"{row['ratio']['ratio']:.2f} times" for name, row in rows.items()}
+    assert sorted(re.findall(r"\d\.\d\d times", TEXT)) == sorted(told_of.values())
+    assert max(row["memory"]["growth"] for row in rows.values() if "memory" in row) <= 0.05
 
 
 def test_every_finding_is_listed() -> None:
