@@ -150,6 +150,7 @@ def time_all(
 ) -> None:  # fmt: skip
     seen = latencies(results, case["timed"], threads=options.threads, restarts=options.restarts,
                      rounds=options.rounds, turn_s=options.turn)  # fmt: skip
+    forget_times(case, backend)
     for name in sorted(results.keys() - seen.keys()):
         keep(case, backend, name, {"not_run": f"{backend} cannot open it"})
     for name, restarts in seen.items():
@@ -158,11 +159,17 @@ def time_all(
         print(case["name"], backend, name, [restart[""] for restart in restarts], flush=True)
 
 
+def forget_times(case: Mapping[str, Any], backend: str) -> None:
+    """Latencies of another run are not to be compared with those of the next."""
+    record = read()
+    for row in record["models"].get(case["name"], {"results": {}})["results"].get(backend, {}).values():
+        row.pop("latency_ms", None)
+    write(record)
+
+
 def keep(case: Mapping[str, Any], backend: str, name: str, row: Mapping[str, Any]) -> None:
     """Put what is new of a result into the record."""
-    record: dict[str, Any] = {"format": "compress.benchmark.peers", "version": 1, "models": {}}
-    if RECORD.exists():
-        record = json.loads(RECORD.read_text(encoding="utf-8"))
+    record = read()
     model = record["models"].setdefault(case["name"], {"results": {}})
     model |= {"metric": case["metric"], "graphs": list(case["graphs"])}
     held = model["results"].setdefault(backend, {}).setdefault(name, {})
@@ -171,6 +178,17 @@ def keep(case: Mapping[str, Any], backend: str, name: str, row: Mapping[str, Any
     held |= row
     record["machine"] = machine_facts()
     record["versions"] = {package: _version(sys.executable, package) for package in ("openvino", "onnxruntime")}
+    write(record)
+
+
+def read() -> dict[str, Any]:
+    if not RECORD.exists():
+        return {"format": "compress.benchmark.peers", "version": 1, "models": {}}
+    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return record
+
+
+def write(record: Mapping[str, Any]) -> None:
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

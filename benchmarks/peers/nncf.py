@@ -74,7 +74,7 @@ def read(job: GraphJob) -> Any:
     if job.backend == "openvino":
         import openvino
 
-        return openvino.Core().read_model(job.onnx)
+        return openvino.convert_model(job.onnx)
     import onnx
 
     return onnx.load(job.onnx)
