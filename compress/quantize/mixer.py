@@ -27,7 +27,7 @@ from compress.quantize.parts import Layer, as_components, fine, part_of_componen
 from compress.quantize.probe import Effect, Probe
 from compress.quantize.rig import Rig, Variant
 from compress.quantize.scratch import Measurements, run_key
-from compress.quantize.sensitivity import spread
+from compress.quantize.sensitivity import SensitivityConfig, spread
 from compress.targets import Target
 
 INT8_MACS = 0.5     # of the time of a multiply-accumulate in float, where no time was measured
@@ -138,11 +138,12 @@ class Mixer:
     def _measure_parts(self) -> None:
         """What each part alone costs in each choice that is not float."""
         samples = spread(self.validation, self.config.samples)
+        kept_by = SensitivityConfig(samples=self.config.samples)    # what else is set changes nothing here
         for number, choice in enumerate(self.choices):
             if choice.is_float:
                 continue
             model = choice.put(self.model, self.every)
-            key = "" if self.scratch is None else run_key(model, samples, self.metric, self.config)
+            key = "" if self.scratch is None else run_key(model, samples, self.metric, kept_by)
             file = None if self.scratch is None else self.scratch / f"parts-{number}.json"
             kept, probe = Measurements(file, key), None
             for at, part in enumerate(self.parts):
@@ -257,6 +258,7 @@ class Mixer:
                 variants[name] = self._build(rig, point.name, self._put(point.chosen), is_float)
                 before = len(first.rounds_ms)
                 rig.time([variants[name], first], self.config.restarts)
+                del first.parts_us[self.config.restarts :]      # the record shows the times that parts were chosen by
                 ratios = np.divide(variants[name].rounds_ms, first.rounds_ms[before:])
                 assert self.guess is not None
                 times[name] = float(np.median(ratios)) * self.guess.base_ms[name]

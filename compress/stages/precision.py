@@ -38,11 +38,12 @@ def keep_budget(
         filing.progress.say(f"the budget is not looked at: data set {validation.name!r} has no targets")
         return model
     own = [target for target in targets if target.scheme == scheme]
+    other = filing.recipe.has("prune") or filing.recipe.has("distill")      # else its own float is the original
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         result = budget(
-            model.load(), validation, metric=found, targets=own, config=config, reference=original.load(),
-            scratch=scratch, progress=filing.progress.step,
+            model.load(), validation, metric=found, targets=own, config=config,
+            reference=original.load() if other else None, scratch=scratch, progress=filing.progress.step,
         )  # fmt: skip
         if not result.complete:
             filing.progress.say(result.sentence)
