@@ -121,7 +121,7 @@ def learn(part: Part, choices: Mapping[str, _Choice]) -> bool:
             sharpness = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * done
             loss = loss + REGULARIZER * sum(choice.undecided(sharpness) for choice in choices.values())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return _error(part, {name: choice.hard() for name, choice in choices.items()}, held) < _error(part, {}, held)
 
