@@ -1,6 +1,6 @@
 """Answers that OpenVINO's CPU plugin gets wrong in an int8 graph, and the same graph written so that it does not.
 
-Both seen with OpenVINO 2026.4; ONNX Runtime and torch agree with each other on the same graph.
+All seen with OpenVINO 2026.4; ONNX Runtime and torch agree with each other on the same graph.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+TINY = np.float32(2.0 ** -100)      # no sum of float32 products that is not itself as small changes by it
+LONGEST = 16                        # operations that dequantize a weight
 
 
 def avoid_faults(model: Any) -> None:
@@ -20,6 +23,8 @@ def avoid_faults(model: Any) -> None:
             _keep_sign(operation, operations)
         elif kind == "Add":
             _fold_bias(operation, operations)
+        elif kind in ("Convolution", "GroupConvolution", "MatMul") and _is_constant(operation.input_value(1)):
+            _add_bias(operation, operations)
 
 
 def _keep_sign(reduce: Any, operations: Any) -> None:
@@ -27,11 +32,8 @@ def _keep_sign(reduce: Any, operations: Any) -> None:
 
     ``max(x, the least float32)`` in between, which is ``x``, keeps the two apart.
     """
-    readers = list(reduce.output(0).get_target_inputs())
     least = operations.constant(np.array(np.finfo(np.float32).min, np.float32))
-    between = operations.maximum(reduce.output(0), least)
-    for reader in readers:
-        reader.replace_source_output(between.output(0))
+    _put_behind(reduce, lambda result: operations.maximum(result, least))
 
 
 def _fold_bias(add: Any, operations: Any) -> None:
@@ -44,3 +46,50 @@ def _fold_bias(add: Any, operations: Any) -> None:
         if bias.get_type_name() == "Constant" and shape.is_static:
             folded = operations.constant(bias.data.reshape(tuple(shape.to_shape())))
             place.replace_source_output(folded.output(0))
+
+
+def _add_bias(layer: Any, operations: Any) -> None:
+    """Where a layer without a bias is read by a mean, or by two operators, its scales are applied to the wrong values.
+
+    A bias keeps them with the layer, and costs nothing. One of zeros is taken away again, so it is the next to zero.
+    """
+    readers = [port.get_node() for port in layer.output(0).get_target_inputs()]
+    summed = len(readers) == 1 and readers[0].get_type_name() in ("Add", "Subtract")
+    if summed and any(_is_bias(value.get_node()) for value in readers[0].input_values()):
+        return
+    shape = layer.output(0).get_partial_shape()
+    axis = shape.rank.get_length() - 1 if layer.get_type_name() == "MatMul" else 1
+    if not shape[axis].is_static:
+        return
+    sizes = [shape[axis].get_length() if at == axis else 1 for at in range(shape.rank.get_length())]
+    bias = operations.constant(np.full(sizes, TINY))
+    _put_behind(layer, lambda result: operations.add(result, bias))
+
+
+def _is_bias(node: Any) -> bool:
+    """A constant that is not zero throughout; of one that :func:`_fold_bias` will fold, that constant."""
+    if node.get_type_name() == "Reshape":
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant" and bool(node.data.any())
+
+
+def _put_behind(operation: Any, made: Any) -> None:
+    """Let what reads the operation read what ``made`` makes of it; an output of the model keeps its name."""
+    readers = [port for port in operation.output(0).get_target_inputs() if port.get_node().get_type_name() != "Result"]
+    if readers:
+        between = made(operation.output(0))
+        for reader in readers:
+            reader.replace_source_output(between.output(0))
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether it is computed from few constants alone: a weight, dequantized."""
+    waiting, seen = [value.get_node()], set()
+    while waiting and len(seen) < LONGEST:
+        current = waiting.pop()
+        if current.get_type_name() in ("Parameter", "ReadValue"):
+            return False
+        if current.get_friendly_name() not in seen:
+            seen.add(current.get_friendly_name())
+            waiting += [source.get_node() for source in current.input_values()]
+    return not waiting

@@ -283,7 +283,7 @@ class Mixer:
         return drop_of(self.metric, self._reference, scores, self._groups)
 
     def _build(self, rig: Rig, name: str, model: Model, is_float: bool) -> Variant:
-        return rig.build(name, model, rig.target.float if is_float else None)
+        return rig.build(name, model, (rig.target.half or rig.target.float) if is_float else None)
 
     def _put(self, chosen: Sequence[int]) -> Model:
         """The model with each part as chosen."""

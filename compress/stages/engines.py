@@ -103,7 +103,7 @@ def _wanted(
     elif has_int8((model := quantized[target.scheme]).load()):
         yield f"shipped int8, {target.name}", "shipped", model, "int8"
     else:       # a budget left all of it in float
-        yield f"shipped, nothing in int8, {target.name}", "shipped", model, target.float
+        yield f"shipped, nothing in int8, {target.name}", "shipped", model, target.half or target.float
 
 
 def _build(

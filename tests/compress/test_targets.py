@@ -37,7 +37,7 @@ def test_built_in_rows() -> None:
     rows = targets()
     assert list(rows) == NAMES
     assert all(row.name == name and row.verified.endswith(".") for name, row in rows.items())
-    assert (rows["openvino-cpu"].float, rows["openvino-cpu"].half) == ("bf16", "bf16")
+    assert (rows["openvino-cpu"].float, rows["openvino-cpu"].half) == ("fp32", "bf16")
     assert (rows["onnxruntime-cpu"].float, rows["onnxruntime-cpu"].half) == ("fp32", None)
     assert (rows["rpi5"].scheme, rows["rpi5"].reach, rows["rpi5"].bandwidth_gbs) == ("arm64", "ssh", 17.0)
     assert (rows["jetson-thor"].memory_gib, rows["jetson-thor"].tensorrt) == (128, "10.13")

@@ -7,6 +7,7 @@ import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 import compress
 from calibration import open_set, write
@@ -14,8 +15,12 @@ from compress import Dim, Input
 from compress.export import export_onnx
 from compress.export.openvino_faults import avoid_faults
 from compress.modelfile import read_model
+from compress.program import run_program
+from compress.quantize.prepare import convert
+from compress.saving import export_model
 from compress.targets import get_target
 from compress.zoo import image_text
+from runtimes.backends import open_engine
 
 
 @pytest.mark.parametrize("kind", ["ReduceMax", "ReduceMin"])
@@ -57,6 +62,87 @@ def test_a_convolution_keeps_its_bias(tmp_path, rng):
     wrong, right = _answers(path, feed)
     assert np.abs(wrong - expected).max() > 0.1 * np.abs(expected).max()
     np.testing.assert_allclose(right, expected, atol=1e-4)
+
+
+def _spread(layer):
+    """With output channels of different size, as training makes them."""
+    with torch.no_grad():
+        sizes = torch.logspace(-1, 1, len(layer.weight))[torch.randperm(len(layer.weight))]
+        layer.weight.mul_(sizes.view(-1, *[1] * (layer.weight.ndim - 1)))
+    return layer
+
+
+class Net(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Then(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def _excited(x):
+    return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+WITHOUT_BIAS = {
+    "mean of tokens": ((12, 16), lambda: [nn.Linear(16, 16, bias=False), Then(lambda x: x.mean(1)), nn.Linear(16, 5)]),
+    "leaky": ((4, 16, 16), lambda: [nn.Conv2d(4, 8, 3, bias=False), Then(lambda x: torch.where(x > 0, x, x * 0.1))]),
+    "deviation": ((4, 16, 16), lambda: [nn.Conv2d(4, 6, 3), nn.ReLU(), _spread(nn.Conv2d(6, 8, 3, bias=False)),
+                                        Then(lambda x: x.flatten(2).std(2))]),
+    "squeeze-excite": ((4, 16, 16), lambda: [_spread(nn.Conv2d(4, 8, 3, bias=False)), Then(_excited)]),
+    "bias of zeros": ((4, 16, 16), lambda: [nn.Conv2d(4, 6, 3), nn.ReLU(), _spread(nn.Conv2d(6, 8, 3, bias=False)),
+                                            nn.BatchNorm2d(8), Then(_excited)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WITHOUT_BIAS)
+def test_a_layer_without_a_bias_keeps_its_scales(tmp_path, rng, case):
+    shape, layers = WITHOUT_BIAS[case]
+    torch.manual_seed(0)
+    feed = {"x": rng.normal(size=(16, *shape)).astype(np.float32)}
+    inputs = {"x": Input(modality="sensor", dims=(Dim("batch", 1, 2, 16),))}
+    model = export_model(Net(*layers()).eval(), name="net", example=feed, inputs=inputs)
+    data = open_set(write(tmp_path / "data", feed), model.inputs)
+    quantized = compress.quantize(model, data, scheme="x86-vnni").model
+    expected = run_program(convert(quantized), feed)["output"]
+    wrong, right = _answers(export_onnx(quantized, get_target("openvino-cpu"), tmp_path / "model.onnx"), feed)
+    assert np.abs(wrong - expected).max() > 0.1 * np.abs(expected).max()
+    np.testing.assert_allclose(right, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_an_output_that_is_rewritten_keeps_its_name(tmp_path):
+    """The maximum and the layer are both outputs, and read by others."""
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8, bias=False), nn.Linear(8, 4)
+
+        def forward(self, x):
+            tokens = self.first(x)
+            largest = tokens.amax(1)
+            return {"tokens": tokens, "largest": largest, "answer": self.last(largest)}
+
+    feed = {"x": np.linspace(-1, 1, 96, dtype=np.float32).reshape(4, 3, 8)}
+    inputs = {"x": Input(modality="sensor", dims=(Dim("batch", 1, 2, 16),))}
+    model = export_model(Both().eval(), name="both", example=feed, inputs=inputs)
+    data = open_set(write(tmp_path / "data", feed), model.inputs)
+    quantized = compress.quantize(model, data, scheme="x86-vnni").model
+    expected = run_program(convert(quantized), feed)
+    runner = open_engine(compress.export(quantized, get_target("openvino-cpu"), tmp_path / "engine"), threads=1)
+    answers = runner.run(feed)
+    assert answers.keys() == expected.keys()
+    for name, value in answers.items():
+        np.testing.assert_allclose(value, expected[name], atol=0.02)
 
 
 def _answers(path, feed):
