@@ -84,7 +84,8 @@ def _put_behind(operation: Any, made: Any) -> None:
 
 def _is_constant(value: Any) -> bool:
     """Whether it is computed from few constants alone: a weight, dequantized."""
-    waiting, seen = [value.get_node()], set()
+    waiting: list[Any] = [value.get_node()]
+    seen: set[str] = set()
     while waiting and len(seen) < LONGEST:
         current = waiting.pop()
         if current.get_type_name() in ("Parameter", "ReadValue"):
