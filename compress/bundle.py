@@ -23,6 +23,7 @@ from runtimes.errors import RuntimesError
 from runtimes.signing import check_signature
 from runtimes.spec import Feed
 
+WRONG = 0.5             # of the largest expected value: more than int8 and bf16 kernels differ by, however they sum
 UNSEEN_TOLERANCE = 0.1  # of the largest expected value, for an engine that could not be run here
 
 
@@ -136,7 +137,8 @@ def _write_graph(
         entries[target] = EngineEntry(
             path=path, backend=engine.backend, precision=engine.precision, digest=engine.digest, state=engine.state
         )
-    tolerance = {target: _tolerance(expected, outputs.get(target)) for target in engines}
+    tolerance = {target: _tolerance(expected, outputs.get(target), f"graph {name!r} for {target}")
+                 for target in engines}  # fmt: skip
     return GraphEntry(
         inputs=specs.inputs, outputs=specs.outputs, engines=entries,
         golden=Golden(feed=feed_file, expected=expected_file, tolerance=tolerance),
@@ -163,10 +165,20 @@ def _run(engine: Engine, feed: Feed) -> dict[str, np.ndarray]:
         runner.close()
 
 
-def _tolerance(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray] | None) -> float:
-    """Twice what was seen on this machine, plus rounding: another CPU's kernels sum in another order."""
-    largest = max(float(np.abs(value).max(initial=0.0)) for value in expected.values())
+def _tolerance(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray] | None, engine: str) -> float:
+    """Twice what was seen on this machine, plus rounding: another CPU's kernels sum in another order.
+
+    Raises:
+        CompressError: if what was seen is no rounding.
+    """
+    largest = max(float(np.abs(value.astype(np.float64)).max(initial=0.0)) for value in expected.values())
     if seen is None:
         return UNSEEN_TOLERANCE * largest
-    difference = max(float(np.abs(expected[name] - seen[name]).max(initial=0.0)) for name in expected)
+    difference = max(float(np.abs(expected[name].astype(np.float64) - seen[name]).max(initial=0.0))
+                     for name in expected)  # fmt: skip
+    if difference > WRONG * largest:
+        raise CompressError(
+            f"the engine of {engine} answers the golden feed by up to {difference:.3g} differently from the program it "
+            f"was made of, whose values reach {largest:.3g}: it is not put in a bundle; compress parity shows where"
+        )
     return 2 * difference + 0.01 * largest

@@ -248,7 +248,7 @@ def _check_components(module: nn.Module, components: Mapping[str, str] | None) -
 def _check_names(feed: Feed, programs: Mapping[str, ProgramGraph]) -> None:
     """Names stand in ONNX files, data sets and file names: letters, digits, '_', '.', '-' and '/'."""
     for name in [*feed, *(spec.name for graph in programs.values() for spec in graph.outputs)]:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", name) or ".." in name:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", name) or ".." in name:
             raise CompressError(f"input or output {name!r:.80} has a name files cannot carry: use letters, digits, '_'")
     if "target" in feed:
         raise CompressError("an input is called 'target', the name of the labels in a data set: rename the parameter")

@@ -64,3 +64,23 @@ def test_a_value_beyond_the_table_never_reaches_a_backend(model: compress.Model,
             bad = np.array([[0, value, 0]], feed[name].dtype)
             with pytest.raises(FeedError, match=rf"input '{name}' has the value {value}, outside {bounds}"):
                 session.run({**feed, name: bad})
+
+
+class Columns(nn.Module):
+    """Categories of two tables in two columns, and rows of a parameter that are counted from either end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.many = nn.Embedding(5, 4), nn.Embedding(100, 4)
+        self.rows = nn.Parameter(torch.ones(9, 4))
+
+    def forward(self, categories: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return self.few(categories[:, 0]) + self.many(categories[:, 1]) + self.rows[places]
+
+
+def test_columns_of_several_tables_may_hold_what_the_largest_does_and_rows_are_counted_from_the_end_too() -> None:
+    from compress.saving import export_model
+
+    example = {"categories": np.array([[4, 99], [0, 50]]), "places": np.array([-9, 8])}
+    model = export_model(Columns().eval(), name="columns", example=example)
+    assert {spec.name: spec.values for spec in model.inputs} == {"categories": (0, 99), "places": (-9, 8)}

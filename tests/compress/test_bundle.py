@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import runtimes
-from compress.bundle import UNSEEN_TOLERANCE, bundle
+from compress.bundle import UNSEEN_TOLERANCE, _tolerance, bundle
 from compress.errors import CompressError
 from compress.export import export
 from compress.ladder import torch_runner
 from compress.model import Model
+from compress.saving import export_model
 from compress.signing import new_key, sign
 from compress.targets import targets
 from runtimes.engine import Engine
@@ -215,3 +218,25 @@ def test_the_device_app_answers_with_torch_blocked(
     expected = made.read_arrays("golden/forward/expected.npz")["output"].argmax(1)
     answers = [line for line in done.stdout.splitlines() if line.startswith("sample ")]
     assert [LABELS[index] in line for index, line in zip(expected, answers, strict=True)] == [True] * 3
+
+
+def test_an_engine_that_answers_something_else_is_not_put_in_a_bundle() -> None:
+    expected = {"y": np.array([0.18, 0.05, -0.15], np.float32), "sure": np.array([True, False])}
+    near = {"y": np.array([0.17, 0.05, -0.15], np.float32), "sure": np.array([True, False])}
+    assert _tolerance(expected, near, "graph 'g' for t") == pytest.approx(0.02 + 0.01)
+    far = {"y": np.array([0.21, 0.9, 0.18], np.float32), "sure": np.array([True, False])}
+    with pytest.raises(CompressError, match=r"engine of graph 'g' for t answers the golden feed by up to 0\.85 diff"):
+        _tolerance(expected, far, "graph 'g' for t")
+
+
+def test_truth_values_are_compared(tmp_path: Path) -> None:
+    class Positive(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x > 0
+
+    golden = {"x": np.array([[1.0, -1.0]], np.float32)}
+    model = export_model(Positive(), name="positive", example=golden)
+    engine = export(model, targets()["onnxruntime-cpu"], tmp_path / "engine")
+    bundle(model, {"forward": {"onnxruntime-cpu": engine}}, {"forward": golden}, tmp_path / "bundle")
+    with runtimes.load(tmp_path / "bundle", self_test=True) as session:
+        np.testing.assert_array_equal(session.run(golden)["output"], [[True, False]])

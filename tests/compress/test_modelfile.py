@@ -569,7 +569,9 @@ class _Named(nn.Module):
         return {self.output: target * 2}
 
 
-@pytest.mark.parametrize(("name", "message"), [("../x", "files cannot carry"), ("y", "name of the labels")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("../x", "files cannot carry"), (3, "files cannot carry"), ("y", "name of the labels")]
+)
 def test_a_name_that_files_cannot_carry_is_refused(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=message):
         save(_Named(name), tmp_path / "m.pt", example={"target": np.ones((2, 3), np.float32)})

@@ -183,3 +183,10 @@ def test_engines_of_some_threads_are_not_pinned_to_the_same_cores() -> None:
         "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
     pinned: Any = SimpleNamespace(options={"ENABLE_CPU_PINNING": "YES"}, path=Path("here"))
     assert openvino._settings(pinned, 1)["ENABLE_CPU_PINNING"] == "YES"
+
+
+def test_an_answer_without_values_is_an_error(runner: openvino.OpenVINORunner) -> None:
+    filled = {"y": np.ones((2, 3), np.float32)}
+    assert runner._filled(filled) is filled
+    with pytest.raises(RuntimesError, match="OpenVINO gives output 'y' no values: use another target's engine"):
+        runner._filled({"y": np.ones((0,), np.float32)})
