@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -176,6 +177,31 @@ def test_control_flow_on_values_is_refused_in_one_sentence() -> None:
 def test_a_forward_that_fails_on_the_example_is_named() -> None:
     with pytest.raises(CompressError, match=r"Net\.forward fails on the example \{'x': 'float32\[1, 5, 7\]'\}"):
         named_outputs(Net(lambda n, x: n.linear(x)), {"x": np.zeros((1, 5, 7), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [
+        (lambda x: {"y": x, "more": [x, x]}, "more"), (lambda x: (x, (x,)), "output_1"),
+        (lambda x: {"y": x, "more": {"deep": [{"z": x}]}}, "more"),
+    ],
+)  # fmt: skip
+def test_tensors_in_collections_are_not_left_out_without_a_word(make: Any, name: str) -> None:
+    with pytest.raises(CompressError, match=f"output '{name}' is a collection of tensors: return each under a name"):
+        named_outputs(Net(lambda n, x: make(x)), {"x": np.zeros((1, 5, 4), np.float32)})
+
+
+@dataclasses.dataclass
+class Scores:
+    first: torch.Tensor
+    second: torch.Tensor
+    note: str = ""
+
+
+def test_the_fields_of_a_dataclass_are_outputs() -> None:
+    outputs = named_outputs(Net(lambda n, x: Scores(x, 2 * x)), {"x": np.ones((1, 5, 4), np.float32)})
+    assert {name: float(value.max()) for name, value in outputs.items()} == {"first": 1.0, "second": 2.0}
+    program = trace(Net(lambda n, x: Scores(x, 2 * x)), inputs_of(SEQUENCE), SEQUENCE)
+    assert len(program.graph_signature.user_outputs) == 2
 
 
 @pytest.mark.parametrize("result", [None, 1.0, {"a": 1}, []])
