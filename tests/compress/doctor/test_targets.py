@@ -184,7 +184,7 @@ def test_an_outlier_of_a_channels_weights_is_found(examined: Examine) -> None:
 def test_what_stays_float_is_grouped_by_reason(examined: Examine) -> None:
     found = {f.where: f for f in examined("stays_float", Attends(), {"word": WORD})}
     assert found["words"].severity == "note"
-    assert found["words"].what.startswith("1 embedding stays float: a table look-up")
+    assert found["words"].what.startswith("1 embedding stays float: a look-up multiplies nothing")
     # the layer 3 x 8 x 8, the product 3 x 8 x 3
     assert "(27% of the model's MACs)" in found["matmul"].what
     assert found["matmul"].severity == "costs speed"
