@@ -86,8 +86,8 @@ def test_two_builds_have_one_digest(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo() -> tuple[Model, Feed, int]:
-    """The demo's network at full width with fresh weights, quantized; a feed; its number of linear layers."""
+def demo() -> tuple[Model, Feed, int, int]:
+    """The demo's network at full width with fresh weights, quantized; a feed; how many linear layers, and products."""
     from compress.zoo.digits_vqa import LONGEST, SHORTEST, WORDS, build
 
     torch.manual_seed(0)
@@ -98,18 +98,22 @@ def demo() -> tuple[Model, Feed, int]:
     question = Input(modality="text", dims=("batch", Dim("length", SHORTEST, 8, LONGEST)))
     model = export_model(build().eval(), name="demo", example=feed, inputs={"question": question})
     result = quantize(model, open_set([feed], model.inputs, name="noise"), scheme="x86-vnni")
-    linear = sum(operator["op"] == "linear" and operator["precision"] == "int8" for operator in result.operators)
-    return result.model, feed, linear
+    int8 = collections.Counter(o["op"].partition(" ")[0] for o in result.operators if o["precision"] == "int8")
+    return result.model, feed, int8["linear"], int8["attention"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CPUS)
-def test_the_demos_linear_layers_all_run_in_int8(tmp_path: Path, demo: tuple[Model, Feed, int], name: str) -> None:
-    model, feed, linear = demo
+def test_the_demos_linear_layers_all_run_in_int8(tmp_path: Path, demo: tuple[Model, Feed, int, int], name: str) -> None:
+    model, feed, linear, products = demo
     found, layers = opened(export(model, targets()[name], tmp_path / "engine"), feed)
     assert linear >= 25
-    seen = collections.Counter(layer.precision for layer in layers if layer.type in FULLY_CONNECTED)
-    assert seen == {"int8": linear}
+    assert products == 8
+    int8 = collections.Counter(layer.type for layer in layers if layer.precision == "int8")
+    if name == "openvino-cpu":      # which computes an attention in one kernel
+        assert (int8["FullyConnected"], int8["Subgraph of MatMul"]) == (linear, products / 2)
+    else:
+        assert int8["MatMulIntegerToFloat"] + int8["QGemm"] + int8["QLinearMatMul"] == linear + products
     multiply = {"Gemm", "Conv", "Convolution"}
     rest = [layer.name for layer in layers if layer.type in multiply and layer.precision != "int8"]
     # ONNX Runtime has no int8 convolution with a float result; OpenVINO has.
