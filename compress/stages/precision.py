@@ -51,8 +51,8 @@ def keep_budget(
         write_model(result.model, into / "model.pt")
         return result.to_json()
 
-    settings = {**dataclasses.asdict(config), "metric": metric, "targets": [row_of(target) for target in own],
-                "machine": machine_name()}  # fmt: skip
+    rows = {target.name: row_of(target) for target in own}
+    settings = {**dataclasses.asdict(config), "metric": metric, "targets": rows, "machine": machine_name()}
     inputs = {"model": model.digest, "original": original.digest, "validation": validation.digest}
     artifact = filing.stage("budget", settings, inputs, build, scheme=scheme)
     return ModelFile(path=artifact.path / "model.pt", digest=artifact.digest)

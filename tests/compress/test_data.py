@@ -88,8 +88,8 @@ def test_the_command(model_file: Path, model: Model, tmp_path: Path) -> None:
     assert (code, out) == (0, f"{tmp_path / 'set'}: 6 samples (captions)\n")
     assert err.startswith("done data ")
     opened = open_set(tmp_path / "set", model.inputs)
-    np.testing.assert_array_equal(opened.targets(), np.array([0, 1, 2, 0, 1, 2]))
-    grey = np.array([3, 4, 5, 9, 10, 11])       # the second and the fourth of each label
+    np.testing.assert_array_equal(opened.targets(), np.array([1, 0, 2, 1, 0, 2]))
+    grey = np.array([1, 3, 5, 7, 9, 11])        # of each label's four two, one apart: 1 and 7, 3 and 9, 5 and 11
     np.testing.assert_allclose(opened.first(6)["pixels"][:, 0, 0, 0], grey / 255, rtol=1e-6)
 
 
@@ -142,14 +142,14 @@ def test_a_recipe_of_raw_samples(model_file: Path, tmp_path: Path) -> None:
         "version: 1\nmodel: model.pt\ndata: {calibration: photos/, validation: photos/}\ntarget: openvino-cpu\n"
         "stages: [{quantize: {samples: 8}}]\n")
     first = compress.run(tmp_path / "recipe.yaml")
-    assert (first.done, first.reused) == (3, 0)     # load, data once for both, quantize
+    assert (first.done, first.reused) == (4, 0)     # load, data once for both, quantize, a look at the budget
     counts = {kind: entry["count"] for kind, entry in first.record["data"].items()}
     assert counts == {"calibration": 12, "validation": 12}
     again = compress.run(tmp_path / "recipe.yaml")
-    assert (again.done, again.reused) == (0, 3)
+    assert (again.done, again.reused) == (0, 4)
     (source / "000.png").write_bytes(photos.png(99))
     changed = compress.run(tmp_path / "recipe.yaml")
-    assert (changed.done, changed.reused) == (2, 1)
+    assert (changed.done, changed.reused) == (3, 1)
     (source / "001.png").unlink()
     with pytest.raises(CalibrationError, match=r"line 3 \(001\.png\): names the file '001\.png', which is not there"):
         compress.run(tmp_path / "recipe.yaml")

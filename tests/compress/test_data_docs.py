@@ -40,7 +40,7 @@ def test_everything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             exec(block, {})     # the page's own words
         elif language == "yaml":
             Path("recipe.yaml").write_text(block)
-            assert compress.run(Path("recipe.yaml")).done == 3
+            assert compress.run(Path("recipe.yaml")).done == 4
         else:
             for line in block.splitlines():
                 result = CliRunner().invoke(cli, shlex.split(line)[1:])
