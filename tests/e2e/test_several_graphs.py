@@ -82,7 +82,7 @@ def test_a_captioner_through_every_stage(captioned: Path) -> None:
     record = record_of(captioned)
     assert [stage["stage"] for stage in record["stages"]] == [
         "prune", "distill", "quantize", "budget", "export", "parity", "bench"]
-    assert not record["stages"][3]["summary"]["not_built"]
+    assert not record["stages"][4]["summary"]["not_built"]
     rows = {row["name"]: row for row in record["bench"]["rows"]}
     assert {row["status"] for row in rows.values()} == {"measured"}, rows
     for target in TARGETS:
