@@ -91,21 +91,12 @@ def _named(result: Any) -> dict[str, torch.Tensor]:
         items = [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
     else:
         items = [(f"output_{i}", v) for i, v in enumerate(result)] if isinstance(result, (tuple, list)) else []
-    # A library's own output types hold what is not asked for here: caches, the states of every layer.
-    held = next((name for name, value in items if type(result) in (dict, list, tuple) and _holds_tensors(value)), None)
-    if held is not None:
-        raise CompressError(f"output {held!r} is a collection of tensors: return each under a name of its own")
     named = {name: value for name, value in items if isinstance(value, torch.Tensor)}
     if not named:
         raise CompressError(
             f"the model returned {type(result).__name__} without a tensor in it: return a tensor or a mapping"
         )
     return named
-
-
-def _holds_tensors(value: Any) -> bool:
-    inside = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
-    return any(isinstance(one, torch.Tensor) or _holds_tensors(one) for one in inside)
 
 
 @contextlib.contextmanager

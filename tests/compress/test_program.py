@@ -179,17 +179,6 @@ def test_a_forward_that_fails_on_the_example_is_named() -> None:
         named_outputs(Net(lambda n, x: n.linear(x)), {"x": np.zeros((1, 5, 7), np.float32)})
 
 
-@pytest.mark.parametrize(
-    ("make", "name"), [
-        (lambda x: {"y": x, "more": [x, x]}, "more"), (lambda x: (x, (x,)), "output_1"),
-        (lambda x: {"y": x, "more": {"deep": [{"z": x}]}}, "more"),
-    ],
-)  # fmt: skip
-def test_tensors_in_collections_are_not_left_out_without_a_word(make: Any, name: str) -> None:
-    with pytest.raises(CompressError, match=f"output '{name}' is a collection of tensors: return each under a name"):
-        named_outputs(Net(lambda n, x: make(x)), {"x": np.zeros((1, 5, 4), np.float32)})
-
-
 @dataclasses.dataclass
 class Scores:
     first: torch.Tensor
