@@ -126,6 +126,7 @@ def quantize(
     """
     import compress
     from compress.commands.precision import keep_to
+    from compress.metrics import get_metric
     from compress.modelfile import write_model
     from compress.onnxmodel import OnnxModel, needs_module, write_onnx_model
     from compress.quantize.budget import BudgetConfig
@@ -137,6 +138,7 @@ def quantize(
     row = get_target(target)
     loaded = read_model(model, factory, trust_pickle, example)
     if within is not None:
+        get_metric(metric)      # an unknown one is refused before any work
         needs_module(loaded, "--max-drop", "parts of it are switched between int8 and float to see what each costs")
     progress = Progress(quiet=quiet)
     with progress.stage("quantize", row.scheme):

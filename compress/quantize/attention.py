@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from compress.quantize.views import SAME_VALUES
+
 aten = torch.ops.aten
 FUSED = aten.scaled_dot_product_attention.default
 ADDED = aten.baddbmm.default
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
 SOFTMAX = {aten.softmax.int, aten._softmax.default}
-_KEEPING = {        # what is between a product and its softmax, or a softmax and its product
-    aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.view.default, aten.reshape.default,
-    aten.unsqueeze.default, aten.expand.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
-    aten.clone.default, aten.contiguous.default, aten.mul.Scalar, aten.div.Scalar,
+_WEIGHING = SAME_VALUES | {     # what may be between a product and its softmax: scales, masks, other shapes
+    aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.add_.Tensor,
+    aten.sub.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther,
+    aten.expand.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
 }  # fmt: skip
-_MOVING = {         # what leaves each value of its first argument as it is
-    aten.view.default, aten.reshape.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default,
-    aten.expand.default, aten.contiguous.default, aten.clone.default, aten.cat.default, aten.slice.Tensor,
-    aten.mul.Scalar, aten.flatten.using_ints, aten.squeeze.dim,
+_NO_SHARES = {aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.where.self, aten.where.ScalarOther}
+_MOVING = SAME_VALUES | {       # what leaves each value of its first argument, or of the list it is, as it is
+    aten.expand.default, aten.cat.default, aten.slice.Tensor, aten.mul.Scalar,
 }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def role(node: Node) -> str:
         reader = waiting.pop()
         if reader.target in SOFTMAX:
             return "scores"
-        if reader.target in _KEEPING and reader not in seen:
+        if reader.target in _WEIGHING and reader not in seen:
             seen.add(reader)
             waiting += reader.users
     return ""
@@ -120,7 +120,7 @@ def softmax_of(node: Any) -> Node | None:
     while isinstance(node, Node):
         if node.target in SOFTMAX:
             return node
-        if node.target not in _KEEPING or node.target in (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor):
+        if node.target not in _WEIGHING or node.target in _NO_SHARES:
             return None
         node = node.args[0]
     return None

@@ -19,17 +19,11 @@ from compress.program import chain_of, told_as
 from compress.quantize import QuantizeConfig
 from compress.quantize.annotate import Operator, sources
 from compress.quantize.schemes import Scheme
+from compress.quantize.views import SAME_VALUES
 from runtimes.spec import Feed, TensorSpec, largest_batch
 
 BATCH = 32
 STEPS = 32      # of a decoder on each sample: what tokens do to the ranges shows in the first ones
-
-_aten = torch.ops.aten
-_SAME_VALUES = {    # operators whose result has the values of what they read, each as often
-    _aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.transpose.int, _aten.permute.default,
-    _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.flatten.using_ints, _aten.unflatten.int,
-    _aten.contiguous.default, _aten.clone.default, _aten.detach.default, _aten.t.default,
-}  # fmt: skip
 
 
 class Collector:
@@ -173,7 +167,7 @@ def shortened(model: Model) -> Model:
 
 def _root(node: Node) -> Node:
     """The tensor of which ``node`` is another shape, or itself."""
-    while node.target in _SAME_VALUES and isinstance(node.args[0], Node):
+    while node.target in SAME_VALUES and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 

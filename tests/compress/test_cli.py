@@ -160,6 +160,9 @@ def test_quantize_within_a_budget(finished: Path, copy_of: Copy, monkeypatch: py
     assert set(kept.keep_float) == {part["name"] for part in budget["parts"] if part["choice"] == "float"}
     line = refused("quantize", model, "--calibration", finished / "calibration", "--max-drop", 0.2)
     assert line == "compress: --max-drop and --validation go together: give both, or neither"
+    line = refused("quantize", model, "--calibration", finished / "calibration", "--max-drop", 0.2, "--validation",
+                   finished / "validation", "--metric", "recal")  # fmt: skip
+    assert line.startswith("compress: unknown metric 'recal': did you mean 'recall'?")
 
 
 def test_budget_of_a_quantized_model(int8: Path, finished: Path, tmp_path: Path) -> None:
