@@ -83,12 +83,13 @@ def unpack(data: bytes, folder: str, digest: str) -> None:
         zipfile.ZipFile(io.BytesIO(data)).extractall(making)
         if tree_digest(making) != digest:
             raise SystemExit("the runtimes package did not arrive whole: try again")
-        shutil.rmtree(folder, ignore_errors=True)   # one that is damaged
         try:
             os.rename(making, folder)
-        except OSError:     # another session was first
-            if tree_digest(folder) != digest:
-                raise
+        except OSError:
+            if tree_digest(folder) != digest:       # else another session was first, and may be importing from it
+                os.rename(folder, making + "-damaged")
+                shutil.rmtree(making + "-damaged", ignore_errors=True)
+                os.rename(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -90,6 +90,20 @@ def test_package_is_the_same_every_time(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [digest]
 
 
+def test_unpacking_leaves_what_another_session_uses_and_mends_what_is_damaged(tmp_path: Path) -> None:
+    digest, data = package()
+    folder = tmp_path / digest
+    unpack(data, str(folder), digest)
+    first = folder.stat().st_ino
+    unpack(data, str(folder), digest)
+    assert folder.stat().st_ino == first
+    (folder / "runtimes" / "serve.py").write_bytes(b"")
+    unpack(data, str(folder), digest)
+    assert folder.stat().st_ino != first
+    assert tree_digest(str(folder)) == digest
+    assert [path.name for path in tmp_path.iterdir()] == [digest]
+
+
 def test_old_pythons_can_read_the_bootstrap() -> None:
     source = Path(bootstrap.__file__).read_text()
     ast.parse(source, feature_version=(3, 4))
