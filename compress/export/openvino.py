@@ -11,6 +11,7 @@ from typing import Any
 from compress.errors import CompressError
 from compress.export.building import import_backend, new_folder, read_onnx
 from compress.export.openvino_faults import avoid_faults
+from compress.export.pairs import drop_pairs
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.onnxgraph import read_nodes
@@ -40,6 +41,8 @@ def build(
     openvino = import_backend("openvino", target)
     with new_folder(into):
         try:
+            if precision == "int8":
+                drop_pairs(source.light)
             with source.laid_out(into) as light:
                 model = openvino.Core().read_model(light)
                 model.set_friendly_name(source.light.graph.name)  # else it is OpenVINO's name of what it reads

@@ -41,8 +41,9 @@ class Collector:
         self.inputs = [spec.name for spec in graph.inputs]
         self.outputs = [spec.name for spec in graph.outputs]
         self.operators = operators
-        self.layers = {name: operator.path for operator in reversed(operators)
-                       for name in (operator.activation, operator.other) if name}  # fmt: skip
+        self.layers = {name: operator.path for operator in reversed(operators) for _, name in operator.results}
+        self.layers |= {name: operator.path for operator in reversed(operators)
+                        for name in (operator.activation, operator.other) if name}  # fmt: skip
         self.data = data
         self.samples: Sequence[int] = ()    # places in the set of what the next feed holds; unknown where empty
         self.tensors: dict[str, TensorStatistics] = {}      # by the node that computes the values
@@ -52,7 +53,7 @@ class Collector:
             root = _root(node)
             if root.name not in self.tensors:
                 self.tensors[root.name] = TensorStatistics()
-                self._watch(module, root, _batch_axis(root, batch), self.layers[node.name], self.tensors[root.name])
+                self._watch(module, root, _batch_axis(root, batch), self._told(node), self.tensors[root.name])
             self.statistics[node.name] = self.tensors[root.name]
         module.recompile()
         self.module = module
@@ -73,15 +74,15 @@ class Collector:
         chosen: dict[str, tuple[float, float]] = {}
         histograms = self.histograms
         for operator in self.operators:
-            for _, name, integers in operator.operands(scheme):
+            for name, like, integers in operator.ranged(scheme):
                 if name not in chosen:
                     method = "minmax" if operator.shares and name == operator.activation else config.ranges
-                    chosen[name] = choose_range(histograms[name], method, config.percentile, integers.grid,
-                                                name=self.layers[name])  # fmt: skip
+                    chosen[name] = choose_range(histograms[like], method, config.percentile, integers.grid,
+                                                name=self.layers[like])  # fmt: skip
         return chosen
 
-    def see(self, value: Tensor, axis: int | None, layer: str, statistics: TensorStatistics) -> None:
-        """Add a tensor that ``layer`` reads, whose ``axis`` is the batch."""
+    def see(self, value: Tensor, axis: int | None, told: str, statistics: TensorStatistics) -> None:
+        """Add a tensor that is called ``told``, whose ``axis`` is the batch."""
         samples = self.samples or (0,)
         rows = value.detach()
         if axis is not None and value.shape[axis] % len(samples) == 0 and (
@@ -95,13 +96,17 @@ class Collector:
             statistics.update(rows.numpy(), samples)
         except CalibrationError as error:
             raise CompressError(
-                f"the input of layer {layer!r} is not finite on calibration set {self.data!r}, {error}: check that "
+                f"{told} is not finite on calibration set {self.data!r}, {error}: check that "
                 "sample and the data's scaling, or keep the layer in float"
             ) from error
 
-    def _watch(self, module: GraphModule, node: Node, axis: int | None, layer: str, kept: TensorStatistics) -> None:
+    def _told(self, node: Node) -> str:
+        read = any(node.name in (operator.activation, operator.other) for operator in self.operators)
+        return f"the {'input' if read else 'result'} of layer {self.layers[node.name]!r}"
+
+    def _watch(self, module: GraphModule, node: Node, axis: int | None, told: str, kept: TensorStatistics) -> None:
         name = f"_watch_{node.name}"
-        module.add_submodule(name, _Watch(lambda value: self.see(value, axis, layer, kept)))
+        module.add_submodule(name, _Watch(lambda value: self.see(value, axis, told, kept)))
         behind = node if node.op != "placeholder" else [n for n in module.graph.nodes if n.op == "placeholder"][-1]
         with module.graph.inserting_after(behind):
             module.graph.call_module(name, (node,))

@@ -93,6 +93,8 @@ def _rows(
     integers = {name: found for operator in reversed(operators) for _, name, found in operator.operands(scheme)}
     follow = _following(collector.module)
     for node, kept in collector.statistics.items():
+        if node not in integers:    # what a layer gives: what reads it is told of
+            continue
         low, high = _ends(integers[node], *ranges[node])
         layer = collector.layers[node]
         yield _Row(

