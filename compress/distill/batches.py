@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from calibration import CalibrationSet
-from compress.errors import CompressError
 
 WINDOW_BYTES = 512 << 20
 """A set that is larger is shuffled window by window, so that memory stays bounded."""
@@ -26,11 +25,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step's samples: rows of a group; ``group`` is its number in the window."""
+    """Samples that are run together: ``rows`` of a group; ``place`` is the number of its window, and its own there."""
 
     feed: Mapping[str, Tensor]
-    labels: Tensor | None
-    group: int
+    labels: Mapping[str, Tensor]
+    place: tuple[int, int]
     rows: Tensor
 
 
@@ -42,33 +41,35 @@ class Batches:
     """
 
     def __init__(
-        self, data: CalibrationSet, size: int, seed: int, *, labels: bool = False,
-        more: Mapping[str, np.ndarray] | None = None,
+        self, data: CalibrationSet, size: int, seed: int, *, labels: Mapping[str, np.ndarray] | None = None,
+        more: Mapping[str, np.ndarray] | None = None, share: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
-        """``more`` is what a feed has besides its inputs: name -> an array with one row for each sample of the set."""
+        """
+        Args:
+            size: the largest number of samples in a batch.
+            labels: output -> its labels, one row for each sample of the set.
+            more: what a feed has besides its inputs: name -> an array, one row for each sample of the set.
+            share: ``(which, of)`` equal shares of the set this is; the last samples are in several where it must be.
+        """
         self.data = data
         self.size = size
         self.seed = seed
+        self.share = share
         self.axes = {spec.name: spec.batch_axis or 0 for spec in data.inputs}
         self.more = more or {}
-        self.labels = data.targets() if labels else None
-        if labels and self.labels is None:
-            raise CompressError(
-                f"train set {data.name!r} has no labels: write it with target=, or set label_weight to 0"
-            )
+        self.labels = labels or {}
         self.only: list[Group] | None = None
         self._steps: list[int] = []  # batches in each window
-        for index, window in enumerate(self._windows()):
+        for index, window in enumerate(self.windows()):
             self.only = window if index == 0 else None
             self._steps.append(sum(-(-len(group.positions) // size) for group in window))
         self.per_epoch = sum(self._steps)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, all but the first ``skip``; the same ones each time they are asked for."""
-        windows = self._windows() if self.only is None else iter([self.only])
-        for index, (window, steps) in enumerate(zip(windows, self._steps, strict=True)):
+        for index, (window, steps) in enumerate(zip(self.windows(), self._steps, strict=True)):
             for group, rows in self._order(window, number, index)[skip:]:
-                yield self._batch(window, group, rows)
+                yield self._batch(window[group], (index, group), rows)
             skip = max(0, skip - steps)
 
     def rows(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
@@ -76,11 +77,14 @@ class Batches:
         positions = group.positions[rows.numpy()]
         return feed | {name: torch.from_numpy(array[positions]) for name, array in self.more.items()}
 
-    def _batch(self, window: list[Group], group: int, rows: Tensor) -> Batch:
-        labels = None
-        if self.labels is not None:
-            labels = torch.from_numpy(self.labels[window[group].positions[rows.numpy()]])
-        return Batch(feed=self.rows(window[group], rows), labels=labels, group=group, rows=rows)
+    def windows(self) -> Iterator[list[Group]]:
+        """The set in parts that fit in memory, each as its groups."""
+        return self._windows() if self.only is None else iter([self.only])
+
+    def _batch(self, group: Group, place: tuple[int, int], rows: Tensor) -> Batch:
+        positions = group.positions[rows.numpy()]
+        labels = {output: torch.from_numpy(array[positions]) for output, array in self.labels.items()}
+        return Batch(feed=self.rows(group, rows), labels=labels, place=place, rows=rows)
 
     def _order(self, window: list[Group], epoch: int, index: int) -> list[tuple[int, Tensor]]:
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -97,28 +101,31 @@ class Batches:
             held.append(feed)
             held_bytes += sum(array.nbytes for array in feed.values())
             if held_bytes >= WINDOW_BYTES:
-                groups = self._grouped(held, position)
-                position += sum(len(group.positions) for group in groups)
+                yield self._grouped(held, position)
+                position += sum(self._count(feed) for feed in held)
                 held, held_bytes = [], 0
-                yield groups
         if held:
             yield self._grouped(held, position)
 
     def _grouped(self, feeds: list[Mapping[str, np.ndarray]], position: int) -> list[Group]:
         parts: dict[tuple[tuple[int, ...], ...], list[tuple[Mapping[str, np.ndarray], np.ndarray]]] = {}
         for feed in feeds:
-            name, axis = next(iter(self.axes.items()))
-            count = feed[name].shape[axis]
+            count = self._count(feed)
             shape = tuple(np.delete(feed[key].shape, self.axes[key]).tolist() for key in self.axes)
             parts.setdefault(tuple(map(tuple, shape)), []).append((feed, np.arange(position, position + count)))
             position += count
-        return [
-            Group(
-                feed={
-                    name: torch.from_numpy(np.concatenate([feed[name] for feed, _ in same], axis=axis))
-                    for name, axis in self.axes.items()
-                },
-                positions=np.concatenate([positions for _, positions in same]),
-            )
-            for same in parts.values()
-        ]
+        return [self._group([feed for feed, _ in same], np.concatenate([own for _, own in same]))
+                for same in parts.values()]  # fmt: skip
+
+    def _group(self, feeds: list[Mapping[str, np.ndarray]], positions: np.ndarray) -> Group:
+        which, of = self.share
+        mine = np.arange(which, which + of * -(-len(positions) // of), of) % len(positions)
+        feed = {}
+        for name, axis in self.axes.items():
+            whole = np.concatenate([feed[name] for feed in feeds], axis=axis)
+            feed[name] = torch.from_numpy(whole if of == 1 else whole.take(mine, axis=axis))
+        return Group(feed=feed, positions=positions[mine])
+
+    def _count(self, feed: Mapping[str, np.ndarray]) -> int:
+        name, axis = next(iter(self.axes.items()))
+        return int(feed[name].shape[axis])

@@ -40,10 +40,10 @@ class Bound:
         self.module = nn.ModuleList([graph.module for graph in self.graphs.values()])
         self.compared = compared_specs(model)
         self._sources = list(compared_sources(self.wiring).values())
-        self._features = list(features)
+        self.features = list(features)
         of = {step.name: self.graphs[step.graph] for step in self.wiring.steps}
         results = [of[str(source.step)].axis_of(source.name) for source in self._sources]
-        self.batch_axes = (*results, *(self.graphs[feature.graph].axes[feature.node] for feature in features))
+        self.batch_axes = (*results, *(self.graphs[feature.graph].axes[feature.nodes[0]] for feature in features))
 
     def __call__(self, feed: Mapping[str, Tensor]) -> Sequence[Tensor]:
         done: dict[str, Mapping[str, Tensor]] = {}
@@ -56,16 +56,19 @@ class Bound:
                 graph.run, step.loop, graph.graph, picked=feed[tokens_key(step.name)])
             done[step.name], features = run(given)
             found.update(features)
-        return [done[str(source.step)][source.name] for source in self._sources] + [found[f] for f in self._features]
+        return [done[str(source.step)][source.name] for source in self._sources] + [found[f] for f in self.features]
 
     def runs(self) -> dict[str, Callable[[Feed], dict[str, np.ndarray]]]:
         """Graph -> a function that runs it, as it is now, on arrays: for :func:`compress.program.chain_of`."""
         return {name: graph.on_arrays for name, graph in self.graphs.items()}
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """What trains, by the model's names."""
+        return {name: value for graph in self.graphs.values() for name, value in graph.module.named_parameters()}
+
     def parameters(self) -> dict[str, Tensor]:
         """A copy of what trains, by the model's names."""
-        named = {name: value for graph in self.graphs.values() for name, value in graph.module.named_parameters()}
-        return {name: value.detach().clone() for name, value in named.items()}
+        return {name: value.detach().clone() for name, value in self.named().items()}
 
 
 class Traced:
@@ -83,13 +86,13 @@ class Traced:
         self._features = list(features)
         nodes = {node.name: node for node in module.graph.nodes}
         output = module.graph.output_node()
-        output.args = ((*_nodes(output), *(nodes[feature.node] for feature in features)),)
+        output.args = ((*_nodes(output), *(nodes[name] for feature in features for name in feature.nodes)),)
         module.graph.set_codegen(CodeGen())  # plain arguments in the order of the specs, a plain tuple of results
         self.module = GraphModule(module, module.graph)
         batch = _batch_symbol(graph)
         by_name = {node.name: node for node in graph.program.graph.nodes}
         self._outputs = {spec.name: node.name for spec, node in zip(graph.outputs, output_nodes(graph), strict=True)}
-        wanted = [*self._outputs.values(), *(feature.node for feature in features)]
+        wanted = [*self._outputs.values(), *(feature.nodes[0] for feature in features)]
         self.axes = {name: _batch_axis(by_name[name], batch) for name in wanted}
 
     def axis_of(self, output: str) -> int | None:
@@ -99,9 +102,12 @@ class Traced:
     def run(self, feed: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[Feature, Tensor]]:
         """The outputs by name, and the features."""
         values = self.module(*[feed[spec.name] for spec in self.graph.inputs])
-        count = len(self._outputs)
-        return (dict(zip(self._outputs, values[:count], strict=True)),
-                dict(zip(self._features, values[count:], strict=True)))  # fmt: skip
+        read = iter(values[len(self._outputs) :])
+        found = {}
+        for feature in self._features:
+            own = [next(read) for _ in feature.nodes]
+            found[feature] = own[0] if feature.attention is None else feature.attention.of(own)
+        return dict(zip(self._outputs, values, strict=False)), found
 
     def on_arrays(self, feed: Feed) -> dict[str, np.ndarray]:
         """The outputs by name, without a gradient."""
@@ -116,12 +122,13 @@ def bind(model: Model, features: Sequence[Feature] = ()) -> Bound:
 
 
 def _module(model: Model, graph: str) -> GraphModule:
-    if model.quantization is None or not model.quantization.ranges.get(graph):
-        module: GraphModule = model.graphs[graph].program.module(check_guards=False)
-        return module
-    from compress.quantize.prepare import prepare
+    if model.quantization is not None:
+        from compress.quantize.prepare import is_quantized, prepare
 
-    return prepare(model, graph)
+        if is_quantized(model, graph):
+            return prepare(model, graph)
+    module: GraphModule = model.graphs[graph].program.module(check_guards=False)
+    return module
 
 
 def _own_parameters(module: GraphModule, copies: dict[Any, nn.Parameter]) -> None:

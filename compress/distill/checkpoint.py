@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from calibration import CalibrationSet
-from compress.distill import DistillConfig
+from compress.distill.config import DistillConfig
 from compress.metrics import Metric
 from compress.model import Model
 from compress.program import program_to_json
@@ -20,16 +20,26 @@ from runtimes.hashing import bytes_digest, json_digest
 
 
 class Checkpoint:
-    """The file ``distill.checkpoint`` below ``folder``; one that was written under another key is ignored."""
+    """The file ``distill.checkpoint`` below ``folder``; one that was written under another key is ignored.
 
-    def __init__(self, folder: Path, key: str) -> None:
+    Of several processes that share it all read, and one is ``writing``.
+    """
+
+    def __init__(self, folder: Path, key: str, *, writing: bool = True) -> None:
         self.path = folder / "distill.checkpoint"
-        self._key = key
+        self.key = key
+        self._writing = writing
+
+    @property
+    def written(self) -> bool:
+        return self.path.is_file()
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the file; ``state`` holds tensors, numbers, strings, lists and dicts only."""
+        if not self._writing:
+            return
         buffer = io.BytesIO()
-        torch.save({"key": self._key, "state": state}, buffer)
+        torch.save({"key": self.key, "state": state}, buffer)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, buffer.getvalue())
 
@@ -41,7 +51,7 @@ class Checkpoint:
             record = torch.load(self.path, weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError):  # a damaged checkpoint costs time, nothing else
             return None
-        if not isinstance(record, dict) or record.get("key") != self._key:
+        if not isinstance(record, dict) or record.get("key") != self.key:
             return None
         state: dict[str, Any] = record["state"]
         return state
@@ -49,7 +59,7 @@ class Checkpoint:
 
 def run_key(
     student: Model, teacher: Model, data: CalibrationSet, validation: CalibrationSet | None, metric: Metric | None,
-    config: DistillConfig,
+    config: DistillConfig, processes: int = 1,
 ) -> str:  # fmt: skip
     """Digest of all that decides the weights of a run, but for the machine and its number of threads."""
     return json_digest({
@@ -59,6 +69,7 @@ def run_key(
         "validation": None if validation is None else validation.digest,
         "metric": None if metric is None else metric.name,
         "config": dataclasses.asdict(config),
+        "processes": processes,
         "torch": torch.__version__,
     })  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from compress.distill.attention import Attention, find_maps
 from compress.distill.forcing import at_once
 from compress.errors import CompressError
 from compress.model import Model, ProgramGraph
@@ -19,11 +20,21 @@ from runtimes.wiring import TOKENS, Source, Step, Wiring
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """A tensor that a component computes and something outside of it reads: graph and node of it, and its component."""
+    """A tensor inside a graph, and the component that computes it: the value of ``node``, or ``attention``'s map.
+
+    ``attends`` tells maps from what components hand on.
+    """
 
     graph: str
     component: str
     node: str
+    attends: bool = False
+    attention: Attention | None = None
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """What is read to have it."""
+        return (self.node,) if self.attention is None else self.attention.nodes
 
 
 def wiring_of(model: Model) -> Wiring:
@@ -59,11 +70,9 @@ def find_features(model: Model) -> list[Feature]:
     A decoder that is trained token by token has none.
     """
     features = []
-    single = {step.graph for step in wiring_of(model).steps
-              if step.loop is not None and not at_once(step.loop, model.graphs[step.graph])}  # fmt: skip
-    for name, graph in model.graphs.items():
+    for name, graph in _at_once(model).items():
         outputs = output_nodes(graph)
-        for node in graph.program.graph.nodes if name not in single else ():
+        for node in graph.program.graph.nodes:
             component = _component(model, node)
             value = node.meta.get("val")
             if component is None or node in outputs or not isinstance(value, Tensor) or not value.is_floating_point():
@@ -73,10 +82,28 @@ def find_features(model: Model) -> list[Feature]:
     return features
 
 
+def find_attention(model: Model) -> list[Feature]:
+    """The attention maps of ``model``'s components, in the order they are computed: ``(batch, heads, queries, keys)``.
+    """
+    return [
+        Feature(graph=name, component=component, node=node.name, attends=True, attention=attention)
+        for name, graph in _at_once(model).items()
+        for node, attention in find_maps(graph.program.graph)
+        if (component := _component(model, node)) is not None
+    ]
+
+
 def output_nodes(graph: ProgramGraph) -> list[Node]:
     """The nodes of a program that its outputs are, in their order."""
     results: Any = graph.program.graph.output_node().args[0]
     return list(results)[-len(graph.outputs) :]
+
+
+def _at_once(model: Model) -> dict[str, ProgramGraph]:
+    """The graphs that one run of the model runs once: all but a decoder that is trained token by token."""
+    single = {step.graph for step in wiring_of(model).steps
+              if step.loop is not None and not at_once(step.loop, model.graphs[step.graph])}  # fmt: skip
+    return {name: graph for name, graph in model.graphs.items() if name not in single}
 
 
 def _step(wiring: Wiring, source: Source) -> Step:

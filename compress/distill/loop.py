@@ -1,191 +1,179 @@
-"""The training loop: AdamW under a cosine, the best epoch kept, a checkpoint that continues to the same weights."""
+"""The training loop: AdamW under a schedule, the best epoch kept, a checkpoint that continues to the same weights."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from calibration import CalibrationSet
-from compress.distill import DistillConfig
-from compress.distill.batches import Batches
-from compress.distill.bound import Bound
+from compress.distill.averaging import Average
+from compress.distill.batches import Batch, Batches
 from compress.distill.checkpoint import Checkpoint
-from compress.distill.forcing import loops_of
-from compress.distill.losses import Criterion
+from compress.distill.config import DistillConfig
+from compress.distill.criterion import Criterion
+from compress.distill.learner import Learner
+from compress.distill.schedules import schedule
+from compress.distill.scoring import Scorer
+from compress.distill.state import State, Training
 from compress.distill.teacher import Teacher
+from compress.distill.workers import Workers
 from compress.errors import CompressError
-from compress.evaluate import evaluate, targets_of
-from compress.metrics import Metric
-from compress.model import Model
-from compress.program import chain_of
 
 CHECKPOINT_SECONDS = 30.0
-WARMUP = 0.05      # share of the steps over which the learning rate rises
-CLIP = 1.0         # largest norm of a step's gradient
 EQUAL = 1e-11      # a loss below is float32 rounding (6e-8 squared, with room), which AdamW would blow up to full steps
 
 
-@dataclass
-class State:
-    """Where a run stands. ``best`` is the best metric so far, ``best_weights`` what had it after epoch ``kept``."""
+@dataclass(kw_only=True)
+class Run:
+    """What one training needs; ``name`` is the student's, for errors."""
 
-    step: int = 0
-    before: float | None = None
-    best: float | None = None
-    kept: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of this epoch: loss, logit and feature loss
-    seconds: float = 0.0  # of this epoch
+    learner: Learner
+    teacher: Teacher
+    batches: Batches
+    criterion: Criterion
+    config: DistillConfig
+    scorer: Scorer | None
+    checkpoint: Checkpoint | None
+    workers: Workers
+    progress: Callable[[int, int, str], None]
+    name: str
+
+    @property
+    def total(self) -> int:
+        return self.config.epochs * self.batches.per_epoch
 
 
-class Scorer:
-    """The value of ``metric`` over the validation set, for the weights ``bound`` has when it is called.
+def train(run: Run) -> State:
+    """Train the student in place from where the checkpoint left it, and return the state at the end.
 
-    The chain runs as it will on a device: a decoder picks its own tokens.
+    Raises:
+        CompressError: if a loss or a gradient is not finite; names the step.
     """
-
-    def __init__(self, model: Model, bound: Bound, data: CalibrationSet, metric: Metric, batch: int) -> None:
-        self.run = chain_of(model, bound.runs()).run
-        self.data = data
-        self.metric = metric
-        self.batch = batch
-
-    def __call__(self) -> float:
-        return evaluate(self.run, self.data, self.metric, self.batch).value
-
-
-def check_data(
-    student: Model, data: CalibrationSet, validation: CalibrationSet | None, metric: Metric | None,
-    config: DistillConfig,
-) -> None:  # fmt: skip
-    """Refuse sets that lack what this run reads."""
-    if (validation is None) != (metric is None):
-        raise CompressError("validation and metric go together: give both, or neither")
-    for given in (data, validation):
-        if given is None:
-            continue
-        got = {spec.name: spec.dtype for spec in given.inputs}
-        expected = {spec.name: spec.dtype for spec in student.inputs}
-        if got != expected:
-            raise CompressError(
-                f"data set {given.name!r} holds the inputs {got}, model {student.name!r} takes {expected}: open it "
-                "with the model's inputs"
-            )
-    if validation is not None and metric is not None:
-        targets_of(validation, metric.output)
-    if config.label_weight and len(student.outputs) != 1:
-        raise CompressError(
-            f"label_weight is {config.label_weight}, but model {student.name!r} has {len(student.outputs)} outputs: "
-            "labels are for a lone output of class scores"
-        )
-    if config.label_weight and loops_of(student):
-        raise CompressError(
-            f"label_weight is {config.label_weight}, but model {student.name!r} picks tokens, and learns those of its "
-            "teacher: set it to 0"
-        )
-
-
-def train(
-    student: Bound, teacher: Teacher, batches: Batches, criterion: Criterion, config: DistillConfig,
-    scorer: Scorer | None, checkpoint: Checkpoint | None, progress: Callable[[int, int, str], None], name: str,
-) -> State:  # fmt: skip
-    """Train ``student`` in place from where the checkpoint left it, and return the state at the end."""
-    module = student.module
-    peak = config.learning_rate
-    assert peak is not None  # distill has chosen one
+    config, batches = run.config, run.batches
+    assert config.learning_rate is not None  # distill has chosen one
     # No weight decay: a student that equals its teacher has to stay where it is.
-    optimizer = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, fused=True)
-    state = _resume(checkpoint, module, optimizer)
-    if state is None:
-        score = scorer() if scorer else None
-        state = State(before=score, best=score, best_weights=student.parameters())
-    total = config.epochs * batches.per_epoch
+    optimizer = torch.optim.AdamW(run.learner.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    average = Average(run.learner.bound.named(), config.average) if config.average else None
+    training = Training(module=run.learner, optimizer=optimizer, average=average)
+    state = _begin(run, training)
+    module = run.workers.joined(run.learner)
     saved = time.monotonic()
-    while state.step < total:
+    while state.step < run.total and not _stopped(state, config):
         epoch, done = divmod(state.step, batches.per_epoch)
+        among: list[float] = []     # losses of the batches that the next step is made of
         for batch in batches.epoch(epoch, skip=done):
             started = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(state.step, total)
-            losses = criterion(student(batch.feed), teacher(batch), batch.labels)
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-            loss = float(losses.total.detach())
-            if not math.isfinite(loss) or not math.isfinite(float(norm)):
-                raise _diverged(name, loss, float(norm), state.step, total, config, checkpoint)
-            if loss > EQUAL:
-                optimizer.step()
+            last, count = _place(run, state.step % batches.per_epoch)
+            losses = _backward(run, module, batch, count, last=last)
+            among.append(losses["loss"])
+            if last:
+                _update(run, training, state, math.fsum(among) / len(among))
+                among = []
             state.step += 1
-            state.sums = [a + b for a, b in zip(state.sums, (loss, losses.logit, losses.feature), strict=True)]
+            state.add(losses)
             state.seconds += time.perf_counter() - started
-            progress(state.step, total, _text(epoch, config, loss, state))
-            if checkpoint and state.step % batches.per_epoch and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                _write(checkpoint, state, module, optimizer)
+            run.progress(state.step, run.total, _text(run, epoch, losses["loss"], state))
+            due = last and state.step % batches.per_epoch and time.monotonic() - saved >= CHECKPOINT_SECONDS
+            if run.checkpoint and due:
+                training.write(run.checkpoint, state)
                 saved = time.monotonic()
-        _finish_epoch(state, epoch, batches.per_epoch, student, scorer)
-        progress(state.step, total, _text(epoch, config, state.history[-1]["loss"], state))
-        if checkpoint:
-            _write(checkpoint, state, module, optimizer)
+        _finish_epoch(run, training, state, epoch)
+        run.progress(state.step, run.total, _text(run, epoch, state.history[-1]["loss"], state))
+        if run.checkpoint:
+            training.write(run.checkpoint, state)
             saved = time.monotonic()
     return state
 
 
-def schedule(step: int, total: int) -> float:
-    """Share of the peak learning rate at ``step``: a linear warm-up, then half a cosine down towards zero.
+def _begin(run: Run, training: Training) -> State:
+    saved: Mapping[str, Any] | None = run.workers.told(run.checkpoint.read() if run.checkpoint else None)
+    if saved is not None:
+        return training.resume(saved)
+    if len(run.learner.projections):
+        first = next(iter(run.batches.epoch(0)))
+        run.learner.fit(first.feed, run.teacher(first))
+    score = _score(run)
+    return State(before=score, best=score, best_weights=run.learner.bound.parameters())
 
-    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
+
+def _place(run: Run, batch: int) -> tuple[bool, int]:
+    """Whether a batch of an epoch is the last of its step, and of how many: ``accumulate``, or what the epoch has left.
     """
-    warm = max(1, round(WARMUP * total))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+    begun = batch - batch % run.config.accumulate
+    count = min(run.config.accumulate, run.batches.per_epoch - begun)
+    return batch == begun + count - 1, count
 
 
-def _finish_epoch(state: State, epoch: int, steps: int, student: Bound, scorer: Scorer | None) -> None:
-    score = scorer() if scorer else None
-    loss, logit, feature = (value / steps for value in state.sums)
+def _backward(run: Run, module: torch.nn.Module, batch: Batch, among: int, *, last: bool) -> dict[str, float]:
+    """Add a batch's gradient, as one of ``among``, and return its losses: ``loss``, and each part of it."""
+    alone = last or not isinstance(module, DistributedDataParallel)
+    with contextlib.nullcontext() if alone else module.no_sync():       # type: ignore[operator]
+        losses = run.criterion(module(batch.feed), run.teacher(batch), batch.labels)
+        (losses.total / among).backward()  # type: ignore[no-untyped-call]
+    values = torch.stack([losses.total.detach(), *losses.parts.values()]).tolist()
+    return dict(zip(("loss", *losses.parts), values, strict=True))
+
+
+def _update(run: Run, training: Training, state: State, loss: float) -> None:
+    """One step of the optimizer down the gradient that was added up."""
+    config, optimizer = run.config, training.optimizer
+    assert config.learning_rate is not None
+    norm = float(torch.nn.utils.clip_grad_norm_(run.learner.parameters(), config.clip_norm or math.inf))
+    (loss,) = run.workers.mean([loss])
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise _diverged(run, loss, norm, state.step)
+    share = schedule(state.step, run.total, kind=config.schedule, warmup=config.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * share
+    if loss > EQUAL:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if training.average is not None:
+        training.average.update(state.updates)
+    state.updates += 1
+
+
+def _finish_epoch(run: Run, training: Training, state: State, epoch: int) -> None:
+    with contextlib.nullcontext() if training.average is None else training.average.applied():
+        score, weights = _score(run), run.learner.bound.parameters()
+    means = [value / run.batches.per_epoch for value in run.workers.mean(list(state.sums.values()))]
+    losses = dict(zip(state.sums, means, strict=True))
     state.history.append({
-        "epoch": epoch + 1, "loss": loss, "logit_loss": logit, "feature_loss": feature, "metric": score,
-        "seconds": state.seconds,
+        "epoch": epoch + 1, "loss": losses.pop("loss"), **{f"{part}_loss": value for part, value in losses.items()},
+        "metric": score, "seconds": state.seconds,
     })  # fmt: skip
     # Between equals the later one: it is closer to the teacher.
-    if scorer is None or score is None or state.best is None or scorer.metric.is_no_worse(score, state.best):
-        state.best, state.kept, state.best_weights = score, epoch + 1, student.parameters()
-    state.sums, state.seconds = [0.0, 0.0, 0.0], 0.0
+    if run.scorer is None or score is None or state.best is None or run.scorer.metric.is_no_worse(score, state.best):
+        if score is None or score != state.best:
+            state.improved = epoch + 1
+        state.best, state.kept, state.best_weights = score, epoch + 1, weights
+    state.sums, state.seconds = {}, 0.0
 
 
-def _text(epoch: int, config: DistillConfig, loss: float, state: State) -> str:
+def _score(run: Run) -> float | None:
+    """The first process scores, and tells the others."""
+    return run.workers.told(run.scorer() if run.scorer is not None and run.workers.first else None)
+
+
+def _stopped(state: State, config: DistillConfig) -> bool:
+    return 0 < config.patience <= len(state.history) - state.improved
+
+
+def _text(run: Run, epoch: int, loss: float, state: State) -> str:
     metric = f", metric {state.best:.4f}" if state.best is not None else ""
-    return f"epoch {epoch + 1} of {config.epochs}, loss {loss:.4g}{metric}"
+    return f"epoch {epoch + 1} of {run.config.epochs}, loss {loss:.4g}{metric}"
 
 
-def _write(checkpoint: Checkpoint, state: State, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    checkpoint.write({"run": vars(state), "module": module.state_dict(), "optimizer": optimizer.state_dict()})
-
-
-def _resume(checkpoint: Checkpoint | None, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State | None:
-    saved: Mapping[str, Any] | None = checkpoint.read() if checkpoint else None
-    if saved is None:
-        return None
-    module.load_state_dict(saved["module"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return State(**saved["run"])
-
-
-def _diverged(
-    name: str, loss: float, norm: float, step: int, total: int, config: DistillConfig, checkpoint: Checkpoint | None
-) -> CompressError:  # fmt: skip
-    kept = f"; the last good checkpoint is {checkpoint.path}" if checkpoint and checkpoint.path.is_file() else ""
+def _diverged(run: Run, loss: float, norm: float, step: int) -> CompressError:
+    kept = f"; the last good checkpoint is {run.checkpoint.path}" if run.checkpoint and run.checkpoint.written else ""
     return CompressError(
-        f"distilling {name} stopped at step {step + 1} of {total}: the loss is {loss:g}, the norm of its gradient "
-        f"{norm:g}. Lower learning_rate (it is {config.learning_rate:g}), or look for values that are not finite in "
-        f"the outputs of student and teacher on the train set{kept}"
+        f"distilling {run.name} stopped at step {step + 1} of {run.total}: the loss is {loss:g}, the norm of its "
+        f"gradient {norm:g}. Lower learning_rate (it is {run.config.learning_rate:g}), or look for values that are not "
+        f"finite in the outputs of student and teacher on the train set{kept}"
     )

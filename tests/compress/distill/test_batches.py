@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,6 @@ import torch
 from calibration import open_set
 from compress.distill import batches as module
 from compress.distill.batches import Batches
-from compress.distill.loop import schedule
 from runtimes.spec import Dim, TensorSpec
 
 TEXT = TensorSpec(name="ids", dtype="int64", shape=(Dim("batch", 1, 1, 64), Dim("length", 1, 4, 8)), modality="text")
@@ -29,14 +26,14 @@ def seen(batches, epoch, skip=0):
 @pytest.mark.parametrize("window", [1 << 20, 400])
 def test_an_epoch_has_every_sample_once_with_its_own_label(monkeypatch, window):
     monkeypatch.setattr(module, "WINDOW_BYTES", window)
-    batches = Batches(numbered([3, 5, 3, 4, 4]), 4, seed=0, labels=True)
+    batches = Batches(numbered([3, 5, 3, 4, 4]), 4, seed=0, labels={"output": np.arange(50)})
     assert (batches.only is None) == (window == 400)
     found = list(batches.epoch(0))
     assert len(found) == batches.per_epoch
     assert sorted(i for batch in found for i in batch.feed["ids"][:, 0].tolist()) == list(range(50))
     for batch in found:
-        assert torch.equal(batch.feed["ids"][:, 0], batch.labels)
-        assert len(batch.labels) <= 4
+        assert torch.equal(batch.feed["ids"][:, 0], batch.labels["output"])
+        assert len(batch.labels["output"]) <= 4
 
 
 @pytest.mark.parametrize("window", [1 << 20, 400])
@@ -58,10 +55,14 @@ def test_the_batch_axis_need_not_be_the_first():
     assert sorted(columns.T.tolist()) == np.arange(15.0).reshape(3, 5).T.tolist()
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero():
-    shares = [schedule(step, 100) for step in range(100)]
-    np.testing.assert_allclose(shares[:6], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    np.testing.assert_allclose(shares[52], 0.5 * (1 + np.cos(np.pi * 47 / 95)))
-    assert all(a > b for a, b in itertools.pairwise(shares[5:]))
-    assert 0 < shares[-1] < 0.001
-    assert schedule(0, 1) == 1.0
+def test_shares_of_a_set_are_equally_many_batches_and_together_all_of_it():
+    data = numbered([3, 5, 3])                          # 20 samples of one length, 10 of another
+    shares = [Batches(data, 3, seed=0, share=(which, 3)) for which in range(3)]
+    assert [share.per_epoch for share in shares] == [3 + 2] * 3
+    steps = [[len(ids) for ids in seen(share, 0)] for share in shares]
+    assert steps[0] == steps[1] == steps[2]             # of 20 each has 7, of 10 each has 4
+    found = [i for share in shares for ids in seen(share, 0) for i in ids]
+    assert len(found) == 33
+    assert set(found) == set(range(30))
+    for batch in shares[2].epoch(0):
+        assert batch.labels == {}
