@@ -50,6 +50,7 @@ class Target:
     verified: str
     half: Float | None = None
     opset: int = 20
+    multiple: int = 8                            # what prune leaves channel counts multiples of, for its kernels
     reach: Literal["local", "ssh"] = "local"
     address: str | None = None
     memory_gib: int | None = None
@@ -70,7 +71,7 @@ class Target:
             raise ValueError('an address is for a row with reach = "ssh"')
         if not re.fullmatch(r"(~?/)?[A-Za-z0-9_.+][A-Za-z0-9_./+-]*", self.python):
             raise ValueError(f"python {self.python!r} is not the name or the path of an interpreter")
-        for field in ("opset", "memory_gib", "bandwidth_gbs", "int8_tops", "fp16_tflops"):
+        for field in ("opset", "multiple", "memory_gib", "bandwidth_gbs", "int8_tops", "fp16_tflops"):
             if (figure := getattr(self, field)) is not None and not 0 < figure < 1e9:
                 raise ValueError(f"{field} = {figure} is not a figure above 0")
         for field in ("tensorrt", "jetpack"):

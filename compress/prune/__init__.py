@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from compress.errors import CompressError
 
@@ -15,45 +16,89 @@ if TYPE_CHECKING:
     from compress.model import Graph, Model
     from compress.prune.forward import GraphFeeds
 
-Importance = Literal["taylor", "magnitude"]
+Importance = Literal["taylor", "fisher", "activation", "magnitude"]
+Structure = Literal["channels", "heads", "recurrent", "width"]
 
 __all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "prunable", "prune"]
+
+ROUND_TO = 8                                     # where no target says otherwise: a register of AVX2 holds 8 floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How much to prune, by which measure, and what to leave whole."""
+    """How much to prune, by which measure, and what to leave whole. Without a goal half of the MACs stay."""
 
-    macs: float = field(
-        default=0.5, metadata={"help": "share of the model's MACs to KEEP, in (0, 1]: 0.5 halves the work"})
-    round_to: int = field(default=8, metadata={"help": "channel counts stay multiples of this, for the kernels"})
-    keep: tuple[str, ...] = field(
+    macs: float | None = field(
+        default=None, metadata={"help": "share of the model's MACs to KEEP, in (0, 1]; 0.5 where no goal is given"})
+    params: float | None = field(
+        default=None, metadata={"help": "share of its parameters to KEEP, in (0, 1]; with other goals all are met"})
+    size_mb: float | None = field(
+        default=None, metadata={"help": "the most its parameters may take in their own precision, in 10^6 bytes"})
+    protect: tuple[str, ...] = field(
         default=(), metadata={"help": "globs of module paths left untouched, with all under them"})
+    structures: tuple[Structure, ...] = field(
+        default=("channels", "heads", "recurrent"), metadata={
+            "help": "what may shrink: channels (and feed-forward widths), heads, recurrent (hidden units of LSTM, GRU "
+                    "and RNN), width (of embeddings and whole residual streams)"})
+    round_to: int | None = field(
+        default=None, metadata={"help": "channel counts stay multiples of this, for the kernels; default: what "
+                                        "the target's row says, without a target 8"})
+    target: str | None = field(default=None, metadata={"help": "what it will run on: its row says how to round"})
     importance: Importance = field(
-        default="taylor", metadata={"help": "taylor (how far the outputs move on samples) or magnitude (of weights)"})
+        default="taylor", metadata={
+            "help": "taylor (how far the outputs move on samples), fisher (how far the predicted probabilities do), "
+                    "activation (weights times activations) or magnitude (of weights)"})
     max_share: float = field(
         default=0.9, metadata={"help": "largest share of its channels or heads one layer may lose, in (0, 1)"})
     samples: int = field(default=256, metadata={"help": "samples that importance is measured on"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.macs <= 1:
-            raise CompressError(f"prune: macs={self.macs} is the share of MACs to keep: give a number in (0, 1]")
-        if self.round_to < 1:
+        for goal, what in (("macs", "MACs"), ("params", "parameters")):
+            if (share := getattr(self, goal)) is not None and not 0 < share <= 1:
+                raise CompressError(f"prune: {goal}={share} is the share of {what} to keep: give a number in (0, 1]")
+        if self.size_mb is not None and not 0 < self.size_mb < math.inf:
+            raise CompressError(f"prune: size_mb={self.size_mb} must be above 0")
+        if self.round_to is not None and self.round_to < 1:
             raise CompressError(f"prune: round_to={self.round_to} must be at least 1")
-        if self.importance not in ("taylor", "magnitude"):
-            raise CompressError(f"prune: importance={self.importance!r} is unknown: give 'taylor' or 'magnitude'")
+        if self.importance not in get_args(Importance):
+            raise CompressError(
+                f"prune: importance={self.importance!r} is unknown: give one of {', '.join(get_args(Importance))}")
+        unknown = [name for name in self.structures if name not in get_args(Structure)]
+        if unknown or not self.structures:
+            raise CompressError(f"prune: structures={list(self.structures)}: give some of "
+                                f"{', '.join(get_args(Structure))}")
         if not 0 < self.max_share < 1:
             raise CompressError(f"prune: max_share={self.max_share} must be in (0, 1): 1 would empty a layer")
         if self.samples < 1:
             raise CompressError(f"prune: samples={self.samples} must be at least 1")
 
+    def goals(self, macs: int, params: int) -> dict[str, float]:
+        """What is asked for, as the most that may be left of a model of so many MACs and parameters."""
+        asked = {"macs": _times(self.macs, macs), "params": _times(self.params, params), "size_mb": self.size_mb}
+        return {name: limit for name, limit in asked.items() if limit is not None} or {"macs": 0.5 * macs}
+
+    @property
+    def multiple(self) -> int:
+        """What channel counts stay multiples of."""
+        if self.round_to is not None:
+            return self.round_to
+        if self.target is None:
+            return ROUND_TO
+        from compress.targets import get_target
+
+        return get_target(self.target).multiple
+
+
+def _times(share: float | None, whole: int) -> float | None:
+    return None if share is None else share * whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedGroup:
-    """Units that were ranked together: ``before`` and ``after`` count hidden channels or attention heads."""
+    """Units that were ranked together: ``before`` and ``after`` count channels, hidden units or attention heads."""
 
     name: str
-    kind: Literal["channels", "heads"]
+    kind: Structure
     before: int
     after: int
 
@@ -106,7 +151,7 @@ def prune(
     factory: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PruneResult:
-    """Return a physically smaller copy of ``model`` that keeps at most ``config.macs`` of its MACs.
+    """Return a physically smaller copy of ``model`` that keeps no more of it than ``config`` says.
 
     Args:
         model: a float model with a factory (or its live module); the layers its graphs share stay shared.
@@ -117,8 +162,8 @@ def prune(
         progress: called with the percent done, 100, and what is being done.
 
     Raises:
-        CompressError: if the model is quantized or cannot be rebuilt, nothing in it can be pruned, the share cannot be
-            reached (with the smallest that can), or a removal would change the function (naming the group).
+        CompressError: if the model is quantized or cannot be rebuilt, nothing in it can be pruned, a goal cannot be
+            reached (with the best that can), or a removal would change the function (naming the group).
     """
     from compress.complexity import count_model
     from compress.model import Input
@@ -136,7 +181,9 @@ def prune(
         most = size if model.chain is None else largest_batch(model.inputs, size)
         return (graph_feeds(model, feed) for feed in data.batches(most))
 
-    pruned = prune_module(module, calls, batches, before.modules, config, progress)
+    classes = frozenset(f"{name}/{position}" for name, graph in model.graphs.items()
+                        for position, spec in enumerate(graph.outputs) if spec.name in model.labels)
+    pruned = prune_module(module, calls, batches, before.modules, config, progress, classes=classes)
     attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
     for path, changed in pruned.attributes.items():
         attributes.setdefault(path, {}).update(changed)

@@ -1,4 +1,4 @@
-"""Which units go: the least important per multiply-accumulate first, over all layers, until the goal is met."""
+"""Which units go: the least important for what they cost first, over all layers, until the goals are met."""
 
 from __future__ import annotations
 
@@ -8,110 +8,93 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from compress.errors import CompressError
-from compress.prune.groups import Edit, Group
+from compress.prune.costs import Costs
+from compress.prune.groups import Group
 
+Block = tuple[float, int, int, tuple[int, ...]]
+"""Score, group, position in it, units."""
 
-class Costs:
-    """MACs of the model as its groups shrink: a layer's are proportional to the width of each of its sides."""
-
-    def __init__(self, groups: Sequence[Group], widths: Mapping[tuple[str, str], int], macs: Mapping[str, int]) -> None:
-        """``macs`` is module path -> its own MACs; ``widths`` is (module path, "in" or "out") -> channels."""
-        self.groups, self.widths = groups, widths
-        edited = {edit.path for group in groups for edit in group.edits}
-        self.layers = {path: float(macs.get(path, 0)) for path in sorted(edited)}
-        self.cores = [float(macs.get(group.name, 0)) if group.kind == "heads" else 0.0 for group in groups]
-        self.total = float(sum(macs.values()))
-        self.rest = self.total - sum(self.layers.values()) - sum(self.cores)
-
-    def unit(self, number: int) -> float:
-        """MACs one unit of group ``number`` costs while every other group is whole (its mean, if units differ)."""
-        group = self.groups[number]
-        shares = (self.layers[edit.path] * _size(edit) / self.widths[edit.path, edit.role] for edit in group.edits)
-        return (sum(shares) + self.cores[number]) / group.units
-
-    def estimate(self, removed: Sequence[Sequence[int]]) -> float:
-        """MACs of the model once every group has lost the units given."""
-        lost: dict[tuple[str, str], int] = {}
-        total = self.rest
-        for group, core, units in zip(self.groups, self.cores, removed, strict=True):
-            total += core * (1 - len(units) / group.units)
-            for edit in group.edits:
-                place = edit.path, edit.role
-                lost[place] = lost.get(place, 0) + sum(len(edit.index[unit]) for unit in units)
-        for path, macs in self.layers.items():
-            for role in ("in", "out"):
-                if lost.get((path, role)):
-                    macs *= 1 - lost[path, role] / self.widths[path, role]
-            total += macs
-        return total
+SHARES = {"macs": "MACs", "params": "parameters"}          # goals that are told as a share of the whole
 
 
 def allocate(
-    costs: Costs, importance: Sequence[np.ndarray], *, macs: float, round_to: int, max_share: float,
+    costs: Costs, importance: Sequence[np.ndarray], goals: Mapping[str, float], *, round_to: int, max_share: float,
 ) -> list[tuple[int, ...]]:
-    """Units each group loses, so that at most the share ``macs`` of the model's MACs stays.
+    """Units each group loses, so that of every resource in ``goals`` no more stays than it says.
 
     Args:
+        costs: of the whole model.
         importance: per group, shape ``(units,)``, in one scale over all groups.
-        macs: share of the MACs to keep, in (0, 1].
+        goals: resource -> the most that may be left of it, in its own unit.
         round_to: channel counts stay multiples of this; heads go one at a time.
         max_share: the largest share of its units a group may lose.
 
     Raises:
-        CompressError: if the share cannot be reached; says the smallest that can.
+        CompressError: if a goal cannot be reached; says the least that can.
     """
-    blocks: list[tuple[float, int, int, tuple[int, ...]]] = []   # score, group, position, units
+    blocks: list[Block] = []
     for number, (group, scores) in enumerate(zip(costs.groups, importance, strict=True)):
-        order = [int(unit) for unit in np.argsort(scores, kind="stable")]
-        per_mac = scores / max(costs.unit(number), 1e-30)
+        per_cost = scores / max(costs.share(number, goals), 1e-30)
         worst = 0.0
-        for position, units in enumerate(_blocks(group, order, round_to, max_share)):
-            worst = max(worst, float(np.mean(per_mac[list(units)])))     # the blocks of a group go in order
+        for position, units in enumerate(steps(group, scores, round_to, max_share)):
+            worst = max(worst, float(np.mean(per_cost[list(units)])))    # the blocks of a group go in order
             blocks.append((worst, number, position, units))
     removed: list[list[int]] = [[] for _ in costs.groups]
-    taken: list[tuple[float, int, int, tuple[int, ...]]] = []
-    reached = costs.total
+    taken: list[Block] = []
     for block in sorted(blocks):
-        if reached <= macs * costs.total:
+        if _met(costs, goals):
             break
+        costs.take(block[1], block[3])
         removed[block[1]].extend(block[3])
         taken.append(block)
-        reached = costs.estimate(removed)
-    if reached > macs * costs.total:
-        raise CompressError(
-            f"cannot prune to {macs:.0%} of the MACs: the smallest share that can be reached is "
-            f"{math.ceil(1000 * reached / costs.total) / 1000:.1%}, with every prunable layer at its least "
-            f"(round_to={round_to}, max_share={max_share:g}): ask for a larger share, or list less in keep")
-    _give_back(costs, removed, taken, macs * costs.total)
+    if not _met(costs, goals):
+        raise CompressError(_unreachable(costs, goals, round_to, max_share))
+    _give_back(costs, removed, taken, goals)
     return [tuple(sorted(units)) for units in removed]
 
 
-def _give_back(
-    costs: Costs, removed: list[list[int]], taken: Sequence[tuple[float, int, int, tuple[int, ...]]], limit: float,
-) -> None:
+def steps(group: Group, scores: np.ndarray, round_to: int, max_share: float) -> list[tuple[int, ...]]:
+    """The units of a group that may go, the least important first, in the steps in which they may."""
+    order = [int(unit) for unit in np.argsort(scores, kind="stable")]
+    step = 1 if group.kind == "heads" else round_to
+    least = max(step, math.ceil(group.units * (1 - max_share) / step - 1e-9) * step)
+    found: list[tuple[int, ...]] = []
+    left = group.units
+    while (size := left % step or step) <= left - least:
+        start = group.units - left
+        found.append(tuple(order[start:start + size]))
+        left -= size
+    return found
+
+
+def _met(costs: Costs, goals: Mapping[str, float]) -> bool:
+    return all(costs.reached[goal] <= limit * (1 + 1e-9) for goal, limit in goals.items())
+
+
+def _give_back(costs: Costs, removed: list[list[int]], taken: Sequence[Block], goals: Mapping[str, float]) -> None:
     """The last block may have saved more than was needed: put back, most important first, what still fits."""
     full: set[int] = set()                                # a group's blocks are put back last first, or not at all
     for _, number, _, units in reversed(taken):
         if number in full:
             continue
-        without = [kept[:-len(units)] if n == number else kept for n, kept in enumerate(removed)]
-        if costs.estimate(without) <= limit:
-            removed[number] = without[number]
+        costs.give(number, units)
+        if _met(costs, goals):
+            del removed[number][-len(units):]
         else:
+            costs.take(number, units)
             full.add(number)
 
 
-def _blocks(group: Group, order: Sequence[int], round_to: int, max_share: float) -> list[tuple[int, ...]]:
-    step = round_to if group.kind == "channels" else 1
-    least = max(step, math.ceil(group.units * (1 - max_share) / step - 1e-9) * step)
-    blocks: list[tuple[int, ...]] = []
-    left = group.units
-    while (size := left % step or step) <= left - least:
-        start = group.units - left
-        blocks.append(tuple(order[start:start + size]))
-        left -= size
-    return blocks
-
-
-def _size(edit: Edit) -> int:
-    return sum(len(channels) for channels in edit.index)
+def _unreachable(costs: Costs, goals: Mapping[str, float], round_to: int, max_share: float) -> str:
+    told = []
+    for goal, limit in goals.items():
+        total, reached = costs.resources[goal].total, costs.reached[goal]
+        if reached <= limit * (1 + 1e-9):
+            continue
+        if goal in SHARES:
+            told.append(f"{limit / total:.0%} of the {SHARES[goal]}: the smallest share that can be reached is "
+                        f"{math.ceil(1000 * reached / total) / 1000:.1%}")
+        else:
+            told.append(f"{limit:.3g} MB: the least that can be reached is {reached:.3g} MB of {total:.3g} MB")
+    return (f"cannot prune to {', nor to '.join(told)}, with every prunable layer at its least (round_to={round_to}, "
+            f"max_share={max_share:g}): ask for more, or list less in protect")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +14,15 @@ Role = Literal["in", "out"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+RNNS = (nn.LSTM, nn.GRU, nn.RNN)
+
+
+class Place(NamedTuple):
+    """One side of a layer, or a parameter of a module that is no layer's own: ``tensor`` names that."""
+
+    path: str
+    role: Role
+    tensor: str = ""
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -21,38 +30,116 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.in_channels == layer.out_channels > 1
 
 
-def axis_of(layer: nn.Module, role: Role) -> int:
-    """The axis of ``layer.weight`` that its input or output channels lie on."""
-    if isinstance(layer, BATCH_NORMS) or is_depthwise(layer):
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalises over its last axis, by LayerNorm or in the manner of RMSNorm, with a weight of it.
+
+    A class of one's own counts when it is called ``...Norm`` and has one vector, or two, and no children.
+    """
+    if isinstance(layer, (*BATCH_NORMS, nn.GroupNorm)) or not type(layer).__name__.endswith("Norm"):
+        return False
+    held = {name: p for name, p in layer._parameters.items() if p is not None}
+    return ("weight" in held and set(held) <= {"weight", "bias"} and not layer._modules
+            and all(p.dim() == 1 for p in held.values()))
+
+
+def is_per_channel(layer: nn.Module) -> bool:
+    """Whether what goes into a channel comes out of the same one: both are called its ``out``."""
+    return isinstance(layer, BATCH_NORMS) or is_norm(layer) or is_depthwise(layer)
+
+
+def axis_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
+    """The axis of the layer's weight, or of the parameter ``tensor``, that its input or output channels lie on."""
+    if tensor:
+        return parameter_axis(weight_of(layer, tensor))
+    if isinstance(layer, nn.Embedding):
+        return 1
+    if is_per_channel(layer):
         return 0
     return int((role == "in") != isinstance(layer, TRANSPOSED))
 
 
-def width_of(layer: nn.Module, role: Role) -> int:
-    """Number of input or output channels of a Linear, convolution or batch norm."""
-    return int(weight_of(layer).shape[axis_of(layer, role)])
+def parameter_axis(parameter: torch.Tensor) -> int:
+    """A parameter that is added to what layers give has its channels where they do: last, or behind the batch."""
+    return 1 if parameter.dim() == 4 else parameter.dim() - 1
 
 
-def weight_of(layer: nn.Module) -> torch.Tensor:
-    weight = layer._parameters.get("weight")
+def width_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
+    """Number of input or output channels of a layer; of a recurrent one those of its input, and its hidden units."""
+    if isinstance(layer, RNNS):
+        return int(layer.input_size if role == "in" else layer.hidden_size)
+    return int(weight_of(layer, tensor).shape[axis_of(layer, role, tensor)])
+
+
+def weight_of(layer: nn.Module, tensor: str = "") -> torch.Tensor:
+    name = tensor or "weight"
+    weight = layer._parameters.get(name, layer._buffers.get(name))
     if weight is None:
-        raise CompressError(f"a {type(layer).__name__} has no weight of its own")
+        raise CompressError(f"a {type(layer).__name__} has no {tensor or 'weight'} of its own")
     return weight
 
 
-def cut(layer: nn.Module, role: Role, removed: Iterable[int]) -> None:
-    """Remove input or output channels of a Linear, convolution or batch norm, in place: new, smaller tensors."""
+def cut(layer: nn.Module, role: Role, removed: Iterable[int], tensor: str = "") -> None:
+    """Remove input or output channels of a layer, or those of its parameter ``tensor``, in place: new, smaller tensors.
+
+    Of a recurrent layer an ``out`` channel is a hidden unit: in every gate, direction and layer of it.
+    """
     gone = set(removed)
-    kept = torch.tensor([i for i in range(width_of(layer, role)) if i not in gone], dtype=torch.long)
-    axis = axis_of(layer, role)
-    if role == "out":
-        for name in ("bias", "running_mean", "running_var"):
-            _select(layer, name, 0, kept)
-    depthwise = is_depthwise(layer)
-    _select(layer, "weight", axis, kept)
-    if depthwise:
-        layer.groups = len(kept)  # type: ignore[assignment]
-    _refresh(layer)
+    kept = torch.tensor([i for i in range(width_of(layer, role, tensor)) if i not in gone], dtype=torch.long)
+    if isinstance(layer, RNNS):
+        _cut_recurrent(layer, role, kept)
+    elif tensor:
+        _select(layer, tensor, axis_of(layer, role, tensor), kept)
+    else:
+        axis = axis_of(layer, role)
+        if role == "out" and not isinstance(layer, nn.Embedding):
+            for name in ("bias", "running_mean", "running_var"):
+                _select(layer, name, 0, kept)
+        depthwise = is_depthwise(layer)
+        _select(layer, "weight", axis, kept)
+        if depthwise:
+            layer.groups = len(kept)  # type: ignore[assignment]
+    refresh(layer)
+
+
+def _cut_recurrent(layer: nn.RNNBase, role: Role, kept: torch.Tensor) -> None:
+    hidden = layer.hidden_size
+    rows = hidden_rows(layer, kept)
+    for name in layer._flat_weights_names:
+        first = "_l0" in name and not name.startswith(("weight_hh", "bias"))
+        if role == "in":
+            if first:
+                _select(layer, name, 1, kept)
+            continue
+        _select(layer, name, 0, rows)
+        if name.startswith("weight") and not first:
+            width = layer._parameters[name].shape[1]  # type: ignore[union-attr]
+            _select(layer, name, 1, torch.cat([kept + start for start in range(0, width, hidden)]))
+
+
+def hidden_rows(layer: nn.RNNBase, units: torch.Tensor) -> torch.Tensor:
+    """The rows of a weight that hidden ``units`` have: one in each gate."""
+    gates = weight_of(layer, "weight_hh_l0").shape[0] // layer.hidden_size
+    return torch.cat([units + gate * layer.hidden_size for gate in range(gates)])
+
+
+def ties(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """The parameters that several modules hold as one, each with its holders and what they call it."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append((layer, name))
+    return [found for found in holders.values() if len(found) > 1]
+
+
+def tie(tied: Iterable[Iterable[tuple[nn.Module, str]]]) -> None:
+    """Make one parameter again of those that were one, where all of them still have one shape."""
+    for (first, name), *others in map(list, tied):
+        parameter = first._parameters[name]
+        shapes = {layer._parameters[called].shape for layer, called in others}  # type: ignore[union-attr]
+        if parameter is not None and shapes == {parameter.shape}:
+            for layer, called in others:
+                layer._parameters[called] = parameter
 
 
 def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
@@ -76,6 +163,7 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
                 raise CompressError(
                     f"the channel map sets {path}.{name} to {value!r}: it may only replace whole numbers")
             setattr(modules[path], name, value)
+    tied = ties(module)
     for key, weight in weights.items():
         path, _, name = key.rpartition(".")
         owner = modules.get(path)
@@ -86,7 +174,8 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
             raise CompressError(f"weight {key!r} has shape {tuple(weight.shape)}, and the factory's module "
                                 f"{tuple(held.shape)}: pruning only makes tensors smaller, so this is another factory")
         _put(owner, name, weight.detach().clone())
-        _refresh(owner)
+        refresh(owner)
+    tie(tied)
 
 
 def _select(layer: nn.Module, name: str, axis: int, kept: torch.Tensor) -> None:
@@ -103,7 +192,7 @@ def _put(layer: nn.Module, name: str, value: torch.Tensor) -> None:
         layer._parameters[name] = nn.Parameter(value, requires_grad=old.requires_grad)
 
 
-def _refresh(layer: nn.Module) -> None:
+def refresh(layer: nn.Module) -> None:
     """Rewrite the sizes a standard layer repeats as numbers, from the shape of its weight."""
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
@@ -113,5 +202,11 @@ def _refresh(layer: nn.Module) -> None:
         layer.in_channels, layer.out_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+    elif isinstance(layer, RNNS):
+        layer.hidden_size = layer._parameters["weight_hh_l0"].shape[1]  # type: ignore[union-attr]
+        layer.input_size = layer._parameters["weight_ih_l0"].shape[1]  # type: ignore[union-attr]
+        layer._flat_weights = [layer._parameters.get(name) for name in layer._flat_weights_names]
     elif isinstance(layer, BATCH_NORMS) and layer.running_mean is not None:
         layer.num_features = layer.running_mean.shape[0]
+    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm) and layer.weight is not None and layer.weight.dim() == 1:
+        layer.normalized_shape = tuple(layer.weight.shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.prune.channels import Role, axis_of, cut, is_depthwise, weight_of
+from compress.prune.channels import RNNS, Place, Role, axis_of, cut, is_depthwise, is_norm, tie, ties, weight_of
 from compress.prune.forward import Calls, Tensors, call
 from compress.prune.groups import Group
 
@@ -28,11 +29,13 @@ class FunctionChangedError(Exception):
 def remove(module: nn.Module, removal: Removal) -> dict[str, dict[str, int]]:
     """Cut the units out of ``module``, in place; returns the attributes rewritten, for the model's channel map."""
     attributes: dict[str, dict[str, int]] = {}
-    for (path, role), channels in _channels(removal, ("in", "out")).items():
+    tied = ties(module)
+    for (path, role, tensor), channels in _channels(removal, ("in", "out")).items():
         layer = module.get_submodule(path)
-        cut(layer, role, channels)
+        cut(layer, role, channels, tensor)
         if is_depthwise(layer) or getattr(layer, "groups", 1) != 1:
             attributes.setdefault(path, {})["groups"] = int(layer.groups)  # type: ignore[arg-type]
+    tie(tied)
     for group, units in removal.values():
         kept = group.units - len(units)
         for path, per_unit in group.attributes.items():
@@ -43,12 +46,51 @@ def remove(module: nn.Module, removal: Removal) -> dict[str, dict[str, int]]:
 
 
 def zero(module: nn.Module, removal: Removal) -> None:
-    """Zero, in place and at full size, the weights that read the units: the function the smaller module must have."""
-    for (path, role), channels in _channels(removal, ("in",)).items():
+    """Silence the units, in place and at full size: the function the smaller module must have.
+
+    The weights that read them are zeroed, also those of a recurrent layer that read its own hidden units. A norm over
+    a width that shrinks is told to normalise over what is left: that is what removing channels there means.
+    """
+    for (path, role, tensor), channels in _channels(removal, ("in", "out")).items():
         layer = module.get_submodule(path)
-        weight = weight_of(layer).detach().clone()
-        weight.index_fill_(axis_of(layer, role), torch.tensor(channels, device=weight.device), 0.0)
-        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        if isinstance(layer, RNNS):
+            for name in layer._flat_weights_names:
+                _zero_columns(layer, name, _read_columns(layer, name, role, channels), 1)
+            layer._flat_weights = [layer._parameters.get(name) for name in layer._flat_weights_names]
+        elif is_norm(layer) and not tensor:
+            layer.__dict__["forward"] = _over_the_rest(layer, channels)
+        elif role == "in":
+            _zero_columns(layer, "weight", channels, axis_of(layer, role))
+
+
+def _zero_columns(layer: nn.Module, name: str, channels: Sequence[int], axis: int) -> None:
+    if channels:
+        weight = weight_of(layer, name).detach().clone()
+        weight.index_fill_(axis, torch.tensor(channels, device=weight.device), 0.0)
+        layer._parameters[name] = nn.Parameter(weight, requires_grad=False)
+
+
+def _read_columns(layer: nn.RNNBase, name: str, role: Role, channels: Sequence[int]) -> list[int]:
+    """The columns of one of a recurrent layer's weights that read ``channels`` of its input, or its hidden units."""
+    weight = layer._parameters[name]
+    if weight is None or weight.dim() != 2 or name.startswith("weight_hr"):
+        return []
+    if name.startswith("weight_ih_l0"):
+        return list(channels) if role == "in" else []
+    if role == "in":
+        return []
+    return [channel + start for start in range(0, weight.shape[1], layer.hidden_size) for channel in channels]
+
+
+def _over_the_rest(layer: nn.Module, channels: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    smaller = copy.deepcopy(layer)
+    cut(smaller, "out", channels)
+    kept = torch.tensor([c for c in range(weight_of(layer).shape[0]) if c not in set(channels)])
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x).index_copy(-1, kept, smaller(x.index_select(-1, kept)))
+
+    return forward
 
 
 @contextmanager
@@ -110,24 +152,57 @@ def difference(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.T
     return worst
 
 
-def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: Tensors) -> Group | str:
-    """The first of ``alternatives`` that loses a third of its units and keeps its function, or why none does.
+def trials(
+    module: nn.Module, candidates: Sequence[Sequence[Group]], calls: Calls, feed: Tensors,
+    told: Callable[[int], None] = lambda done: None,
+) -> list[Group | str]:
+    """Of each candidate the first of its alternatives that loses a third of its units and keeps its function, or why
+    none does.
 
     The units are drawn at random: a regular choice can agree with a wrong index mapping (halves of a gated layer).
+    All are tried at once, and halves of them where that fails, until each that is at fault stands alone. ``told`` gets
+    the number of candidates that are decided.
     """
+    found: list[Group | str] = [""] * len(candidates)
+    waiting = [list(range(len(candidates)))]
+    done = 0
+    while waiting:
+        some = waiting.pop()
+        if len(some) == 1:
+            found[some[0]] = trial(module, candidates[some[0]], calls, feed)
+            done += 1
+        elif some:
+            firsts = [candidates[number][0] for number in some]
+            try:
+                compare(module, {group.name: (group, _drawn(group)) for group in firsts}, calls, feed)
+            except FunctionChangedError:
+                waiting += [some[len(some) // 2:], some[:len(some) // 2]]
+            else:
+                for number, group in zip(some, firsts, strict=True):
+                    found[number] = group
+                done += len(some)
+        told(done)
+    return found
+
+
+def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: Tensors) -> Group | str:
+    """The first of ``alternatives`` that loses a third of its units and keeps its function, or why none does."""
     reason = ""
     for group in alternatives:
         if group.units < 2:
             return "it has one unit"
-        drawn = np.random.default_rng(0).choice(group.units, size=max(1, group.units // 3), replace=False)
-        units = tuple(sorted(int(unit) for unit in drawn))
         try:
-            compare(module, {group.name: (group, units)}, calls, feed)
+            compare(module, {group.name: (group, _drawn(group))}, calls, feed)
         except FunctionChangedError as error:
             reason = reason or f"a trial removal changed the function: {error}"
         else:
             return group
     return reason
+
+
+def _drawn(group: Group) -> tuple[int, ...]:
+    drawn = np.random.default_rng(0).choice(group.units, size=max(1, group.units // 3), replace=False)
+    return tuple(sorted(int(unit) for unit in drawn))
 
 
 def prove(module: nn.Module, removal: Removal, calls: Calls, feed: Tensors) -> float:
@@ -147,16 +222,16 @@ def prove(module: nn.Module, removal: Removal, calls: Calls, feed: Tensors) -> f
                 fault, reason = f"group {name!r}", alone
                 break
         raise CompressError(f"pruning {fault} would change the function of the model: {reason}. Nothing was pruned; "
-                            f"name it in PruneConfig.keep to leave it whole") from reason
+                            f"name it in PruneConfig.protect to leave it whole") from reason
 
 
-def _channels(removal: Removal, roles: tuple[Role, ...]) -> dict[tuple[str, Role], list[int]]:
+def _channels(removal: Removal, roles: tuple[Role, ...]) -> dict[Place, list[int]]:
     """All channels each side of a layer loses, in its original numbering; several groups may share a side."""
-    found: dict[tuple[str, Role], set[int]] = {}
+    found: dict[Place, set[int]] = {}
     for group, units in removal.values():
         for edit in group.edits:
             if edit.role in roles:
-                found.setdefault((edit.path, edit.role), set()).update(edit.channels(units))
+                found.setdefault(edit.place, set()).update(edit.channels(units))
     return {place: sorted(channels) for place, channels in found.items() if channels}
 
 

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from compress.prune.channels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, Role, is_depthwise, width_of
+from compress.prune import Structure
+from compress.prune.channels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, Place, Role, is_depthwise, width_of
 from compress.prune.forward import Calls, Tensors, call
 
 OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
@@ -19,11 +20,19 @@ OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """What one layer loses with each unit: ``index[u]`` are the channels of its ``role`` side that unit ``u`` owns."""
+    """What one layer loses with each unit: ``index[u]`` are the channels of its ``role`` side that unit ``u`` owns.
+
+    Of a parameter that is no layer's own weight, ``tensor`` is its name in the module at ``path``; its role is "out".
+    """
 
     path: str
     role: Role
     index: tuple[tuple[int, ...], ...]
+    tensor: str = ""
+
+    @property
+    def place(self) -> Place:
+        return Place(self.path, self.role, self.tensor)
 
     def channels(self, units: Iterable[int]) -> list[int]:
         return sorted(channel for unit in units for channel in self.index[unit])
@@ -31,10 +40,14 @@ class Edit:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Units (hidden channels, attention heads) that can each be removed from every layer of the group at once."""
+    """Units that can each be removed from every layer of the group at once.
+
+    They are hidden channels, attention heads, hidden units of a recurrent layer, or the width that a whole stream of
+    layers has in common, as the residual stream of a transformer.
+    """
 
     name: str                                    # the first producer's module path, or the attention module's
-    kind: Literal["channels", "heads"]
+    kind: Structure
     units: int
     edits: tuple[Edit, ...]
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # path -> attribute -> its value per unit
@@ -50,6 +63,7 @@ class Group:
 
 def find_channel_groups(
     module: nn.Module, calls: Calls, feed: Tensors, *, claimed: Mapping[str, Role] | None = None,
+    only: Iterable[str] | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Groups of hidden channels of Linear and convolution layers, and for every other such layer why it has none.
 
@@ -58,6 +72,7 @@ def find_channel_groups(
         calls: the methods to trace, one per graph.
         feed: what each graph is run on, which reaches every branch.
         claimed: sides of layers that another rule prunes (the projections of attention).
+        only: the layers that are looked at; all by default.
 
     Returns:
         ``(groups, skipped)``, ``skipped`` from module path to reason.
@@ -66,11 +81,12 @@ def find_channel_groups(
 
     names = {layer: name for name, layer in module.named_modules()}
     claimed = claimed or {}
+    wanted = None if only is None else set(only)
     roots = [(name, layer) for name, layer in module.named_modules()
              if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and claimed.get(name) != "out"
-             and not any(isinstance(module.get_submodule(p), OPAQUE) for p in _parents(name))]
-    skipped = {name: f"an nn.{type(layer).__name__} is left whole: its state ties its gates, steps and layers together"
-               for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)}
+             and not any(isinstance(module.get_submodule(p), OPAQUE) for p in _parents(name))
+             and (wanted is None or name in wanted)]
+    skipped: dict[str, str] = {}
     graph = tp.DependencyGraph()
     opaque = {kind: _Opaque() for kind in OPAQUE}
     try:
@@ -80,7 +96,7 @@ def find_channel_groups(
                                    customized_pruners=opaque, verbose=False)
     except Exception as error:  # Torch-Pruning raises whatever its walk ran into; heads can still be pruned
         reason = f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error})"
-        return [], {**skipped, **{name: reason for name, _ in roots}}
+        return [], {name: reason for name, _ in roots}
     shared = _shared_layers(module)
     groups: list[Group] = []
     taken: set[tuple[str, int]] = set()          # producing channels that an earlier group owns

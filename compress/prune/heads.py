@@ -13,7 +13,7 @@ PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key",
                ("q_lin", "k_lin", "v_lin"), ("wq", "wk", "wv"))
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "Wqkv", "to_qkv")
 OUTPUTS = ("out", "out_proj", "o_proj", "o", "proj", "to_out", "to_out.0", "out_lin", "wo", "output.dense", "dense",
-           "projection_layer")
+           "projection", "projection_layer")
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "n_head", "nhead")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "dim_per_head")
 INNER = ("all_head_size", "inner_dim", "attn_dim")       # always heads x head size

@@ -12,16 +12,20 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.prune import PruneConfig, PrunedGroup
-from compress.prune.allocation import Costs, allocate
-from compress.prune.channels import width_of
-from compress.prune.check import prove, remove, trial
+from compress.prune.allocation import allocate
+from compress.prune.channels import Place, Role, width_of
+from compress.prune.check import prove, remove, trials
+from compress.prune.costs import Costs, Resource, resources_of, widths_of
 from compress.prune.forward import Calls, GraphFeeds, Tensors, call, samples_of, tensors
 from compress.prune.groups import Group, find_channel_groups
 from compress.prune.heads import find_head_groups
-from compress.prune.importance import magnitude, taylor
+from compress.prune.importance import rank
+from compress.prune.streams import find_stream_groups
+from compress.prune.tracing import TracingError
 
 CHECKED = 8                                      # samples the zeroed-channels check runs on
 BATCH = 32
+PROTECTED = "left whole by protect"
 TRIALS = 60                                      # percent of the progress that finding groups is
 
 Progress = Callable[[int, int, str], None]
@@ -41,7 +45,7 @@ class Pruned:
 
 def prune_module(
     module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[GraphFeeds]], macs: Mapping[str, int],
-    config: PruneConfig, progress: Progress | None = None,
+    config: PruneConfig, progress: Progress | None = None, *, classes: frozenset[str] = frozenset(),
 ) -> Pruned:
     """Return a smaller copy of ``module``, which is left as it was.
 
@@ -52,25 +56,25 @@ def prune_module(
         macs: module path -> MACs of the operations it runs itself.
         config: how much, and what not.
         progress: called with the percent done, 100, and what is being done.
+        classes: the outputs that are scores of classes, as :func:`compress.prune.forward.call` names them.
 
     Raises:
-        CompressError: if nothing can be pruned, the share cannot be reached, or a removal would change the function.
+        CompressError: if nothing can be pruned, a goal cannot be reached, or a removal would change the function.
     """
     module = copy.deepcopy(module).eval()
     few = next((tensors(feed) for feed in batches(CHECKED)), None)
     if few is None:
         raise CompressError("pruning needs calibration samples, and there are none")
     groups, skipped = find_groups(module, calls, few, config, progress)
-    costs = Costs(groups, _widths(module, groups), macs)
-    if config.importance == "magnitude":
-        scores = magnitude(module, groups, [costs.unit(number) for number in range(len(groups))])
-    else:
-        scores = taylor(module, groups, calls, _told(_first(batches, config.samples), config, progress))
-    chosen = allocate(costs, scores, macs=config.macs, round_to=config.round_to, max_share=config.max_share)
+    costs = Costs(groups, widths_of(module, groups), _resources(module, groups, macs, config))
+    goals = config.goals(round(costs.resources["macs"].total), round(costs.resources["params"].total))
+    scores = rank(config.importance, module, groups, [costs.share(number, goals) for number in range(len(groups))],
+                  calls, _told(_first(batches, config.samples), config, progress), classes)
+    chosen = allocate(costs, scores, goals, round_to=config.multiple, max_share=config.max_share)
     removal = {group.name: (group, units) for group, units in zip(groups, chosen, strict=True) if units}
     check = prove(module, removal, calls, few)
-    before = {path: width_of(module.get_submodule(path), "out") for group in groups for path in
-              (edit.path for edit in group.producers)}
+    before = {edit.path: width_of(module.get_submodule(edit.path), "out")
+              for group in groups for edit in group.producers if not edit.tensor}
     attributes = remove(module, removal)
     call(module, calls, few)
     gone = {path: width - width_of(module.get_submodule(path), "out") for path, width in before.items()}
@@ -90,38 +94,78 @@ def find_groups(
         CompressError: if none is left.
     """
     heads, skipped, claimed = find_head_groups(module)
-    channels, reasons = find_channel_groups(module, calls, feed, claimed=claimed)
-    skipped.update(reasons)
+    channels, reasons = _channel_groups(module, calls, feed, claimed)
+    skipped |= reasons
+    wanted: list[tuple[Group, ...]] = []
     groups: list[Group] = []
     kept = 0
-    candidates = [*heads, *((group,) for group in channels)]
-    for number, alternatives in enumerate(candidates):
+    for alternatives in (*heads, *channels):
+        reason = _unwanted(alternatives[0], config)
+        if reason is None:
+            wanted.append(alternatives)
+        else:
+            skipped[alternatives[0].name] = reason
+            kept += reason == PROTECTED
+
+    def told(done: int) -> None:
         if progress:
-            progress(TRIALS * number // len(candidates), 100, "what can be removed")
-        first = alternatives[0]
-        if any(_matches(path, config.keep) for path in (first.name, *(edit.path for edit in first.edits))):
-            skipped[first.name] = "left whole by keep"
-            kept += 1
-            continue
-        if first.kind == "channels" and first.units <= config.round_to:
-            skipped[first.name] = f"it has {first.units} channels, no more than round_to={config.round_to}"
-            continue
-        found = trial(module, alternatives, calls, feed)
+            progress(TRIALS * done // len(wanted), 100, "what can be removed")
+
+    for alternatives, found in zip(wanted, trials(module, wanted, calls, feed, told), strict=True):
         if isinstance(found, str):
-            skipped[first.name] = found
+            skipped[alternatives[0].name] = found
         else:
             groups.append(found)
     if not groups and kept:
-        raise CompressError(f"keep={list(config.keep)} leaves nothing to prune: all {kept} groups match it")
+        raise CompressError(f"protect={list(config.protect)} leaves nothing to prune: all {kept} groups match it")
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(skipped.items(), 3))
         raise CompressError(f"nothing in the model can be pruned ({why or 'it has no Linear or convolution layer'})")
     return groups, skipped
 
 
-def _widths(module: nn.Module, groups: Iterable[Group]) -> dict[tuple[str, str], int]:
-    return {(edit.path, edit.role): width_of(module.get_submodule(edit.path), edit.role)
-            for group in groups for edit in group.edits}
+def _channel_groups(
+    module: nn.Module, calls: Calls, feed: Tensors, claimed: Mapping[str, Role],
+) -> tuple[list[tuple[Group, ...]], dict[str, str]]:
+    """Groups by tracing; where that cannot tell channels apart, or the module computes otherwise each time, of
+    Torch-Pruning's graph."""
+    try:
+        traced = find_stream_groups(module, calls, feed, claimed=claimed)
+    except TracingError as error:
+        groups, skipped = find_channel_groups(module, calls, feed, claimed=claimed)
+        return [(group,) for group in groups], {"": str(error), **skipped}
+    if not traced.mixed:
+        return traced.alternatives, traced.skipped
+    others, _ = find_channel_groups(module, calls, feed, claimed=claimed, only=traced.mixed)
+    known = {place for (group, *_) in traced.alternatives for place in _channels(group)}
+    found = [(group,) for group in others if known.isdisjoint(_channels(group))]
+    mended = {edit.path for (group,) in found for edit in group.producers}
+    skipped = {path: reason for path, reason in traced.skipped.items() if path not in mended}
+    return [*traced.alternatives, *found], skipped
+
+
+def _channels(group: Group) -> Iterator[tuple[Place, int]]:
+    return ((edit.place, channel) for edit in group.edits for unit in edit.index for channel in unit)
+
+
+def _unwanted(group: Group, config: PruneConfig) -> str | None:
+    """Why the settings leave a group whole."""
+    if any(_matches(path, config.protect) for path in (group.name, *(edit.path for edit in group.edits))):
+        return PROTECTED
+    if group.kind not in config.structures:
+        return f"{group.kind} is not among the structures that may shrink"
+    if group.kind != "heads" and group.units <= config.multiple:
+        return f"it has {group.units} channels, no more than round_to={config.multiple}"
+    return None
+
+
+def _resources(
+    module: nn.Module, groups: list[Group], macs: Mapping[str, int], config: PruneConfig,
+) -> Iterator[Resource]:
+    for resource in resources_of(module, groups, macs):
+        yield resource
+        if resource.name == "params" and config.size_mb is not None:
+            yield resource.times(4e-6, "size_mb")
 
 
 def _matches(path: str, globs: Iterable[str]) -> bool:

@@ -36,7 +36,7 @@ metric: accuracy
 max_drop: 0.02
 target: [openvino-cpu, onnxruntime-cpu, rtx, openvino-cpu]
 stages:
-  - prune: {macs: 0.4, keep: [head]}
+  - prune: {macs: 0.4, protect: [head]}
   - distill: {epochs: 4}
   - quantize: {ranges: minmax}
   - distill: {epochs: 1, learning_rate: 1}
@@ -45,7 +45,7 @@ stages:
 """)
     recipe = read_recipe(path)
     assert [(stage.name, stage.config) for stage in recipe.stages] == [
-        ("prune", PruneConfig(macs=0.4, keep=("head",))), ("distill", DistillConfig(epochs=4)),
+        ("prune", PruneConfig(macs=0.4, protect=("head",))), ("distill", DistillConfig(epochs=4)),
         ("quantize", QuantizeConfig(ranges="minmax")), ("distill", DistillConfig(epochs=1, learning_rate=1.0)),
         ("export", ExportConfig()), ("bench", BenchConfig()),
     ]  # fmt: skip
@@ -115,10 +115,10 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
         ({"stages": [{"prune": False}]}, "stage 1 (prune) must be a mapping of names to values, got False"),
         ({"stages": [{"prune": {"mac": 0.5}}]}, "stage 1 (prune): unknown key 'mac': did you mean 'macs'?"),
         ({"stages": [{"export": {"fast": 1}}]}, "stage 1 (export): unknown key 'fast': there is nothing to set"),
-        ({"stages": [{"prune": {"macs": "half"}}]}, "stage 1 (prune): Expected `float`, got `str` - at `macs`"),
+        ({"stages": [{"prune": {"macs": "half"}}]}, "stage 1 (prune): Expected `float | null`, got `str` - at `macs`"),
         ({"stages": ["export", {"bench": {"duration_s": float("inf")}}]},
          "(bench): duration_s is inf: it must be a finite"),
-        ({"stages": [{"prune": {"keep": "head"}}]}, "stage 1 (prune): Expected `array`, got `str` - at `keep`"),
+        ({"stages": [{"prune": {"protect": "head"}}]}, "stage 1 (prune): Expected `array`, got `str` - at `protect`"),
         ({"stages": [{"prune": {"macs": 2}}]}, "stage 1 (prune): prune: macs=2.0 is the share of MACs to keep"),
         ({"stages": [{"quantize": {"ranges": "kl"}}]}, "stage 1 (quantize): Invalid enum value 'kl' - at `ranges`"),
         ({"stages": [{"quantize": {"percentile": 0.5}}]},

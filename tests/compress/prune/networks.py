@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.prune.groups import Edit, Group
+
 
 class Perceptron(nn.Module):
     """8 -> 32 -> 16 -> 4: MACs 8*32 + 32*16 + 16*4 = 832."""
@@ -125,3 +127,50 @@ class Recurrent(nn.Module):
         y, _ = self.lstm(self.enter(self.embedding(x)).relu())
         y = y + self.attention(y, y, y, need_weights=False)[0]
         return self.down(self.up(y).relu())
+
+
+def pair() -> tuple[nn.Module, Group]:
+    """Two hidden units with easy numbers: y = 5 (1 x + 2) + 7 (3 x + 0), and a bias."""
+    module = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[1.0], [3.0]]))
+        module[0].bias.copy_(torch.tensor([2.0, 0.0]))
+        module[1].weight.copy_(torch.tensor([[5.0, 7.0]]))
+    edits = Edit(path="0", role="out", index=((0,), (1,))), Edit(path="1", role="in", index=((0,), (1,)))
+    module.forward = lambda x: module[1](module[0](x))  # a sequential calls its input "input"
+    return module, Group(name="0", kind="channels", units=2, edits=edits)
+
+
+class Sequence(nn.Module):
+    """A bidirectional LSTM of two layers over embeddings; its outputs and last states are read."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.rnn = kind(16, 16, num_layers=2, bidirectional=True, batch_first=True)
+        self.up, self.last = nn.Linear(32, 24), nn.Linear(24 + 32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.rnn(self.table(x))
+        state = state[0] if isinstance(state, tuple) else state
+        return self.last(torch.cat([self.up(y).relu().mean(1), state[-2], state[-1]], -1))
+
+
+class Tower(nn.Module):
+    """Embeddings, a position and a start token that are parameters, two blocks, a norm; the head may be the table."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.table, self.position = nn.Embedding(12, 32), nn.Parameter(torch.randn(1, 6, 32))
+        self.start = nn.Parameter(torch.randn(1, 1, 32))
+        self.scale = nn.Parameter(torch.tensor([1.5]))
+        self.blocks, self.norm = nn.ModuleList([Block(), Block()]), nn.LayerNorm(32)
+        self.head = nn.Linear(32, 12, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.start.expand(len(x), -1, -1), self.table(x)], 1) + self.position * self.scale
+        for block in self.blocks:
+            y = block(y)
+        return self.head(self.norm(y[:, 0]))

@@ -6,16 +6,23 @@ import numpy as np
 import pytest
 
 from compress.errors import CompressError
-from compress.prune.allocation import Costs, allocate
+from compress.prune.allocation import allocate as allocate_units
+from compress.prune.channels import Place
+from compress.prune.costs import Costs, Item, Resource
 from compress.prune.groups import Edit, Group
+
+
+def allocate(costs, importance, *, macs, **settings):
+    return allocate_units(costs, importance, {"macs": macs * costs.resources["macs"].total}, **settings)
 
 
 def chain(*widths):
     """Linear layers 0, 1, ..; group i is the hidden units between layers i and i + 1; a layer's MACs are in x out."""
-    groups, sides, macs = [], {}, {}
+    groups, sides, items = [], {}, []
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        macs[str(layer)] = inputs * outputs
-        sides[str(layer), "in"], sides[str(layer), "out"] = inputs, outputs
+        both = Place(str(layer), "in"), Place(str(layer), "out")
+        items.append(Item(inputs * outputs, both))
+        sides |= dict(zip(both, (inputs, outputs), strict=True))
     for hidden, width in enumerate(widths[1:-1]):
         index = tuple((unit,) for unit in range(width))
         groups.append(
@@ -29,42 +36,48 @@ def chain(*widths):
                 ),
             )
         )
-    return Costs(groups, sides, macs)
+    return Costs(groups, sides, [Resource(name="macs", items=tuple(items))])
+
+
+def left(costs, removed):
+    """What is left of the MACs without these units."""
+    for group, units in enumerate(removed):
+        costs.take(group, units)
+    reached = costs.reached["macs"]
+    for group, units in enumerate(removed):
+        costs.give(group, units)
+    return reached
 
 
 def test_costs_of_a_chain():
     costs = chain(8, 32, 16, 4)
-    assert costs.total == 8 * 32 + 32 * 16 + 16 * 4
-    assert costs.unit(0) == 8 + 16
-    assert costs.estimate([range(8), range(4)]) == 8 * 24 + 24 * 12 + 12 * 4
+    assert costs.reached["macs"] == 8 * 32 + 32 * 16 + 16 * 4
+    assert costs.unit(0, "macs") == 8 + 16
+    assert costs.share(1, ["macs"]) == (32 + 4) / costs.resources["macs"].total
+    assert left(costs, [range(8), range(4)]) == 8 * 24 + 24 * 12 + 12 * 4
+    assert costs.reached["macs"] == costs.resources["macs"].total  # all was given back
 
 
-def test_costs_of_heads_count_the_attention_itself():
-    index = tuple((2 * head, 2 * head + 1) for head in range(4))
-    group = Group(
-        name="a",
-        kind="heads",
-        units=4,
-        edits=(Edit(path="a.q", role="out", index=index), Edit(path="a.out", role="in", index=index)),
-    )
-    costs = Costs([group], {("a.q", "out"): 8, ("a.out", "in"): 8}, {"a.q": 80, "a.out": 80, "a": 40, "rest": 100})
-    assert costs.unit(0) == 50
-    assert costs.estimate([[1]]) == 250
+def test_an_item_with_the_same_place_twice_shrinks_with_its_square():
+    edit = Edit(path="h", role="out", index=((0,), (1,), (2,), (3,)))
+    group = Group(name="h", kind="recurrent", units=4, edits=(edit,))
+    costs = Costs([group], {edit.place: 4}, [
+        Resource(name="macs", items=(Item(16, (edit.place, edit.place)),), fixed=3)])
+    assert costs.unit(0, "macs") == 8
+    assert left(costs, [[0, 2]]) == 3 + 2 * 2
 
 
 def test_the_least_important_go_first_and_no_more_than_needed():
-    costs = chain(10, 8, 10)  # 160 MACs, 20 a unit
-    importance = [np.array([5.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0])]
-    assert allocate(costs, importance, macs=1.0, round_to=1, max_share=0.9) == [()]
-    assert allocate(costs, importance, macs=0.75, round_to=1, max_share=0.9) == [(1, 3)]
-    assert allocate(costs, importance, macs=0.74, round_to=1, max_share=0.9) == [(1, 3, 5)]
+    importance = [np.array([5.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0])]  # 160 MACs, 20 a unit
+    assert allocate(chain(10, 8, 10), importance, macs=1.0, round_to=1, max_share=0.9) == [()]
+    assert allocate(chain(10, 8, 10), importance, macs=0.75, round_to=1, max_share=0.9) == [(1, 3)]
+    assert allocate(chain(10, 8, 10), importance, macs=0.74, round_to=1, max_share=0.9) == [(1, 3, 5)]
 
 
 def test_channels_go_in_steps_and_heads_one_at_a_time():
-    costs = chain(10, 20, 10)
     importance = [np.arange(20.0)]
-    assert allocate(costs, importance, macs=0.9, round_to=8, max_share=0.9) == [(0, 1, 2, 3)]  # 20 -> 16
-    assert allocate(costs, importance, macs=0.5, round_to=8, max_share=0.9) == [tuple(range(12))]  # 20 -> 8
+    assert allocate(chain(10, 20, 10), importance, macs=0.9, round_to=8, max_share=0.9) == [(0, 1, 2, 3)]  # 20 -> 16
+    assert allocate(chain(10, 20, 10), importance, macs=0.5, round_to=8, max_share=0.9) == [tuple(range(12))]  # 20 -> 8
 
 
 def test_importance_is_weighed_against_the_macs_saved():
@@ -74,7 +87,7 @@ def test_importance_is_weighed_against_the_macs_saved():
     # not at all; 1945 are allowed, so one unit of the third comes back (1920)
     removed = allocate(costs, importance, macs=0.8, round_to=1, max_share=0.5)
     assert [len(units) for units in removed] == [1, 0, 3]
-    assert costs.estimate(removed) == 100 * 7 + 7 * 100 + 100 * 5 + 5 * 4
+    assert costs.reached["macs"] == 100 * 7 + 7 * 100 + 100 * 5 + 5 * 4
 
 
 def test_a_block_that_saved_more_than_needed_gives_smaller_ones_back():
@@ -82,22 +95,21 @@ def test_a_block_that_saved_more_than_needed_gives_smaller_ones_back():
     importance = [np.full(16, 10.0), np.full(100, 1.0), np.full(16, 1000.0)]
     # columns of 1 per 32 first, until the floor of 50; then whole blocks of the first group
     removed = allocate(costs, importance, macs=0.5, round_to=8, max_share=0.9)
-    kept = costs.estimate(removed)
-    assert kept <= 0.5 * costs.total
+    assert costs.reached["macs"] <= 0.5 * costs.resources["macs"].total
+    fresh = chain(10, 16, 100, 16, 1)
     for group, units in enumerate(removed):  # nothing more can be put back
         if units:
             back = [u[:-8] if g == group else u for g, u in enumerate(removed)]
-            assert costs.estimate(back) > 0.5 * costs.total
+            assert left(fresh, back) > 0.5 * fresh.resources["macs"].total
 
 
 def test_a_layer_is_never_emptied_and_the_best_reachable_share_is_named():
-    costs = chain(10, 32, 10)
-    (removed,) = allocate(costs, [np.arange(32.0)], macs=0.25, round_to=8, max_share=0.9)
+    (removed,) = allocate(chain(10, 32, 10), [np.arange(32.0)], macs=0.25, round_to=8, max_share=0.9)
     assert removed == tuple(range(24))
     with pytest.raises(CompressError, match=r"cannot prune to 20% of the MACs: the smallest share .* is 25.0%"):
-        allocate(costs, [np.arange(32.0)], macs=0.2, round_to=8, max_share=0.9)
+        allocate(chain(10, 32, 10), [np.arange(32.0)], macs=0.2, round_to=8, max_share=0.9)
     with pytest.raises(CompressError, match=r"is 50.0%, .* max_share=0.5"):
-        allocate(costs, [np.arange(32.0)], macs=0.2, round_to=8, max_share=0.5)
+        allocate(chain(10, 32, 10), [np.arange(32.0)], macs=0.2, round_to=8, max_share=0.5)
 
 
 def test_equal_units_are_taken_in_their_order():

@@ -73,7 +73,6 @@ def test_what_is_tied_to_other_layers_is_skipped_with_the_reason(networks, calls
     groups, skipped = find_channel_groups(module, calls, feed)
     assert [group.name for group in groups] == ["up"]
     assert "'lstm' (LSTM)" in skipped["enter"]
-    assert "nn.LSTM is left whole" in skipped["lstm"]
     assert "nn.MultiheadAttention ties its width" in head_reasons["attention"]
 
 

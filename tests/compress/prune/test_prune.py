@@ -127,14 +127,14 @@ def test_prunable_tells_without_pruning(demo):
         ("fusion.blocks.0.attention", 4, 4),
     ]
     assert {g.name for g in groups} >= {"image_encoder.blocks.0.up", "text_encoder.blocks.0.up", "fusion.blocks.0.up"}
-    assert "LayerNorm" in skipped["image_encoder.blocks.0.down"]
+    assert skipped["image_encoder.position"] == "width is not among the structures that may shrink"
     assert "output of the model" in skipped["head.answer"]
 
 
-def test_keep_leaves_a_component_whole(demo):
-    groups, skipped = prunable(demo, PruneConfig(keep=("text_encoder", "fusion.*")))
+def test_protect_leaves_a_component_whole(demo):
+    groups, skipped = prunable(demo, PruneConfig(protect=("text_encoder", "fusion.*")))
     assert {demo.component_of(group.name) for group in groups} == {"image_encoder"}
-    assert skipped["text_encoder.blocks.0.up"] == skipped["fusion.blocks.0.attention"] == "left whole by keep"
+    assert skipped["text_encoder.blocks.0.up"] == skipped["fusion.blocks.0.attention"] == "left whole by protect"
 
 
 def test_the_check_stops_a_wrong_removal_and_names_it(demo, samples, monkeypatch):

@@ -30,11 +30,11 @@ def silence(module, zeros):
 def test_perceptron_to_half(networks, prune_one, noise):
     module = networks.Perceptron()
     silence(module, {"second": range(8, 32)})
-    pruned = prune_one(module, noise(16, 8), macs=0.5, keep=("last",))
+    pruned = prune_one(module, noise(16, 8), macs=0.5, protect=("last",))
     # only the 32 hidden units can go, each 8 + 16 MACs: 832 - 24 k <= 416 needs k = 18, rounded up to 24
     assert shapes(pruned.module) == {"first.weight": (8, 8), "second.weight": (16, 8), "last.weight": (4, 16)}
     assert pruned.removed == {"first": 24}
-    assert pruned.skipped["second"] == "left whole by keep"
+    assert pruned.skipped["second"] == "left whole by protect"
     x = torch.from_numpy(noise(5, 8))
     torch.testing.assert_close(pruned.module(x), module(x), rtol=1e-5, atol=1e-6)  # what went was silent
     assert (pruned.module.first.out_features, pruned.module.second.in_features) == (8, 8)
@@ -138,18 +138,18 @@ def test_the_input_is_left_as_it_was_and_the_result_is_deterministic(networks, p
     assert all(torch.equal(a, b) for a, b in zip(one.module.parameters(), two.module.parameters(), strict=True))
 
 
-def test_keep_is_a_glob_over_paths_and_what_is_under_them(networks, prune_one, noise):
-    pruned = prune_one(networks.Block(), noise(4, 5, 32), macs=0.8, keep=("att*",))
+def test_protect_is_a_glob_over_paths_and_what_is_under_them(networks, prune_one, noise):
+    pruned = prune_one(networks.Block(), noise(4, 5, 32), macs=0.8, protect=("att*",))
     assert [group.name for group in pruned.groups] == ["up"]
-    assert pruned.skipped["attention"] == "left whole by keep"
-    with pytest.raises(CompressError, match=r"keep=\['attention', 'down'\] leaves nothing to prune: all 2 groups"):
-        prune_one(networks.Block(), noise(4, 5, 32), keep=("attention", "down"))
+    assert pruned.skipped["attention"] == "left whole by protect"
+    with pytest.raises(CompressError, match=r"protect=\['attention', 'down'\] leaves nothing to prune: all 2 groups"):
+        prune_one(networks.Block(), noise(4, 5, 32), protect=("attention", "down"))
 
 
 def test_errors_say_what_to_do(networks, prune_one, noise, calls):
     with pytest.raises(CompressError, match=r"cannot prune to 1% of the MACs: the smallest share"):
         prune_one(networks.Block(), noise(4, 5, 32), macs=0.01)
-    with pytest.raises(CompressError, match=r"nothing in the model can be pruned \(.*down: no layer reads"):
+    with pytest.raises(CompressError, match=r"nothing in the model can be pruned \(.*down: its channels reach"):
         prune_one(networks.Softmax(), noise(4, 8))
     with pytest.raises(CompressError, match="pruning needs calibration samples"):
         prune_module(networks.Block(), calls, lambda size: [], {}, PruneConfig())
