@@ -51,27 +51,26 @@ def model_facts(model: Model) -> dict[str, Any]:
 
 def inspect(model: Model, *, factory: str | None = None) -> Inspection:
     """Look at ``model`` without changing or running it on data; ``factory`` as in :func:`compress.prune.prune`."""
-    from compress.quantize.annotate import find_operators
-    from compress.quantize.schemes import get_scheme
+    from compress.quantize.annotate import find_operators, operators_of
 
-    keep = model.quantization.keep_float if model.quantization is not None else ()
-    scheme = get_scheme(model.quantization.scheme) if model.quantization is not None else None
+    quantization = model.quantization
     operators = [
         {
             "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
-            "precision": "float" if o.float_reason else "int8", "reason": o.float_reason,
+            "precision": o.precision, "reason": o.float_reason,
         }
         for name, graph in model.graphs.items()
-        for o in find_operators(graph.program.module(check_guards=False), keep, scheme)
+        for module in [graph.program.module(check_guards=False)]
+        for o in (find_operators(module) if quantization is None else operators_of(module, quantization))
     ]  # fmt: skip
     prunable, not_prunable = _pruning(model, factory)
-    quantization = None
-    if model.quantization is not None:
-        tensors = sum(len(ranges) for ranges in model.quantization.ranges.values())
-        quantization = {"scheme": model.quantization.scheme, "tensors": tensors, **model.quantization.settings}
+    told = None
+    if quantization is not None:
+        tensors = sum(len(ranges) for ranges in quantization.ranges.values())
+        told = {"scheme": quantization.scheme, "tensors": tensors, **quantization.settings}
     return Inspection(
         name=model.name, facts=model_facts(model), graphs=_graphs(model), operators=tuple(operators), prunable=prunable,
-        not_prunable=not_prunable, quantization=quantization,
+        not_prunable=not_prunable, quantization=told,
     )  # fmt: skip
 
 

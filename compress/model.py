@@ -48,6 +48,25 @@ class Factory:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+GROUPS = (16, 32, 64, 128, 256)     # that ONNX Runtime's kernels have; OpenVINO's and TensorRT's have them too
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOnly:
+    """The modules whose weights alone are quantized, as globs over their paths; what these layers read stays float."""
+
+    int8: tuple[str, ...] = ()
+    int4: tuple[str, ...] = ()      # goes before, where both name a module
+    group: int = 64                 # neighbouring inputs that share a step in int4, at most
+
+    def __post_init__(self) -> None:
+        if self.group not in GROUPS:
+            raise CompressError(f"group_size is {self.group}: expected one of {', '.join(map(str, GROUPS))}")
+
+    def __bool__(self) -> bool:
+        return bool(self.int8 or self.int4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
     """What makes the float program an int8 one: the scheme's name, the range of each tensor, and what stays float.
@@ -60,6 +79,7 @@ class Quantization:
     ranges: Mapping[str, Mapping[str, tuple[float, float]]]  # graph -> node -> (low, high)
     settings: Mapping[str, Any]
     keep_float: tuple[str, ...] = ()  # globs over the module paths left in float
+    weight_only: WeightOnly = WeightOnly()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.model import Factory, Model, ModelProcessing, ProgramGraph, Quantization
+from compress.model import GROUPS, Factory, Model, ModelProcessing, ProgramGraph, Quantization, WeightOnly
 from compress.program import program_from_json, program_to_json
 from compress.store import atomic_file
 from compress.tensorfile import read_tensors, tensor_pieces
@@ -31,7 +31,7 @@ from runtimes.processing.record import FOLDER, Processing, parse_processing
 from runtimes.spec import TensorSpec, check_feed
 
 FORMAT = "compress.model"
-VERSION = 3         # version 1 had no processing, version 2 no chain; both are read still
+VERSION = 4         # version 1 had no processing, 2 no chain, 3 no weights quantized alone; all are read still
 _BLOCK = 1 << 20    # bytes read at a time
 # What reading damaged JSON, tables and archives raises; all of it is turned into a CompressError that names the file.
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
@@ -253,9 +253,14 @@ def _read_chain(header: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _read_quantization(data: Mapping[str, Any]) -> Quantization:
     ranges = {g: {n: (float(r[0]), float(r[1])) for n, r in nodes.items()} for g, nodes in data["ranges"].items()}
+    alone = data.get("weight_only", {"int8": (), "int4": (), "group": WeightOnly.group})
+    globs = {name: tuple(map(_text, alone[name])) for name in ("int8", "int4")}
+    if alone["group"] not in GROUPS:
+        raise ValueError(f"its weights have groups of {alone['group']!r:.20}, expected one of {GROUPS}")
     return Quantization(
-        scheme=data["scheme"], ranges=ranges, settings=data["settings"], keep_float=tuple(data["keep_float"])
-    )
+        scheme=data["scheme"], ranges=ranges, settings=data["settings"], keep_float=tuple(data["keep_float"]),
+        weight_only=WeightOnly(**globs, group=alone["group"]),
+    )  # fmt: skip
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], source: str = "") -> None:

@@ -58,8 +58,12 @@ def only(model: Model, graph: str | None) -> Model:
 
 
 def has_int8(model: Model) -> bool:
-    """Whether something in ``model`` runs in int8; a graph that only looks up a table stays float beside others."""
-    return model.quantization is not None and any(model.quantization.ranges.get(name) for name in model.graphs)
+    """Whether something in ``model`` is quantized; a graph that only looks up a table stays float beside others."""
+    if model.quantization is None or any(model.quantization.ranges.get(name) for name in model.graphs):
+        return model.quantization is not None
+    from compress.quantize.prepare import is_quantized
+
+    return bool(model.quantization.weight_only) and any(is_quantized(model, name) for name in model.graphs)
 
 
 def export_onnx(model: Model, target: Target, path: Path) -> Path:

@@ -17,6 +17,8 @@ import torch
 
 from compress.errors import CompressError
 from compress.export.components import component_of_nodes, component_prefix
+from compress.export.groups import FIRST_OPSET, has_groups, pack_groups
+from compress.export.groups import TRANSLATIONS as GROUPS
 from compress.export.onnxdata import onnx_parts, size_of, write_parts
 from compress.export.recurrent import TRANSLATIONS, fold_recurrent_weights
 from compress.export.tables import gather_integers
@@ -40,12 +42,14 @@ def write_onnx(
         CompressError: if torch's exporter refuses the program; names the first operator it has no translation for.
     """
     names = [spec.name for spec in graph.inputs]
+    if has_groups(graph.program):
+        opset = max(opset, FIRST_OPSET)
     try:
         with _quiet():
             exported = torch.onnx.export(
                 graph.program, dynamo=True, opset_version=opset, input_names=names,
                 output_names=[spec.name for spec in graph.outputs], optimize=True, verbose=False,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table={**TRANSLATIONS, **GROUPS},
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever went wrong in its own hierarchy
         cause: BaseException = error
@@ -60,6 +64,7 @@ def write_onnx(
     fold_recurrent_weights(model)
     fold_weight_transposes(model)
     gather_integers(model)
+    pack_groups(model)
     subtract_biases(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -127,18 +132,28 @@ def _replace_by_transposed(graph: ir.Graph, node: ir.Node, dequantize: ir.Node, 
     weight, *parameters = dequantize.inputs
     assert weight is not None
     assert weight.const_value is not None
-    array = np.ascontiguousarray(weight.const_value.numpy().transpose(order))
-    name = f"{weight.name}_transposed"
-    if name not in graph.initializers:
-        constant = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        constant.shape, constant.type = ir.Shape(array.shape), weight.type
-        graph.register_initializer(constant)
-    axis = list(order).index(_attribute(dequantize, "axis", 1))
-    folded = ir.node("DequantizeLinear", inputs=[graph.initializers[name], *parameters], attributes={"axis": axis})
-    folded.outputs[0].shape, folded.outputs[0].type = ir.Shape(array.shape), node.outputs[0].type
+    held = _transposed(graph, weight, order)
+    grouped = [value if value is None or value.const_value is None or value.const_value.shape.rank() < 2
+               else _transposed(graph, value, order) for value in parameters]  # fmt: skip
+    axis = ir.AttrInt64("axis", list(order).index(_attribute(dequantize, "axis", 1)))
+    folded = ir.node(
+        "DequantizeLinear", inputs=[held, *grouped], attributes={**dequantize.attributes, "axis": axis}
+    )
+    folded.outputs[0].shape, folded.outputs[0].type = held.shape, node.outputs[0].type
     graph.insert_before(node, folded)
     node.outputs[0].replace_all_uses_with(folded.outputs[0])
     graph.remove(node, safe=True)
+
+
+def _transposed(graph: ir.Graph, constant: ir.Value, order: Sequence[int]) -> ir.Value:
+    name = f"{constant.name}_transposed"
+    if name not in graph.initializers:
+        assert constant.const_value is not None
+        array = np.ascontiguousarray(constant.const_value.numpy().transpose(order))
+        made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        made.shape, made.type = ir.Shape(array.shape), constant.type
+        graph.register_initializer(made)
+    return graph.initializers[name]
 
 
 def subtract_biases(model: ir.Model) -> None:

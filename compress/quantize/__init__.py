@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from compress.errors import CompressError
+from compress.model import WeightOnly
 
 if TYPE_CHECKING:
     from calibration import CalibrationSet
@@ -29,6 +31,17 @@ class QuantizeConfig:
     keep_float: tuple[str, ...] = field(
         default=(), metadata={"help": "Module-path glob left in float; may be given several times."}
     )
+    int8_weights: tuple[str, ...] = field(
+        default=(), metadata={"help": "Module-path glob of linear layers whose weights alone become int8, what they "
+                                      "read stays float; may be given several times."}
+    )  # fmt: skip
+    int4_weights: tuple[str, ...] = field(
+        default=(), metadata={"help": "The same in int4, in groups of inputs: for decoders, whose time goes into "
+                                      "reading weights. '*' is all of them."}
+    )  # fmt: skip
+    group_size: int = field(
+        default=64, metadata={"help": "Inputs that share a scale in --int4-weights, at most: a power of two."}
+    )
     equalize: bool = field(
         default=False, metadata={"help": "Give the weights of neighbouring layers equal ranges before."}
     )
@@ -45,6 +58,7 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise CompressError(f"percentile is {self.percentile}: it must be in (50, 100]")
+        self.weight_only()
         if self.samples < 1:
             raise CompressError(f"samples is {self.samples}: at least one calibration sample is needed")
         if self.ranges not in get_args(get_type_hints(type(self))["ranges"]):
@@ -53,6 +67,10 @@ class QuantizeConfig:
             raise CompressError(f"smooth is {self.smooth}: it must be in [0, 1], 0 leaves activations as they are")
         if self.rounding not in get_args(get_type_hints(type(self))["rounding"]):
             raise CompressError(f"rounding is {self.rounding!r}: expected 'nearest', 'learned' or 'gptq'")
+
+    def weight_only(self) -> WeightOnly:
+        """The layers whose weights alone are quantized."""
+        return WeightOnly(int8=self.int8_weights, int4=self.int4_weights, group=self.group_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +88,16 @@ class QuantizeResult:
 
     def to_json(self) -> dict[str, Any]:
         """The record of the stage, without the model."""
-        int8 = [o for o in self.operators if o["precision"] == "int8"]
+        counts = Counter(o["precision"] for o in self.operators)
         quantization = self.model.quantization
         assert quantization is not None
         return {
             "scheme": quantization.scheme,
             "ranges": quantization.settings["ranges"],
             "samples": self.samples,
-            "int8": len(int8),
-            "float": len(self.operators) - len(int8),
+            "int8": counts["int8"],
+            "weights": counts["int8 weights"] + counts["int4 weights"],
+            "float": counts["float"],
             "recovery": dict(self.recovery),
             "operators": [dict(o) for o in self.operators],
             "coverage": dict(self.coverage),
@@ -117,7 +136,7 @@ def quantize(
     """
     from compress.model import Quantization
     from compress.onnxmodel import OnnxModel
-    from compress.quantize.annotate import check_keep_float, find_operators
+    from compress.quantize.annotate import check_globs, find_operators
     from compress.quantize.collect import Collector
     from compress.quantize.coverage import cover
     from compress.quantize.fold import fold
@@ -137,9 +156,11 @@ def quantize(
     sets = samples_of(model, data, config.samples)
     model, recovery = scale_channels(fold(model), sets, config)
     modules = {name: graph.program.module(check_guards=False) for name, graph in model.graphs.items()}
-    operators = {name: find_operators(module, config.keep_float, integers) for name, module in modules.items()}
+    alone = config.weight_only()
+    operators = {name: find_operators(module, config.keep_float, integers, alone) for name, module in modules.items()}
     every = [operator for found in operators.values() for operator in found]
-    check_keep_float(every, config.keep_float)
+    for option in ("keep_float", "int8_weights", "int4_weights"):
+        check_globs(every, option, getattr(config, option))
     if not int8_operators(every):
         raise CompressError(
             f"nothing in model {model.name!r} can run in int8: "
@@ -156,14 +177,15 @@ def quantize(
     table = [
         {
             "graph": name, "path": o.path, "op": o.op, "component": model.component_of(o.path),
-            "precision": "float" if o.float_reason else "int8", "reason": o.float_reason,
+            "precision": o.precision, "reason": o.float_reason,
         }
         for name, found in operators.items() for o in found
     ]  # fmt: skip
     used = max(len(own) for own in sets.values())
     digest = {name: own.digest for name, own in data.items()} if isinstance(data, Mapping) else data.digest
     settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": digest}
-    quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float)
+    quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float,
+                                weight_only=alone)  # fmt: skip
     quantized, more = choose_integers(dataclasses.replace(model, quantization=quantization), sets, config)
     return QuantizeResult(model=quantized, operators=tuple(table), samples=used, recovery={**recovery, **more},
                           coverage=coverage)  # fmt: skip

@@ -23,9 +23,13 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.errors import CompressError
+from compress.model import Quantization, WeightOnly
 from compress.program import module_path
 from compress.quantize.attention import reads_an_input, role, softmax_of
-from compress.quantize.schemes import Integers, Scheme
+from compress.quantize.grid import WeightGrid
+from compress.quantize.results import quantized_behind
+from compress.quantize.schemes import Integers, Scheme, get_scheme
+from compress.quantize.weight_only import weight_alone
 
 WEIGHTED = {
     torch.ops.aten.linear.default: "linear",
@@ -45,6 +49,7 @@ class Operator:
     """An operator that multiplies: what it is, where, which tensors it reads, and why it stays float if it does.
 
     ``activation`` is the first it reads, ``other`` the second of a product of two; weights are not among them.
+    ``results`` are tensors that are quantized for whoever reads them, each with the one whose range it gets.
     """
 
     node: str
@@ -54,6 +59,15 @@ class Operator:
     other: str = ""
     shares: bool = False            # the first is a softmax: none of it is negative, and its peaks are what counts
     float_reason: str | None = None
+    results: tuple[tuple[str, str], ...] = ()
+    alone: WeightGrid | None = None     # of its weight, where that alone is quantized; then there is no activation
+
+    @property
+    def precision(self) -> str:
+        """What it runs in: "int8", "int8 weights", "int4 weights" or "float"."""
+        if self.float_reason is not None:
+            return "float"
+        return "int8" if self.alone is None else f"int{self.alone.bits} weights"
 
     def operands(self, scheme: Scheme) -> Iterator[tuple[int, str, Integers]]:
         """The position, the node and the integers of each activation."""
@@ -65,17 +79,27 @@ class Operator:
             yield 0, self.activation, scheme.activations if self.shares else scheme.products
             yield 1, self.other, scheme.products
 
+    def ranged(self, scheme: Scheme) -> Iterator[tuple[str, str, Integers]]:
+        """The nodes that get a range, each with the node whose values it is chosen for, and with its integers."""
+        for _, name, integers in self.operands(scheme):
+            yield name, name, integers
+        for name, like in self.results:
+            yield name, like, scheme.activations
+
 
 def find_operators(
-    module: GraphModule, keep_float: Sequence[str] = (), scheme: Scheme | None = None
-) -> list[Operator]:
+    module: GraphModule, keep_float: Sequence[str] = (), scheme: Scheme | None = None,
+    weights: WeightOnly | None = None,
+) -> list[Operator]:  # fmt: skip
     """All operators with weights, and attention's products, in the order they run.
 
     Args:
         keep_float: globs over module paths.
         scheme: whose integers there are; without one it is taken to multiply whatever some scheme does.
+        weights: whose weights alone are quantized.
     """
-    operators = []
+    operators: list[Operator] = []
+    nodes = {node.name: node for node in module.graph.nodes}
     for node in module.graph.nodes:
         path = module_path(node)
         kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
@@ -101,10 +125,19 @@ def find_operators(
                     float_reason="this release has no int8 form of it",
                 )
             )  # fmt: skip
+    if weights:
+        operators = [weight_alone(one, module, nodes[one.node], weights, scheme) for one in operators]
     if all(operator.float_reason for operator in operators if operator.op != "embedding"):
         alone = "nothing that multiplies in its graph runs in int8"
         return [dataclasses.replace(operator, float_reason=operator.float_reason or alone) for operator in operators]
-    return operators
+    whole = {operator.node for operator in operators if operator.precision == "int8"}
+    behind = quantized_behind(module, whole)
+    return [dataclasses.replace(operator, results=behind.get(operator.node, ())) for operator in operators]
+
+
+def operators_of(module: GraphModule, quantization: Quantization) -> list[Operator]:
+    """All operators of a program of a quantized model."""
+    return find_operators(module, quantization.keep_float, get_scheme(quantization.scheme), quantization.weight_only)
 
 
 def _table_reason(module: GraphModule, table: Node, scheme: Scheme | None) -> str | None:
@@ -145,11 +178,11 @@ def weights_behind(node: Node) -> set[Node]:
     return {source for source in seen if source.op == "get_attr"}
 
 
-def check_keep_float(operators: Sequence[Operator], keep_float: Sequence[str]) -> None:
-    """Refuse a glob that matches none of ``operators``, those of all graphs: it is a mistyped one."""
-    for glob in keep_float:
+def check_globs(operators: Sequence[Operator], option: str, globs: Sequence[str]) -> None:
+    """Refuse a glob of ``option`` that matches none of ``operators``, those of all graphs: it is a mistyped one."""
+    for glob in globs:
         if not any(fnmatchcase(operator.path, glob) for operator in operators):
-            raise CompressError(f"keep_float {glob!r} matches no module with weights: they are "
+            raise CompressError(f"{option} {glob!r} matches no module with weights: they are "
                                 f"{', '.join(dict.fromkeys(operator.path for operator in operators))}")  # fmt: skip
 
 
@@ -170,16 +203,25 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         self.operators = {operator.node: operator for operator in operators}
 
     def annotate(self, model: GraphModule) -> GraphModule:
+        results = {name for operator in self.operators.values() for name, _ in operator.results}
         for node in model.graph.nodes:
+            if node.name in results:
+                behind = _fixed(self.scheme.activations, *self.ranges[node.name])
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=behind, _annotated=True)
             operator = self.operators.get(node.name)
             if operator is not None:
                 specs = {node.args[position]: _fixed(grid, *self.ranges[name])
                          for position, name, grid in operator.operands(self.scheme)}
                 if operator.op == "embedding":
                     specs[node.args[0]] = _per_channel(self.scheme.tables or self.scheme.weights)
+                elif operator.alone is not None:
+                    if operator.alone.group is None:    # torchao has no groups: they are put in behind it
+                        held = Integers(dtype="int8", low=operator.alone.low, high=operator.alone.high, symmetric=True)
+                        specs[node.args[1]] = _per_channel(held)
                 elif not operator.other:
                     specs[node.args[1]] = _per_channel(self.scheme.weights)
-                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+                annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
+                annotation.input_qspec_map = specs
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -212,6 +254,7 @@ def _per_channel(grid: Integers) -> QuantizationSpec:
 
 
 def sources(module: GraphModule, operators: Sequence[Operator]) -> list[Node]:
-    """The nodes whose values the int8 ``operators`` read, each once, in the order they run."""
+    """The nodes that ranges are chosen for: what the int8 ``operators`` read, and what is quantized behind them."""
     wanted = {name for operator in operators for name in (operator.activation, operator.other)}
+    wanted |= {like for operator in operators for _, like in operator.results}
     return [node for node in module.graph.nodes if node.name in wanted]

@@ -7,8 +7,8 @@ import glob
 from collections.abc import Sequence
 from typing import Protocol
 
-from compress.model import Model
-from compress.quantize.annotate import find_operators, sources
+from compress.model import Model, Quantization
+from compress.quantize.annotate import operators_of
 from compress.quantize.prepare import int8_operators
 from compress.quantize.schemes import get_scheme
 
@@ -42,14 +42,17 @@ class Float:
         quantization = model.quantization
         assert quantization is not None
         keep = tuple(dict.fromkeys((*quantization.keep_float, *map(glob.escape, paths))))
-        ranges, scheme = {}, get_scheme(quantization.scheme)
-        for name, graph in model.graphs.items():
-            module = graph.program.module(check_guards=False)
-            read = {node.name for node in sources(module, int8_operators(find_operators(module, keep, scheme)))}
-            ranges[name] = {node: limits for node, limits in quantization.ranges.get(name, {}).items() if node in read}
-        return dataclasses.replace(
-            model, quantization=dataclasses.replace(quantization, keep_float=keep, ranges=ranges)
-        )
+        return _needed(model, dataclasses.replace(quantization, keep_float=keep))
+
+
+def _needed(model: Model, quantization: Quantization) -> Model:
+    """``model`` with ``quantization``, but for the ranges that nothing reads."""
+    ranges, scheme = {}, get_scheme(quantization.scheme)
+    for name, graph in model.graphs.items():
+        low = int8_operators(operators_of(graph.program.module(check_guards=False), quantization))
+        used = {node for operator in low for node, _, _ in operator.ranged(scheme)}
+        ranges[name] = {node: limits for node, limits in quantization.ranges.get(name, {}).items() if node in used}
+    return dataclasses.replace(model, quantization=dataclasses.replace(quantization, ranges=ranges))
 
 
 CHOICES: tuple[Choice, ...] = (Int8(), Float())

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name
 from torch import Tensor
 
 from compress.model import Model
-from compress.quantize.grid import largest, nearest, on_grid, steps
+from compress.quantize.grid import WeightGrid
 from compress.quantize.lockstep import Layer, Lockstep, Part
 from compress.weights import with_weights
 from runtimes.spec import Feed
@@ -22,52 +22,48 @@ DAMPING = 0.01          # of the mean of the moments' diagonal, added to it
 COLUMNS = 128           # that are rounded before the rest is told
 
 
-def gptq(weight: Tensor, moments: Tensor, *, bits: int = 8, group: int | None = None) -> Tensor:
-    """``weight`` rounded to a symmetric grid of ``bits``, so that products with inputs of ``moments`` change little.
+def gptq(weight: Tensor, moments: Tensor, grid: WeightGrid) -> Tensor:
+    """``weight`` rounded to ``grid``, so that products with inputs of ``moments`` change little.
 
     Args:
         weight: ``(outputs, inputs)``.
         moments: sum of ``x x.T`` over the inputs ``x``, ``(inputs, inputs)``; an input that was always 0 is rounded to
             nearest.
-        bits: integers are in ``[-(2^(bits-1) - 1), 2^(bits-1) - 1]``.
-        group: inputs that share a step within an output, neighbours, a divisor of ``inputs``; all of them where
-            ``None``.
+        grid: with groups that divide the inputs.
 
     Returns:
-        Weights ``integer * step``. The largest of each step's weights keeps its integer, so that min-max over the
-        result gives the same steps. An output errs by no more, over these inputs, than it does rounded to nearest.
+        Weights on the grid that min-max finds from them again. An output errs by no more, over these inputs, than it
+        does rounded to nearest.
 
     Raises:
-        ValueError: if ``group`` does not divide the number of inputs.
+        ValueError: if the groups do not divide the number of inputs.
     """
     inputs = weight.shape[1]
-    size = group or inputs
-    if inputs % size:
-        raise ValueError(f"groups of {size} do not divide {inputs} inputs")
-    high = 2 ** (bits - 1) - 1
-    grouped = weight.reshape(-1, size)
-    step = steps(grouped, high).expand(grouped.shape).reshape(weight.shape)
-    pinned = largest(grouped).reshape(weight.shape)
-    plain = nearest(grouped, high).reshape(weight.shape)
-    integers = _rounded(weight, moments, step, torch.where(pinned, plain, torch.nan), high)
-    worse = _error(weight - integers * step, moments) > _error(weight - plain * step, moments)
+    if grid.group is not None and inputs % grid.group:
+        raise ValueError(f"groups of {grid.group} do not divide {inputs} inputs")
+    rows = grid.rows(weight)
+    step, zero = (value.expand(rows.shape).reshape(weight.shape) for value in grid.parameters(rows))
+    fixed, plain = (value.reshape(weight.shape) for value in (grid.ends(rows), grid.nearest(rows)))
+    plain = torch.where(fixed.isnan(), plain, fixed)
+    integers = _rounded(weight, moments, step, zero, fixed, grid)
+    worse = _error(weight - (integers - zero) * step, moments) > _error(weight - (plain - zero) * step, moments)
     integers[worse] = plain[worse]
-    return on_grid(integers.reshape(-1, size), grouped, high).reshape(weight.shape)
+    return grid.on_grid(integers.reshape(rows.shape), weight)
 
 
-def _rounded(weight: Tensor, moments: Tensor, step: Tensor, fixed: Tensor, high: int) -> Tensor:
+def _rounded(weight: Tensor, moments: Tensor, step: Tensor, zero: Tensor, fixed: Tensor, grid: WeightGrid) -> Tensor:
     """The integers; ``fixed`` are those that are given, NaN where one is to be found."""
     order = torch.argsort(moments.diagonal(), descending=True, stable=True)
-    left, step, fixed = weight.double()[:, order], step[:, order], fixed[:, order]
+    left, step, zero, fixed = weight.double()[:, order], step[:, order], zero[:, order], fixed[:, order]
     factor = _factor(moments.double()[order][:, order])
     integers = torch.zeros_like(left)
     for start in range(0, left.shape[1], COLUMNS):
         end = min(start + COLUMNS, left.shape[1])
         errors = torch.zeros_like(left[:, start:end])
         for i in range(start, end):
-            found = (left[:, i] / step[:, i]).round().clamp(-high, high)
+            found = ((left[:, i] / step[:, i]).round() + zero[:, i]).clamp(grid.low, grid.high)
             integers[:, i] = torch.where(fixed[:, i].isnan(), found, fixed[:, i])
-            errors[:, i - start] = (left[:, i] - integers[:, i] * step[:, i]) / factor[i, i]
+            errors[:, i - start] = (left[:, i] - (integers[:, i] - zero[:, i]) * step[:, i]) / factor[i, i]
             left[:, i + 1 : end] -= errors[:, i - start, None] * factor[i, i + 1 : end]
         left[:, end:] -= errors @ factor[start:end, end:]
     return integers[:, torch.argsort(order)].to(weight.dtype)
@@ -108,9 +104,9 @@ def round_with_gptq(model: Model, feeds: Mapping[str, Sequence[Feed]]) -> tuple[
             if layer is None:
                 continue
             weight = model.weights[layer.weight].detach()
-            bits, moments = (layer.high + 1).bit_length(), layer_moments(layer, weight, part)
+            moments = layer_moments(layer, weight, part)
             groups = weight.flatten(1).chunk(len(moments))
-            found = [gptq(rows, own, bits=bits) for rows, own in zip(groups, moments, strict=True)]
+            found = [gptq(rows, own, layer.grid) for rows, own in zip(groups, moments, strict=True)]
             lockstep.values[layer.fake] = rounded[layer.weight] = torch.cat(found).reshape(weight.shape)
     return with_weights(model, rounded), len(rounded)
 

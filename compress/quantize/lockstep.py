@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torchao.quantization.pt2e import FakeQuantizeBase
 
 from compress.model import Model, ProgramGraph
 from compress.program import module_path
+from compress.quantize.grid import WeightGrid
+from compress.quantize.groups import grid_of
 from compress.quantize.prepare import prepare
 from compress.quantize.scaling import LAYERS
 from compress.weights import storage
@@ -36,7 +37,7 @@ class Layer:
     path: str
     fake: str
     weight: str
-    high: int               # integers of the weight are in [-high, high]
+    grid: WeightGrid        # of the weight
     bias: Node | None
 
     @property
@@ -207,8 +208,8 @@ def _layers(model: Model, prepared: GraphModule) -> tuple[dict[str, Layer], list
         fake: Any = node.args[1] if node.target in LAYERS else None
         if not isinstance(fake, Node) or fake.op != "call_module":
             continue
-        grid: Any = prepared.get_submodule(str(fake.target))
-        if not isinstance(grid, FakeQuantizeBase) or grid.qscheme != torch.per_channel_symmetric:
+        grid = grid_of(prepared.get_submodule(str(fake.target)))
+        if grid is None:
             continue
         weight: Any = fake.args[0]
         if not alone(weight):
@@ -216,7 +217,7 @@ def _layers(model: Model, prepared: GraphModule) -> tuple[dict[str, Layer], list
             continue
         bias = node.args[2] if len(node.args) > 2 else None
         layers[node.name] = Layer(
-            node=node, path=module_path(node), fake=fake.name, weight=str(weight.target), high=int(grid.quant_max),
+            node=node, path=module_path(node), fake=fake.name, weight=str(weight.target), grid=grid,
             bias=bias if alone(bias) else None,
         )  # fmt: skip
     return layers, shared

@@ -8,10 +8,10 @@ from typing import Literal
 
 from compress.model import Model
 from compress.program import module_path
-from compress.quantize.annotate import find_operators
+from compress.quantize.annotate import find_operators, operators_of
 from compress.quantize.prepare import int8_operators
 from compress.quantize.reach import Reach, reaching
-from compress.quantize.schemes import get_scheme
+from compress.quantize.results import quantized_behind
 
 Kind = Literal["component", "modality", "block", "layer"]
 MANY = 40       # layers, of which blocks are looked at in place of each
@@ -33,25 +33,33 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The int8 operators at one module path: ``nodes`` are (graph, node of its program)."""
+    """The int8 operators at one module path: ``nodes`` are (graph, node of its program).
+
+    ``results`` are nodes whose values they quantize for whoever reads them, where they alone are in int8.
+    """
 
     path: str
     component: str
     nodes: tuple[tuple[str, str], ...]
     reach: Reach
+    results: tuple[tuple[str, str], ...] = ()
 
 
 def layers_of(model: Model) -> tuple[Layer, ...]:
     """What runs in int8 in a quantized ``model``, by module path, in the order it runs."""
-    keep = model.quantization.keep_float if model.quantization is not None else ()
-    scheme = get_scheme(model.quantization.scheme) if model.quantization is not None else None
     reach = reaching(model)
     nodes: dict[str, list[tuple[str, str]]] = {}
+    results: dict[str, list[tuple[str, str]]] = {}
     for name, graph in model.graphs.items():
-        for operator in int8_operators(find_operators(graph.program.module(check_guards=False), keep, scheme)):
+        module = graph.program.module(check_guards=False)
+        quantization = model.quantization
+        found = find_operators(module) if quantization is None else operators_of(module, quantization)
+        for operator in int8_operators(found):
             nodes.setdefault(operator.path, []).append((name, operator.node))
+            alone = quantized_behind(module, {operator.node}).get(operator.node, ())
+            results.setdefault(operator.path, []).extend((name, result) for result, _ in alone)
     return tuple(
-        Layer(path=path, component=model.component_of(path), nodes=tuple(found),
+        Layer(path=path, component=model.component_of(path), nodes=tuple(found), results=tuple(results[path]),
               reach=frozenset().union(*(reach[graph].get(node, frozenset()) for graph, node in found)))
         for path, found in nodes.items()
     )  # fmt: skip

@@ -14,8 +14,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt
 from compress.errors import CompressError
 from compress.model import Model, ProgramGraph, Quantization
 from compress.program import trace
-from compress.quantize.annotate import Operator, SchemeQuantizer, find_operators
+from compress.quantize.annotate import Operator, SchemeQuantizer, operators_of
 from compress.quantize.fold import agree
+from compress.quantize.groups import fix_groups, put_groups
 from compress.quantize.schemes import get_scheme
 
 
@@ -32,19 +33,26 @@ def prepare(model: Model, graph: str) -> GraphModule:
     quantization = _quantization(model)
     module = model.graphs[graph].program.module(check_guards=False)
     scheme = get_scheme(quantization.scheme)
-    chosen = int8_operators(find_operators(module, quantization.keep_float, scheme))
+    chosen = int8_operators(operators_of(module, quantization))
     ranges = quantization.ranges.get(graph, {})
-    missing = [o for o in chosen if any(name not in ranges for _, name, _ in o.operands(scheme))]
+    missing = [o for o in chosen if any(name not in ranges for name, _, _ in o.ranged(scheme))]
     if missing:
-        raise CompressError(
-            f"model {model.name!r} has no range for the input of {missing[0].path!r}: quantize it again"
-        )
+        raise CompressError(f"model {model.name!r} lacks a range of {missing[0].path!r}: quantize it again")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao warns about its own deprecated calls
         prepared: GraphModule = prepare_qat_pt2e(
             module, SchemeQuantizer(scheme, ranges, chosen)
         )
+    put_groups(prepared, {o.node: o.alone for o in chosen if o.alone is not None and o.alone.group is not None})
     return prepared
+
+
+def is_quantized(model: Model, graph: str) -> bool:
+    """Whether something in ``graph`` is quantized."""
+    if model.quantization is None or model.quantization.ranges.get(graph):
+        return model.quantization is not None
+    module = model.graphs[graph].program.module(check_guards=False)
+    return bool(model.quantization.weight_only and int8_operators(operators_of(module, model.quantization)))
 
 
 def convert(model: Model) -> Model:
@@ -64,14 +72,13 @@ def convert(model: Model) -> Model:
 
 def _convert(model: Model, name: str) -> ProgramGraph:
     graph = model.graphs[name]
-    module = graph.program.module(check_guards=False)
-    scheme = get_scheme(_quantization(model).scheme)
-    if not int8_operators(find_operators(module, _quantization(model).keep_float, scheme)):
+    if not int8_operators(operators_of(graph.program.module(check_guards=False), _quantization(model))):
         return graph
     prepared = prepare(model, name)
     feed = {spec.name: torch.from_numpy(model.example[spec.name]) for spec in graph.inputs}
     with torch.no_grad():
         prepared(**feed)  # lets the weights' observers see the weights
+    fix_groups(prepared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converted = convert_pt2e(prepared)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from compress.model import Model
 from compress.quantize.blocks import residual_blocks
-from compress.quantize.grid import largest, nearest, on_grid, steps
 from compress.quantize.lockstep import Layer, Lockstep, Part
 from compress.weights import with_weights
 from runtimes.spec import Feed
@@ -66,10 +65,10 @@ class _Choice(nn.Module):
 
     def __init__(self, weight: Tensor, layer: Layer) -> None:
         super().__init__()
-        rows = weight.flatten(1)
-        self.weight, self.high, self.step = weight, layer.high, steps(rows, layer.high)
-        self.floor = (rows / self.step).floor()
-        self.pinned, self.ends = largest(rows), nearest(rows, layer.high)
+        rows = layer.grid.rows(weight)
+        self.weight, self.grid = weight, layer.grid
+        self.step, self.zero = layer.grid.parameters(rows)
+        self.floor, self.ends = (rows / self.step).floor(), layer.grid.ends(rows)
         up, down = STRETCH
         share = (rows / self.step - self.floor).clamp(1e-4, 1 - 1e-4)
         self.choice = nn.Parameter(torch.logit((share - down) / (up - down)))
@@ -81,14 +80,16 @@ class _Choice(nn.Module):
 
     def soft(self) -> Tensor:
         """The weights, between the grid's points."""
-        integers = (self.floor + self.share()).clamp(-self.high, self.high)
-        return (torch.where(self.pinned, self.ends, integers) * self.step).reshape(self.weight.shape)
+        return ((self._bounded(self.share()) - self.zero) * self.step).reshape(self.weight.shape)
 
     def hard(self) -> Tensor:
         """The weights on the grid."""
         with torch.no_grad():
-            integers = (self.floor + (self.share() >= 0.5)).clamp(-self.high, self.high)
-            return on_grid(integers, self.weight, self.high)
+            return self.grid.on_grid(self._bounded(self.share() >= 0.5), self.weight)
+
+    def _bounded(self, up: Tensor) -> Tensor:
+        integers = (self.floor + self.zero + up).clamp(self.grid.low, self.grid.high)
+        return torch.where(self.ends.isnan(), integers, self.ends)
 
     def undecided(self, sharpness: float) -> Tensor:
         """Equation 24, as a mean: 0 where every weight is up or down, at most 1."""

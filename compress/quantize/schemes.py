@@ -43,7 +43,8 @@ class Scheme:
 
     ``products`` are the integers of what attention multiplies, two activations; None where that stays float. They have
     no zero point: it would have to be subtracted from every sum. ``tables`` are those of what rows are looked up in,
-    each with a scale of its own; None where it stays float.
+    each with a scale of its own; None where it stays float. ``groups`` are those of a weight that alone is quantized to
+    four bits, in groups of inputs.
     """
 
     name: str
@@ -51,11 +52,13 @@ class Scheme:
     weights: Integers
     products: Integers | None = None
     tables: Integers | None = None
+    groups: Integers = Integers(dtype="uint4", low=0, high=15, symmetric=False)
 
 
 _U8 = Integers(dtype="uint8", low=0, high=255, symmetric=False)
 _S8 = Integers(dtype="int8", low=-128, high=127, symmetric=True)
 _S8_WEIGHTS = Integers(dtype="int8", low=-127, high=127, symmetric=True)
+_S4_WEIGHTS = Integers(dtype="int4", low=-7, high=7, symmetric=True)
 _S7_WEIGHTS = Integers(dtype="int8", low=-63, high=63, symmetric=True)
 
 SCHEMES = {
@@ -66,7 +69,7 @@ SCHEMES = {
         Scheme(name="x86", activations=_U8, weights=_S7_WEIGHTS, tables=_S8_WEIGHTS),
         Scheme(name="arm64", activations=_S8, weights=_S8_WEIGHTS, tables=_S8_WEIGHTS),
         # TensorRT's parser refuses a zero point other than zero.
-        Scheme(name="tensorrt", activations=_S8, weights=_S8_WEIGHTS),
+        Scheme(name="tensorrt", activations=_S8, weights=_S8_WEIGHTS, groups=_S4_WEIGHTS),
     )
 }
 

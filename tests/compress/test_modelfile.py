@@ -463,7 +463,7 @@ class Planted:
 
 EDITS: dict[str, tuple[Callable[[dict[str, bytes], dict[str, Any]], None], str]] = {
     "another format": (set_in("format", to="zip"), "is not a model file: its format is 'zip'"),
-    "a later version": (set_in("version", to=4), "has version 4 of the model format, this release reads up to 3"),
+    "a later version": (set_in("version", to=5), "has version 5 of the model format, this release reads up to 4"),
     "no graphs": (set_in("graphs", to=3), r"has no valid model\.json"),
     "a listed digest": (set_in("listed", to={"weights.safetensors": "0" * 64}), "does not have the SHA-256"),
     "a listed member that is not there": (set_in("listed", to={"more": "0" * 64}), "do not agree on"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.model import Model
-from compress.quantize.annotate import Operator, check_keep_float, find_operators, sources
+from compress.quantize.annotate import Operator, check_globs, find_operators, sources
 from compress.saving import export_model
 from tests.compress.quantize.networks import Everything, Tied, TwoReaders, make
 
@@ -80,4 +80,4 @@ def test_a_recurrent_layer_is_listed_with_its_reason() -> None:
 def test_a_glob_that_matches_nothing_is_refused() -> None:
     model = export_model(Recurrent(), name="recurrent", example={"x": np.zeros((2, 3, 4), np.float32)})
     with pytest.raises(CompressError, match=r"keep_float 'nosuch\*' matches no module with weights: they are rnn, fc"):
-        check_keep_float(operators(model), ("fc", "nosuch*"))
+        check_globs(operators(model), "keep_float", ("fc", "nosuch*"))

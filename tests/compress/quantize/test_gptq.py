@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from compress.model import Model
 from compress.program import run_program
 from compress.quantize.gptq import gptq, layer_moments, round_with_gptq
-from compress.quantize.grid import nearest, steps
+from compress.quantize.grid import WeightGrid, nearest, steps
 from compress.quantize.lockstep import Lockstep
 from tests.compress.quantize.recovered import Named, feeds, int8, integers, model_of, noise, sqnr
+
+INT8 = WeightGrid(low=-127, high=127)
 
 
 def test_what_one_input_errs_another_that_moves_with_it_makes_good() -> None:
@@ -20,7 +22,7 @@ def test_what_one_input_errs_another_that_moves_with_it_makes_good() -> None:
     weight = torch.tensor([[1.27, 0.104, 0.104, 0.104]])
     moments = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]) * 50
     assert nearest(weight, 127).tolist() == [[127, 10, 10, 10]]
-    found = (gptq(weight, moments) / 0.01).round()
+    found = (gptq(weight, moments, INT8) / 0.01).round()
     assert found.tolist() == [[127, 10, 11, 10]]        # 0.208 in all: 0.21 is nearer than 0.20
 
 
@@ -28,7 +30,7 @@ def test_inputs_that_have_nothing_to_do_with_each_other_are_rounded_to_nearest()
     weight = torch.from_numpy(noise(5, 12))
     plain = nearest(weight, 127) * steps(weight, 127)
     for moments in (torch.diag(torch.rand(12) + 0.1), torch.zeros(12, 12)):
-        np.testing.assert_allclose(gptq(weight, moments), plain, rtol=1e-6)
+        np.testing.assert_allclose(gptq(weight, moments, INT8), plain, rtol=1e-6)
 
 
 def correlated(inputs: int, rows: int = 400) -> np.ndarray:
@@ -36,33 +38,40 @@ def correlated(inputs: int, rows: int = 400) -> np.ndarray:
             + 0.1 * noise(rows, inputs, seed=7)).astype(np.float32)  # fmt: skip
 
 
-@pytest.mark.parametrize(("bits", "group"), [(8, None), (7, None), (4, None), (4, 20), (3, 8)])
-def test_no_output_errs_more_than_rounded_to_nearest_and_most_err_far_less(bits: int, group: int | None) -> None:
+@pytest.mark.parametrize(("low", "high", "group"), [
+    (-127, 127, None), (-63, 63, None), (-7, 7, None), (-7, 7, 20), (-3, 3, 8), (0, 15, None), (0, 15, 20),
+])
+def test_no_output_errs_more_than_rounded_to_nearest_and_most_err_far_less(
+    low: int, high: int, group: int | None
+) -> None:
+    grid = WeightGrid(low=low, high=high, group=group)
     x, weight = torch.from_numpy(correlated(200)), torch.from_numpy(noise(24, 200))     # more than one block of columns
-    high = 2 ** (bits - 1) - 1
-    grouped = weight.reshape(-1, group or 200)
-    plain = (nearest(grouped, high) * steps(grouped, high)).reshape(weight.shape)
-    found = gptq(weight, x.T @ x, bits=bits, group=group)
+    rows = grid.rows(weight)
+    step, zero = grid.parameters(rows)
+    plain = ((grid.nearest(rows) - zero) * step).reshape(weight.shape)
+    found = gptq(weight, x.T @ x, grid)
     errors = [((x @ (one - weight).T) ** 2).sum(0) for one in (found, plain)]
     assert bool((errors[0] <= errors[1] * (1 + 1e-4)).all())
     assert errors[0].sum() < 0.5 * errors[1].sum()
-    again = found.reshape(grouped.shape)        # the steps are those of the weights, and the result is on their grid
-    np.testing.assert_allclose(steps(again, high), steps(grouped, high), rtol=1e-6)
-    np.testing.assert_allclose(nearest(again, high) * steps(again, high), again, rtol=1e-4, atol=1e-7)
+    again = grid.rows(found)        # the steps are those of the weights, and the result is on their grid
+    found_step, found_zero = grid.parameters(again)
+    np.testing.assert_allclose(found_step, step, rtol=1e-6)
+    np.testing.assert_array_equal(found_zero, zero)
+    np.testing.assert_allclose((grid.nearest(again) - zero) * step, again, rtol=1e-4, atol=1e-6)
 
 
 def test_an_input_that_is_always_zero_and_one_that_is_enormous() -> None:
     x = correlated(12)
     x[:, 3], x[5, 7] = 0.0, 1e15
     moments, weight = torch.from_numpy(x.astype(np.float64).T @ x), torch.from_numpy(noise(4, 12))
-    found = gptq(weight, moments)
+    found = gptq(weight, moments, INT8)
     assert bool(found.isfinite().all())
     np.testing.assert_allclose(found[:, 3], (nearest(weight, 127) * steps(weight, 127))[:, 3], rtol=1e-6)
 
 
 def test_groups_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="groups of 5 do not divide 12 inputs"):
-        gptq(torch.zeros(2, 12), torch.eye(12), group=5)
+        gptq(torch.zeros(2, 12), torch.eye(12), WeightGrid(low=-7, high=7, group=5))
 
 
 class Layers(nn.Module):

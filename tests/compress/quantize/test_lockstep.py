@@ -10,6 +10,7 @@ from compress.model import Graph, Model
 from compress.program import run_program
 from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.blocks import residual_blocks
+from compress.quantize.grid import WeightGrid
 from compress.quantize.lockstep import Lockstep, peak_bytes, scheduled
 from compress.quantize.prepare import convert
 from compress.saving import export_model
@@ -91,7 +92,7 @@ def test_layers_whose_weights_something_else_reads_are_listed_apart() -> None:
         lockstep = Lockstep(found, graph, [{"x": noise(8, 4)}])
         assert lockstep.shared == ["shared"]
         (layer,) = lockstep.layers.values()
-        assert (layer.path, layer.bias, layer.high) == (path, None, 127)
+        assert (layer.path, layer.bias, layer.grid) == (path, None, WeightGrid(low=-127, high=127))
 
 
 def test_layers_kept_in_float_are_none() -> None:

@@ -88,7 +88,7 @@ def test_a_missing_range_is_named() -> None:
     assert model.quantization is not None
     ranges = {"forward": {"x": (0.0, 1.0)}}
     broken = dataclasses.replace(model, quantization=dataclasses.replace(model.quantization, ranges=ranges))
-    with pytest.raises(CompressError, match="has no range for the input of 'head': quantize it again"):
+    with pytest.raises(CompressError, match="lacks a range of 'head': quantize it again"):
         prepare(broken, "forward")
 
 
@@ -117,4 +117,4 @@ def test_kept_float_layers_have_no_quantizer() -> None:
     program = convert(quantize(model, samples(model), scheme="x86-vnni", config=config).model).graph.program
     targets = [str(node.target) for node in program.graph.nodes]
     assert sum("dequantize_per_channel" in target for target in targets) == 4
-    assert sum("quantized_decomposed.quantize_per_tensor" in target for target in targets) == 4
+    assert sum("quantized_decomposed.quantize_per_tensor" in target for target in targets) == 6     # two results
