@@ -12,9 +12,10 @@ from compress.commands.bench import bench
 from compress.commands.bundle import bundle_
 from compress.commands.chain import demo, report, run
 from compress.commands.data import data
+from compress.commands.distill import distill
 from compress.commands.doctor import doctor
 from compress.commands.precision import budget, sensitivity
-from compress.commands.stages import distill, eval_, export, inspect, parity, prune, quantize
+from compress.commands.stages import eval_, export, inspect, parity, prune, quantize
 from compress.commands.targets import targets
 from compress.errors import CompressError
 from compress.store import is_disk_full

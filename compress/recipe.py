@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from compress.bench import BenchConfig
-from compress.distill import DistillConfig
+from compress.distill.config import DistillStage
 from compress.errors import CompressError
 from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
@@ -28,7 +28,7 @@ class ExportConfig:
 
 STAGES: Mapping[str, type] = {
     "prune": PruneConfig,
-    "distill": DistillConfig,
+    "distill": DistillStage,
     "quantize": QuantizeConfig,
     "sensitivity": SensitivityConfig,
     "budget": BudgetConfig,

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, read_sets, show, written
-from compress.distill import DistillConfig
 from compress.errors import CompressError
 from compress.options import options_of
 from compress.progress import Progress
@@ -44,7 +43,7 @@ def prune(
     model: Path, data: Path, output: Path | None, config: PruneConfig, factory: str | None, trust_pickle: bool,
     example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Remove the least important channels and attention heads of MODEL."""
+    """Remove the least important channels, attention heads and hidden units of MODEL."""
     import compress
     from compress.modelfile import write_model
 
@@ -56,42 +55,6 @@ def prune(
     write_model(result.model, path)
     share = result.macs_after / result.macs_before
     written(path, result.to_json(), as_json, f"{share:.1%} of the MACs are left ({result.macs_after:,} a sample)")
-
-
-@click.command()
-@click.argument("model", type=EXISTING)
-@click.option("--teacher", type=EXISTING, required=True, help="The model to learn from: the original.")
-@click.option("--data", type=EXISTING, required=True, help="The training set; labels are not needed.")
-@click.option("--validation", type=EXISTING, help="A labelled set: the best epoch on it is kept.")
-@click.option("--metric", default="accuracy", show_default=True, help="Its metric.")
-@click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.distilled.pt.")
-@options_of(DistillConfig)
-@common
-def distill(
-    model: Path, teacher: Path, data: Path, validation: Path | None, metric: str, output: Path | None,
-    config: DistillConfig, quiet: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Train MODEL towards its teacher; quantization-aware where MODEL is quantized."""
-    import compress
-    from compress.described import described
-    from compress.loading import load
-    from compress.metrics import get_metric
-    from compress.modelfile import write_model
-
-    student = load(model)
-    progress = Progress(quiet=quiet)
-    with progress.stage("distill"):
-        result = compress.distill(
-            student, load(teacher), read_data(data, student),
-            validation=None if validation is None else read_data(validation, student),
-            metric=None if validation is None else get_metric(metric, described(student)), config=config,
-            progress=progress.step,
-        )  # fmt: skip
-    path = output or model.with_suffix(".distilled.pt")
-    write_model(result.model, path)
-    record = result.to_json()
-    gained = f"{metric} {record['before']:.4f} -> {record['after']:.4f}" if record.get("after") is not None else "done"
-    written(path, record, as_json, gained)
 
 
 @click.command()
@@ -155,7 +118,8 @@ def quantize(
     else:
         write_model(result.model, path)
     record = result.to_json()
-    sentence = f"{record['int8']} operators in int8, {record['float']} in float, scheme {row.scheme}"
+    alone = f", {record['weights']} with their weights alone" if record["weights"] else ""
+    sentence = f"{record['int8']} operators in int8{alone}, {record['float']} in float, scheme {row.scheme}"
     found = [f"calibration: {finding['text']}" for finding in record["coverage"].get("findings", ())]
     written(path, record, as_json, "\n".join([f"{sentence}, {record['samples']} calibration samples", *found]))
 

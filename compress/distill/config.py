@@ -118,3 +118,10 @@ class DistillConfig:
                 right = False
             if not right:
                 raise CompressError(f"component_weights has {text!r}: expected NAME=WEIGHT, the weight at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStage(DistillConfig):
+    """A recipe's ``distill`` stage, which says besides whom the student learns from."""
+
+    teacher: str | None = None          # a model's file, relative to the recipe; default: the recipe's model

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from compress.distill.averaging import Average
 from compress.distill.batches import Batch, Batches
@@ -62,7 +61,6 @@ def train(run: Run) -> State:
     average = Average(run.learner.bound.named(), config.average) if config.average else None
     training = Training(module=run.learner, optimizer=optimizer, average=average)
     state = _begin(run, training)
-    module = run.workers.joined(run.learner)
     saved = time.monotonic()
     while state.step < run.total and not _stopped(state, config):
         epoch, done = divmod(state.step, batches.per_epoch)
@@ -70,7 +68,7 @@ def train(run: Run) -> State:
         for batch in batches.epoch(epoch, skip=done):
             started = time.perf_counter()
             last, count = _place(run, state.step % batches.per_epoch)
-            losses = _backward(run, module, batch, count, last=last)
+            losses = _backward(run, batch, count)
             among.append(losses["loss"])
             if last:
                 _update(run, training, state, math.fsum(among) / len(among))
@@ -98,6 +96,7 @@ def _begin(run: Run, training: Training) -> State:
     if len(run.learner.projections):
         first = next(iter(run.batches.epoch(0)))
         run.learner.fit(first.feed, run.teacher(first))
+        run.workers.same(run.learner.projections.parameters())
     score = _score(run)
     return State(before=score, best=score, best_weights=run.learner.bound.parameters())
 
@@ -110,12 +109,10 @@ def _place(run: Run, batch: int) -> tuple[bool, int]:
     return batch == begun + count - 1, count
 
 
-def _backward(run: Run, module: torch.nn.Module, batch: Batch, among: int, *, last: bool) -> dict[str, float]:
+def _backward(run: Run, batch: Batch, among: int) -> dict[str, float]:
     """Add a batch's gradient, as one of ``among``, and return its losses: ``loss``, and each part of it."""
-    alone = last or not isinstance(module, DistributedDataParallel)
-    with contextlib.nullcontext() if alone else module.no_sync():       # type: ignore[operator]
-        losses = run.criterion(module(batch.feed), run.teacher(batch), batch.labels)
-        (losses.total / among).backward()  # type: ignore[no-untyped-call]
+    losses = run.criterion(run.learner(batch.feed), run.teacher(batch), batch.labels)
+    (losses.total / among).backward()  # type: ignore[no-untyped-call]
     values = torch.stack([losses.total.detach(), *losses.parts.values()]).tolist()
     return dict(zip(("loss", *losses.parts), values, strict=True))
 
@@ -124,6 +121,7 @@ def _update(run: Run, training: Training, state: State, loss: float) -> None:
     """One step of the optimizer down the gradient that was added up."""
     config, optimizer = run.config, training.optimizer
     assert config.learning_rate is not None
+    run.workers.join(run.learner.parameters())
     norm = float(torch.nn.utils.clip_grad_norm_(run.learner.parameters(), config.clip_norm or math.inf))
     (loss,) = run.workers.mean([loss])
     if not math.isfinite(loss) or not math.isfinite(norm):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)      # of the others, while the first scores
@@ -45,12 +44,25 @@ class Workers:
         distributed.all_reduce(held)
         return [float(value) for value in held / self.count]
 
-    def joined(self, module: nn.Module) -> nn.Module:
-        """``module`` with gradients that are means over all processes, and the first one's weights."""
-        if self.count == 1:
-            return module
-        # A weight that no output depends on has no gradient; the buffers are the same everywhere and stay.
-        return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+    def same(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give all processes the first one's values."""
+        for value in parameters if self.count > 1 else ():
+            distributed.broadcast(value.data, src=0)
+
+    def join(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make gradients the means over all processes; weights that nothing depends on have none, in all of them.
+
+        All at once, behind the backward passes that a step adds up. torch's DistributedDataParallel, which sends them
+        while it computes, fails on such weights, or warns that it looks for them.
+        """
+        gradients = [value.grad for value in parameters if value.grad is not None] if self.count > 1 else []
+        if not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        means = torch.split(flat / self.count, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
 
 @contextlib.contextmanager

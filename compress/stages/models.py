@@ -50,6 +50,9 @@ def load_model(filing: Filing) -> ModelFile:
     path, factory = filing.recipe.model, filing.recipe.factory
     if not path.exists():
         raise CompressError(f"{filing.recipe.path}: model {path} does not exist")
+    for stage in filing.recipe.stages:
+        if stage.name == "distill" and stage.config.teacher is not None:
+            _teacher(filing, stage.config)      # one that is missing is refused before hours are spent
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         write_model(load(path, factory=factory), into / "model.pt")
@@ -78,7 +81,7 @@ def transform(
     make = {"prune": _prune, "distill": _distill, "quantize": _quantize}[stage.name]
     inputs = {"model": model.digest}
     if stage.name == "distill":
-        inputs |= {"teacher": original.digest, "metric": filing.recipe.metric}
+        inputs |= {"teacher": _teacher_digest(filing, stage.config, original), "metric": filing.recipe.metric}
     for kind in READS[stage.name]:
         inputs[kind] = filing.data(kind, model.load()).digest
 
@@ -118,13 +121,29 @@ def _distill(
     filing: Filing, config: Any, model: ModelFile, original: ModelFile, scheme: str | None, scratch: Path
 ) -> Any:
     from compress.distill import distill
+    from compress.loading import load
 
     student = model.load()
+    teacher = original.load() if config.teacher is None else load(_teacher(filing, config))
     metric = get_metric(filing.recipe.metric, described(student))
     return distill(
-        student, original.load(), filing.sets["train"], validation=filing.sets["validation"], metric=metric,
+        student, teacher, filing.sets["train"], validation=filing.sets["validation"], metric=metric,
         config=config, scratch=scratch, progress=filing.progress.step,
     )  # fmt: skip
+
+
+def _teacher_digest(filing: Filing, config: Any, original: ModelFile) -> str:
+    if config.teacher is None:
+        return original.digest
+    path = _teacher(filing, config)
+    return tree_digest(path) if path.is_dir() else file_digest(path)
+
+
+def _teacher(filing: Filing, config: Any) -> Path:
+    path: Path = filing.recipe.path.parent / config.teacher
+    if not path.exists():
+        raise CompressError(f"{filing.recipe.path}: the teacher {path} of a distill stage does not exist")
+    return path
 
 
 def _quantize(

@@ -115,8 +115,12 @@ def test_prune(finished: Path, tmp_path: Path) -> None:
 
 def test_distill(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     student = Path(shutil.copy(from_run(small, finished, "prune"), tmp_path / "student.pt"))
-    found = told("distill", student, "--teacher", finished / "model.pt", "--data", finished / "train",
-                 "--validation", finished / "validation", "--epochs", 1)  # fmt: skip
+    command = ("distill", student, "--teacher", finished / "model.pt", "--data", finished / "train", "--validation",
+               finished / "validation", "--epochs", 1, "--component-weights", "seen=2", "--component-weights",
+               "heard=0.5", "--scratch", tmp_path / "kept")  # fmt: skip
+    found = told(*command)
+    assert (tmp_path / "kept/distill.checkpoint").is_file()
+    assert told(*command)["history"] == found["history"]        # seconds and all: it was done
     assert found["output"] == str(tmp_path / "student.distilled.pt")
     assert found["after"] >= found["before"]
     assert read_model(tmp_path / "student.distilled.pt").name == "tiny"

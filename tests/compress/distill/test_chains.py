@@ -79,6 +79,70 @@ def test_two_towers_are_trained_together_and_share_what_they_shared() -> None:
     assert set(result.features) == {"vision", "text"}       # the shared layer's result is an output
 
 
+def pairs_of(model: Model, count: int = 160) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {"pixels": rng.normal(size=(count, 4)).astype("f4"), "words": rng.normal(size=(count, 5)).astype("f4")}
+
+
+def likeness(model: Model, feed: dict[str, np.ndarray]) -> np.ndarray:
+    found = model_runner(model)(feed)
+    left, right = (found[name] / np.linalg.norm(found[name], axis=1, keepdims=True)
+                   for name in ("image_embeds", "text_embeds"))  # fmt: skip
+    matrix: np.ndarray = left @ right.T
+    return matrix
+
+
+def test_the_similarity_matrix_alone_teaches_it() -> None:
+    """Its student ends at other embeddings, which are alike where the teacher's are."""
+    teacher = pair()
+    student = shaken(teacher, 0.5)
+    feed = pairs_of(teacher)
+    config = DistillConfig(epochs=30, batch_size=32, learning_rate=1e-2, logit_weight=0.0, feature_weight=0.0)
+    result = distill(student, teacher, open_set([feed], teacher.inputs), config=config)
+    assert result.outputs == {"image_embeds": "embedding", "text_embeds": "embedding"}
+    assert set(result.history[0]) == {"epoch", "loss", "similarity_loss", "metric", "seconds"}
+    asked = {name: array[:48] for name, array in feed.items()}
+    wanted = likeness(teacher, asked)
+    before, after = (np.abs(likeness(model, asked) - wanted).mean() for model in (student, result.model))
+    assert after < before / 4
+
+
+def test_towers_can_learn_from_their_samples_alone() -> None:
+    """With label_weight: which words belong to which pixels, where the words are made of the pixels."""
+    teacher = pair()
+    feed = pairs_of(teacher)
+    feed["words"][:, :4] = feed["pixels"]
+    config = DistillConfig(epochs=40, batch_size=32, learning_rate=1e-2, logit_weight=0.0, feature_weight=0.0,
+                           similarity_weight=0.0, label_weight=1.0)  # fmt: skip
+    result = distill(teacher, teacher, open_set([feed], teacher.inputs), config=config)
+    assert set(result.history[0]) == {"epoch", "loss", "label_loss", "metric", "seconds"}
+    asked = {name: array[:32] for name, array in feed.items()}
+    right = [(likeness(model, asked).argmax(1) == np.arange(32)).mean() for model in (teacher, result.model)]
+    assert right[0] < 0.3
+    assert right[1] > 0.8
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(network: captioner.Captioner, model: Model) -> None:
+    class Wider(nn.Module):
+        """A captioner that scores one token more."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = network
+
+        def encode(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return self.whole.encode(image)
+
+        def decode(self, ids: Any, memory: Any, past_key: Any, past_value: Any) -> dict[str, torch.Tensor]:
+            told = self.whole.decode(ids, memory, past_key, past_value)
+            return {**told, "logits": torch.cat([told["logits"], told["logits"][..., :1]], -1)}
+
+    data = open_set([{"image": captioner.pictures(4)}], model.inputs)
+    message = r"differ in the scores of output 'caption': .*, 20\] and .*, 21\]; a teacher needs"
+    with pytest.raises(CompressError, match=message):
+        distill(model, captioner.model(Wider()), data)
+
+
 @pytest.fixture(scope="module")
 def network() -> captioner.Captioner:
     return captioner.network()

@@ -11,6 +11,7 @@ import torch
 
 from calibration import open_set, write
 from compress.distill import DistillConfig, distill
+from compress.distill import teacher as teacher_file
 from compress.distill.checkpoint import Checkpoint
 from compress.metrics import get_metric
 from compress.modelfile import read_model, write_model
@@ -19,21 +20,28 @@ from compress.quantize import quantize
 ROOT = Path(__file__).parents[3]
 CONFIG = DistillConfig(epochs=4, batch_size=16, learning_rate=3e-3)
 
+FULL = DistillConfig(epochs=4, batch_size=8, learning_rate=3e-3, accumulate=2, average=0.9, patience=3,
+                     relation_weight=0.5, label_weight=0.5, schedule="linear")  # fmt: skip
+CONFIGS = {"plain": CONFIG, "full": FULL}
+
 SCRIPT = """
 import sys, torch
 from pathlib import Path
 from calibration import open_set
-from compress.distill import DistillConfig, distill, loop
+from compress.distill import DistillConfig, distill, loop, teacher
 from compress.metrics import get_metric
 from compress.modelfile import read_model
+from tests.compress.distill.test_resume import CONFIGS
 
+if sys.argv[3] == "disk":
+    teacher.CACHE_BYTES = teacher.OPERATIONS_PER_BYTE = 0
 torch.set_num_threads(1)
 loop.CHECKPOINT_SECONDS = 0.0
 folder = Path(sys.argv[1])
-student, teacher = read_model(folder / "student.pt"), read_model(folder / "teacher.pt")
+student, original = read_model(folder / "student.pt"), read_model(folder / "teacher.pt")
 data = open_set(folder / "train", student.inputs)
-distill(student, teacher, data, validation=data, metric=get_metric("accuracy"),
-        config=DistillConfig(epochs=4, batch_size=16, learning_rate=3e-3), scratch=folder / "scratch",
+distill(student, original, data, validation=data, metric=get_metric("accuracy"),
+        config=CONFIGS[sys.argv[2]], scratch=folder / "scratch",
         progress=lambda done, total, text: print(done, flush=True))
 """
 
@@ -58,11 +66,10 @@ def run(folder, config=CONFIG, **arguments):
     )  # fmt: skip
 
 
-def kill_after(folder, step):
+def kill_after(folder, step, config="plain", remembers="memory"):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, "-c", SCRIPT, str(folder), config, remembers]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
@@ -92,6 +99,24 @@ def test_a_run_killed_inside_an_epoch_continues_to_the_same_weights(folder, quan
     done = []
     result = run(folder, scratch=folder / "scratch", progress=lambda step, total, text: done.append(step))
     assert 18 <= next(step for step in done if step) < 52
+    assert_same_run(result, expected)
+
+
+@pytest.mark.slow
+def test_everything_that_a_run_carries_is_in_its_checkpoint(folder, build, monkeypatch):
+    """An average, projections, gradients of two batches a step, the wait for a better metric, answers on disk."""
+    monkeypatch.setattr(teacher_file, "CACHE_BYTES", 0)
+    monkeypatch.setattr(teacher_file, "OPERATIONS_PER_BYTE", 0.0)
+    write_model(build(1, width=4), folder / "student.pt")
+    expected = run(folder, config=FULL)
+    assert expected.projected == ("seen", "heard")
+    assert kill_after(folder, 36, "full", "disk") < 0           # 25 steps an epoch
+    assert (folder / "scratch/teacher-0/answers/answers.json").is_file()
+    done, texts = [], []
+    result = run(folder, config=FULL, scratch=folder / "scratch",
+                 progress=lambda step, total, text: (done.append(step), texts.append(text)))  # fmt: skip
+    assert 36 <= done[0] < 100
+    assert not any("teacher's answers" in text for text in texts)       # which were there
     assert_same_run(result, expected)
 
 
