@@ -115,7 +115,7 @@ def table(found: Inspection) -> Any:
     components = Table("component", "parameters", "MACs", "size MB", "int8", "float")
     for name, cost in facts["components"].items():
         own = [o for o in found.operators if o["component"] == name]
-        int8 = sum(o["precision"] == "int8" for o in own)
+        int8 = sum(o["precision"] != "float" for o in own)
         components.add_row(name, f"{cost['parameters']:,}", f"{cost['macs']:,}", f"{cost['size_bytes'] / 1e6:.2f}",
                            str(int8), str(len(own) - int8))  # fmt: skip
     stays = Table("stays float", "operator", "why")

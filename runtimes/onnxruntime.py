@@ -164,13 +164,22 @@ def _layer(name: str, args: Mapping[str, Any], times: list[float], graph: Graph)
     return Layer(
         name=name,
         type=kind,
-        # int8 where an input is: MatMulIntegerToFloat, QLinearConv, a quantized Gather, Q, DQ; else the result's type
-        precision="int8" if "int8" in precisions else ([kind for kind, _ in outputs] or precisions or ["unknown"])[0],
+        precision=_precision(node, precisions, [kind for kind, _ in outputs]),
         time_us=float(np.median(times[1:] or times)),
         nodes=(name,) if name in graph.asked else graph.nodes_of(node) if node else (),
         macs=count,
         seen=graph.seen(node, precisions) if counted and node and "int8" not in precisions else None,
     )
+
+
+def _precision(node: Node | None, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    """int8 where an input is: MatMulIntegerToFloat, QLinearConv, a quantized Gather, Q, DQ; else the result's type.
+
+    Weights of fewer bits lie in bytes, and their node tells: MatMulNBits multiplies them with what it makes int8.
+    """
+    if node is not None and "bits" in node.integers:
+        return f"int{node.integers['bits']}"
+    return "int8" if "int8" in inputs else [*outputs, *inputs, "unknown"][0]
 
 
 def _tensors(args: Mapping[str, Any], key: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -25,7 +25,8 @@ OPTIONS = frozenset({
     "SCHEDULING_CORE_TYPE", "SNIPPETS_MODE",
 })
 
-PRECISIONS = {"u8": "int8", "i8": "int8", "boolean": "bool"}    # OpenVINO's name -> ours, where they differ
+# OpenVINO's name -> ours, where they differ. A layer with compressed weights has the precision of these.
+PRECISIONS = {"u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4", "boolean": "bool"}
 PROFILED_RUNS = 10
 KEPT = 2                # tensors of each output that a request keeps to write again
 

@@ -14,7 +14,9 @@ from runtimes.arithmetic import is_arithmetic
 from runtimes.backends import COMPONENT_MARK
 from runtimes.engineset import EngineSet
 
-_QUANTIZED_PAIR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})  # int8 where both operands are
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+_QUANTIZED_PAIR = _PRODUCTS | {"Conv", "ConvTranspose"}     # int8 where both operands are
+_INTEGERS = frozenset({"int8", "int4"})
 
 
 def rows(layers: Iterable[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
@@ -59,7 +61,7 @@ def macs_by_precision(layers: Iterable[LayerRow]) -> dict[str, int]:
 
 
 def unexpected(asked: Mapping[str, Mapping[str, str]], layers: Sequence[LayerRow]) -> tuple[str, ...]:
-    """The layers that run what ``asked`` wants in int8 in another precision, as "name: type in precision (seen)".
+    """The layers that run what ``asked`` wants in integers in floats, as "name: type in precision (seen)".
 
     ``asked`` is by graph, whose name stands before a layer's where the layers are of several. In brackets stands what
     the backend shows of it, and its reason or that it gives none. Backends keep the name of the ONNX node in that of
@@ -74,18 +76,23 @@ def unexpected(asked: Mapping[str, Mapping[str, str]], layers: Sequence[LayerRow
             # "_original" is OpenVINO's mark of a layer whose name went to the dequantization behind it.
             name = re.compile(rf"(?<!\w)({re.escape(node)}|{re.escape(output)})(_original)?(?!\w)")
             found += [_told(f"{graph}: {node}" if several else node, layer) for layer in own
-                      if name.search(layer.name) and layer.precision != "int8"]
+                      if name.search(layer.name) and layer.precision not in _INTEGERS]
     return tuple(found)
 
 
 def asked_for_int8(onnx_file: Path) -> dict[str, str]:
-    """Node name -> output name of each operator of a Q/DQ model whose two operands are both dequantized int8."""
+    """Node name -> output name of each operator of a Q/DQ model whose two operands are both dequantized integers.
+
+    And of each product whose second operand is a weight in integers, if its first is not.
+    """
     import onnx
 
     graph = onnx.load(onnx_file, load_external_data=False).graph
-    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    constants = {tensor.name for tensor in graph.initializer}
+    dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     return {node.name: node.output[0] for node in graph.node
-            if node.op_type in _QUANTIZED_PAIR and set(node.input[:2]) <= dequantized}
+            if (node.op_type in _QUANTIZED_PAIR and set(node.input[:2]) <= dequantized.keys())
+            or (node.op_type in _PRODUCTS and dequantized.get(node.input[1]) in constants)}
 
 
 def asked_of(engines: EngineSet) -> dict[str, dict[str, str]]:

@@ -32,7 +32,8 @@ from runtimes.spec import TensorSpec
 BUILD_TIMEOUT_S = 1800
 FIRST_STRONG = (10, 0)                     # the TensorRT release whose networks can be strongly typed
 
-_OLDEST_PARSER = {17: "8.6", 20: "10.0"}  # highest opset -> TensorRT release: docs/operators.md of onnx/onnx-tensorrt
+# Highest opset -> TensorRT release: docs/operators.md of onnx/onnx-tensorrt. That of 10.0 lists INT4, which is opset 21's.
+_OLDEST_PARSER = {17: "8.6", 20: "10.0", 21: "10.0"}
 _MIB_PER_GIB = 1024
 
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -128,9 +129,10 @@ def recipe(onnx: Path, opset: int, target: Target, profile: Profile, precision: 
         )
     strong = target.tensorrt is None or _release(target.tensorrt) >= FIRST_STRONG
     if not strong and _release(oldest) > _release(target.tensorrt or ""):
+        remedy = "quantize it without int4 weights" if opset > 20 else "write `opset = 17` into the target's row"
         raise CompressError(
             f"{onnx} has opset {opset}, which TensorRT {target.tensorrt} of {target.name!r} does not "
-            "know: write `opset = 17` into the target's row and export it again"
+            f"know: {remedy} and export it again"
         )
     workspace_mib = target.memory_gib * _MIB_PER_GIB // 4 if target.memory_gib else None  # the GPU shares the memory
     allowed = {"INT8": precision == "int8", "FP16": _half(target, precision)}

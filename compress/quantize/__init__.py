@@ -170,7 +170,8 @@ def quantize(
         name: Collector(modules[name], int8_operators(operators[name]), graph, (sets.get(CHAIN) or sets[name]).of.name)
         for name, graph in model.graphs.items()
     }
-    gather(model, collectors, sets, keep=statistics, progress=progress)
+    if any(collector.statistics for collector in collectors.values()):
+        gather(model, collectors, sets, keep=statistics, progress=progress)
     ranges = {name: collector.ranges(config, integers) for name, collector in collectors.items()}
     low = {name: int8_operators(found) for name, found in operators.items()}
     coverage = cover(model, collectors, low, ranges, integers, sets)

@@ -209,8 +209,8 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def precision_class(precision: str) -> str:
-    """The style of a precision: int8, half, float or other."""
-    if precision in ("int8", "i8", "u8", "uint8"):
+    """The style of a precision: int8 (int4 too), half, float or other."""
+    if precision in ("int8", "i8", "u8", "uint8", "int4"):
         return "int8"
     return {"bf16": "half", "fp16": "half", "f16": "half", "fp32": "float", "f32": "float"}.get(precision, "other")
 

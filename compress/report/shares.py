@@ -113,5 +113,5 @@ def _narrowest_first(found: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _rank(precision: str) -> tuple[int, str]:
-    order = ("int8", "f8", "f16", "bf16", "f32")
+    order = ("int4", "int8", "f8", "f16", "bf16", "f32")
     return (order.index(precision) if precision in order else len(order), precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,11 @@ def _distilled(found: DistillSummary, metric: str) -> str:
 
 
 def _quantized(found: QuantizeSummary) -> str:
-    low = sum(operator.precision == "int8" for operator in found.operators)
-    kept = len(found.operators) - low
+    counts = Counter(operator.precision for operator in found.operators)
+    alone = [f"{counts[name]} with {name} alone" for name in ("int8 weights", "int4 weights") if counts[name]]
     ranges = f"{found.ranges} ranges of {_many(found.samples, 'sample')}"
-    return f"{_many(low, 'operator')} in int8, {kept} in float; {ranges}"
+    told = [f"{_many(counts['int8'], 'operator')} in int8", *alone, f"{counts['float']} in float"]
+    return f"{', '.join(told)}; {ranges}"
 
 
 def _budgeted(found: BudgetSummary) -> str:

@@ -56,7 +56,7 @@ class Operator(Open, frozen=True, kw_only=True):
     path: str
     op: str
     component: str
-    precision: str  # "int8" or "float"
+    precision: str  # "int8", "int8 weights", "int4 weights" or "float"
     reason: str | None = None
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from compress import CompressError, Dim, Graph, Input, Model, load, save
 from compress.factory import build_module
-from compress.model import Factory
+from compress.model import Factory, Quantization
 from compress.modelfile import read_members, read_model, write_model
 from compress.program import run_program
 from runtimes.hashing import bytes_digest, json_digest
@@ -487,8 +487,24 @@ EDITS: dict[str, tuple[Callable[[dict[str, bytes], dict[str, Any]], None], str]]
         set_in("graphs", "forward", "method", to="load_state_dict"), "'load_state_dict' is no method that a graph is"),
     "a method that is an expression": (
         set_in("graphs", "forward", "method", to="encode()"), r"'encode\(\)' is no method that a graph is"),
+    "groups of no size": (
+        set_in("quantization", to={"scheme": "x86-vnni", "ranges": {}, "settings": {}, "keep_float": [],
+                                   "weight_only": {"int8": [], "int4": ["*"], "group": 0}}),
+        "its weights have groups of 0, expected one of"),
+    "a glob that is no text": (
+        set_in("quantization", to={"scheme": "x86-vnni", "ranges": {}, "settings": {}, "keep_float": [],
+                                   "weight_only": {"int8": [3], "int4": [], "group": 64}}), "3 is not text"),
     "a size below none": (lambda m, h: h["graphs"]["forward"]["inputs"][0].update(shape=[-1]), "negative"),
 }  # fmt: skip
+
+
+def test_a_file_of_version_3_has_no_weights_quantized_alone(saved: tuple[Path, Model], tmp_path: Path) -> None:
+    def older(members: dict[str, bytes], header: dict[str, Any]) -> None:
+        header["version"] = 3
+        header["quantization"] = {"scheme": "x86-vnni", "ranges": {}, "settings": {}, "keep_float": ["head"]}
+
+    assert load(rewritten(saved[0], tmp_path / "old.pt", older)).quantization == Quantization(
+        scheme="x86-vnni", ranges={}, settings={}, keep_float=("head",))
 
 
 @pytest.mark.parametrize("edit", EDITS)

@@ -41,6 +41,14 @@ def test_precision_of_a_node(operator: str, inputs: list[str], outputs: list[str
     assert (layer.name, layer.type, layer.precision) == ("n", operator, precision)
 
 
+def test_the_precision_of_packed_weights_is_what_their_node_says() -> None:
+    for bits in (4, 8):
+        packed = made("n", "MatMulNBits", ["x", "w", "s"], ["y"], bits=bits, K=64, N=2, block_size=32)
+        (layer,) = onnxruntime._layers([event("n", "MatMulNBits", 5, ["float", "uint8", "float"], ["float"])],
+                                       onnxruntime.Graph(b"", graph_of([packed])))
+        assert layer.precision == f"int{bits}"
+
+
 def test_the_first_run_is_not_counted() -> None:
     events = [event("a", "Add", dur, ["float"], ["float"]) for dur in (1000, 10, 20)]
     (layer,) = onnxruntime._layers(events, NOTHING)

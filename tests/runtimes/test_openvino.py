@@ -60,6 +60,8 @@ def test_layers_of_a_runtime_model() -> None:
                    shape=(2, 3, 8), primitiveType="brgemm_avx512_I8", originalLayersNames="a::product,a::gelu")
     tiny = Node("tiny", "Reshape", product, runtimePrecision="bf16")
     y = Node("y", "Output", tiny)
+    assert [layers_of(Node("c", "FullyConnected", x, w, runtimePrecision=kind))[0].precision
+            for kind in ("u4", "i4", "u8", "i8")] == ["int4", "int4", "int8", "int8"]
     assert openvino._times(SimpleNamespace(get_ordered_ops=lambda: [x, w, turned, product, tiny, y])) == {
         "x": 0, "w": 0, "turned": 40, "a::product": 200, "tiny": 0, "y": 0}
     assert layers_of(x, w, turned, product, tiny, y) == [

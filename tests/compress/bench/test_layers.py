@@ -55,7 +55,7 @@ def test_the_layers_of_several_graphs_are_told_apart() -> None:
 
 
 def test_what_a_model_asks_for(tmp_path: Path) -> None:
-    """Both operands dequantized: asked for. A float weight, or a float activation: not."""
+    """Both operands dequantized, or a constant weight: asked for. A float weight, or a sum: not."""
     def dequantize(name: str) -> onnx.NodeProto:
         return helper.make_node("DequantizeLinear", [name, "scale"], [f"{name}_float"], name=f"dq_{name}")
 
@@ -70,7 +70,7 @@ def test_what_a_model_asks_for(tmp_path: Path) -> None:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("y1", "y2", "y3", "y4")],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()])
     onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
-    assert asked_for_int8(tmp_path / "model.onnx") == {"both": "y1"}
+    assert asked_for_int8(tmp_path / "model.onnx") == {"both": "y1", "float_input": "y3"}
 
 
 def raw(name: str, type: str, precision: str, time_us: float | None, *nodes: str, macs: int | None = None) -> Any:

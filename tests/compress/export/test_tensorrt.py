@@ -86,11 +86,14 @@ def test_tensorrt_8_gets_the_float32_file_and_flags(tmp_path: Path) -> None:
     assert _recipe(path, tmp_path / "e32", "fp32", older)["flags"] == []
     with pytest.raises(CompressError, match=r"20.onnx has opset 20, which TensorRT 8.6 .* does not know: .*opset = 17"):
         _recipe(tiny.floating(tmp_path / "20.onnx"), tmp_path / "e20", "fp32", older)
+    with pytest.raises(CompressError, match=r"21.onnx has opset 21, .* does not know: quantize it without int4 w"):
+        _recipe(tiny.floating(tmp_path / "21.onnx", opset=21), tmp_path / "e21", "fp32", older)
+    assert _recipe(tiny.floating(tmp_path / "21.onnx", opset=21), tmp_path / "e", "fp32")["releases"] == ">=10.0"
 
 
 def test_an_opset_that_no_tensorrt_is_known_to_take(tmp_path: Path) -> None:
-    with pytest.raises(CompressError, match=r"21.onnx has opset 21, .* 'jetson-orin-nano' .* export it with opset 20"):
-        _recipe(tiny.floating(tmp_path / "21.onnx", opset=21), tmp_path / "e21", "fp32")
+    with pytest.raises(CompressError, match=r"22.onnx has opset 22, .* 'jetson-orin-nano' .* export it with opset 21"):
+        _recipe(tiny.floating(tmp_path / "22.onnx", opset=22), tmp_path / "e22", "fp32")
 
 
 def _types(folder: Path) -> set[str]:
