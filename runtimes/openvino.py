@@ -320,7 +320,7 @@ def _fused(info: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name in info.get("originalLayersNames", "").split(",") if name)
 
 
-def _nodes(node: Any, depth: int = 2) -> tuple[str, ...]:
+def _nodes(node: Any, depth: int = 4) -> tuple[str, ...]:
     """The operators of a layer; where none tells its component (the plugin added it), those it is there for."""
     names = _fused(_info(node))
     if not depth or any(COMPONENT_MARK in name for name in names):

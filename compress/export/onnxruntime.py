@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.export.building import DATA, import_backend, new_folder, read_onnx
+from compress.export.building import DATA, OnnxFile, import_backend, new_folder, read_onnx
+from compress.export.onnxdata import light_model
+from compress.export.onnxruntime_lstm import quantize_lstms
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.spec import TensorSpec
@@ -34,9 +36,11 @@ def build(
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(into.absolute()))
     settings.add_session_config_entry("session.disable_prepacking", "1")  # copies of the weights, for a run
     with new_folder(into):
-        source.copy_to(into / DATA)
-        try:
+        light = _rewritten(source, into) if precision == "int8" and target.device == "CPU" else None
+        if light is None:
+            source.copy_to(into / DATA)
             light = source.light.SerializeToString(deterministic=True)
+        try:
             runtime.InferenceSession(light, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding has ten exception classes with no base but this
             raise CompressError(f"ONNX Runtime refuses {onnx}: {str(error).strip()}") from error
@@ -53,3 +57,18 @@ def build(
             built_with={"onnxruntime": runtime.__version__},
             state="runnable",
         )
+
+
+def _rewritten(source: OnnxFile, into: Path) -> bytes | None:
+    """The light model with LSTMs in int8, whose data is in ``into``; None where there are none."""
+    from onnx import load_model_from_string
+
+    if all(node.op_type != "LSTM" for node in source.light.graph.node):
+        return None
+    model = load_model_from_string(source.read())
+    if not quantize_lstms(model):
+        return None
+    content: bytes = model.SerializeToString(deterministic=True)
+    (into / DATA).write_bytes(content)
+    light: bytes = light_model(content, DATA).SerializeToString(deterministic=True)
+    return light

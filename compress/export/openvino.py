@@ -11,6 +11,7 @@ from typing import Any
 from compress.errors import CompressError
 from compress.export.building import import_backend, new_folder, read_onnx
 from compress.export.openvino_faults import avoid_faults
+from compress.export.openvino_lstm import quantize_lstms
 from compress.export.pairs import drop_pairs
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
@@ -46,9 +47,12 @@ def build(
             with source.laid_out(into) as light:
                 model = openvino.Core().read_model(light)
                 model.set_friendly_name(source.light.graph.name)  # else it is OpenVINO's name of what it reads
-                if precision == "int8":
-                    avoid_faults(model)
                 _bound(model, inputs, openvino)
+                if precision == "int8":
+                    if target.device == "CPU":
+                        quantize_lstms(model)
+                    avoid_faults(model)
+                    model.validate_nodes_and_infer_types()
                 _rename(model, Counter())
                 _restore(model, source.light.SerializeToString())
                 openvino.save_model(model, into / "model.xml", compress_to_fp16=False)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _KEEPING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "MaxPool"}    # by their first input
 _CLIPPING = {"Relu", "Clip"}
-_MULTIPLYING = {"Conv", "MatMul", "Gemm"}
+_MULTIPLYING = {"Conv", "MatMul", "Gemm", "LSTM"}
 
 
 def drop_pairs(model: ModelProto) -> None:
@@ -33,6 +33,15 @@ def drop_pairs(model: ModelProto) -> None:
         if graph.behind_convolution(quantize) and not graph.is_used(quantize):
             graph.leave_out(quantize)
             graph = _Graph(model)
+    drop_unread(model)
+
+
+def drop_unread(model: ModelProto) -> None:
+    """Leave out the constants that nothing reads any more."""
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    for tensor in list(model.graph.initializer):
+        if tensor.name not in read:
+            model.graph.initializer.remove(tensor)
 
 
 class _Graph:

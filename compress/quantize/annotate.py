@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import attrgetter
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -29,7 +30,9 @@ from compress.quantize.attention import reads_an_input, role, softmax_of
 from compress.quantize.grid import WeightGrid
 from compress.quantize.results import quantized_behind
 from compress.quantize.schemes import Integers, Scheme, get_scheme
+from compress.quantize.views import SAME_VALUES
 from compress.quantize.weight_only import weight_alone
+from compress.recurrent import OPERATORS
 
 WEIGHTED = {
     torch.ops.aten.linear.default: "linear",
@@ -73,7 +76,10 @@ class Operator:
         """The position, the node and the integers of each activation."""
         if not self.activation:
             return
-        if not self.other:
+        if self.op == "lstm":
+            if scheme.states is not None:
+                yield 0, self.activation, scheme.states
+        elif not self.other:
             yield 0, self.activation, scheme.activations
         elif scheme.products is not None:
             yield 0, self.activation, scheme.activations if self.shares else scheme.products
@@ -118,6 +124,8 @@ def find_operators(
         elif node.target is torch.ops.aten.embedding.default:
             operators.append(Operator(node=node.name, op="embedding", path=path, activation="",
                                       float_reason=reason or _table_reason(module, node.args[0], scheme)))  # fmt: skip
+        elif node.target is OPERATORS["lstm"]._opoverload:
+            operators.append(_lstm(node, path, reason, scheme))
         elif _name(node) in _FLOAT_ONLY and any(source.op == "get_attr" for source in node.all_input_nodes):
             operators.append(
                 Operator(
@@ -149,6 +157,26 @@ def _table_reason(module: GraphModule, table: Node, scheme: Scheme | None) -> st
     if attrgetter(str(table.target))(module).numel() * 4 < SMALLEST_TABLE:
         return "a look-up multiplies nothing: int8 would save memory, and a table as small as this one has little"
     return None
+
+
+def _lstm(node: Node, path: str, reason: str | None, scheme: Scheme | None) -> Operator:
+    """Layers of an LSTM: what the first reads gets a range, what the others read and the state are within -1 and 1."""
+    value, state, weights = cast(tuple[Node, list[Node], list[Node]], node.args[:3])
+    if reason is None and scheme is not None and scheme.states is None:
+        reason = f"scheme {scheme.name!r} runs recurrent layers in float"
+    elif reason is None and not all(_is_zero(part) for part in state):
+        reason = "it begins in a state that it is given, whose range nothing bounds"
+    elif reason is None and any(weight.op != "get_attr" for weight in weights):
+        reason = "its weights are computed at run time"
+    return Operator(node=node.name, op="lstm", path=path, activation=value.name, float_reason=reason)
+
+
+def _is_zero(node: Node) -> bool:
+    """Whether all of its values are zero, by how it is made."""
+    if node.target in SAME_VALUES or node.target is torch.ops.aten.expand.default:
+        return isinstance(node.args[0], Node) and _is_zero(node.args[0])
+    return _name(node) in ("zeros", "zeros_like", "new_zeros") or (
+        _name(node) in ("full", "full_like", "new_full") and node.args[1 + (_name(node) == "new_full")] == 0)
 
 
 def _product(node: Node, part: str, path: str, reason: str | None, scheme: Scheme | None) -> Operator:
@@ -218,7 +246,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
                     if operator.alone.group is None:    # torchao has no groups: they are put in behind it
                         held = Integers(dtype="int8", low=operator.alone.low, high=operator.alone.high, symmetric=True)
                         specs[node.args[1]] = _per_channel(held)
-                elif not operator.other:
+                elif not operator.other and operator.op != "lstm":     # backends quantize its weights, all gates alike
                     specs[node.args[1]] = _per_channel(self.scheme.weights)
                 annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
                 annotation.input_qspec_map = specs

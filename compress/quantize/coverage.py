@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from calibration.coverage import Finding, coverage_of
 from calibration.tensor import TensorStatistics
@@ -192,7 +192,7 @@ def _zero_channels(collector: Collector, operators: Sequence[Operator]) -> list[
     findings: dict[str, Finding] = {}
     for node in collector.module.graph.nodes:
         weight = node.args[1] if node.name in paths else None
-        if weight is None or weight.op != "get_attr":
+        if not isinstance(weight, Node) or weight.op != "get_attr":
             continue
         owner, _, name = str(weight.target).rpartition(".")
         value = getattr(collector.module.get_submodule(owner), name)

@@ -43,7 +43,8 @@ class Scheme:
 
     ``products`` are the integers of what attention multiplies, two activations; None where that stays float. They have
     no zero point: it would have to be subtracted from every sum. ``tables`` are those of what rows are looked up in,
-    each with a scale of its own; None where it stays float. ``groups`` are those of a weight that alone is quantized to
+    each with a scale of its own; None where it stays float. ``states`` are those of what an LSTM reads, its own state
+    among it; None where that stays float. ``groups`` are those of a weight that alone is quantized to
     four bits, in groups of inputs.
     """
 
@@ -52,6 +53,7 @@ class Scheme:
     weights: Integers
     products: Integers | None = None
     tables: Integers | None = None
+    states: Integers | None = None
     groups: Integers = Integers(dtype="uint4", low=0, high=15, symmetric=False)
 
 
@@ -64,7 +66,8 @@ _S7_WEIGHTS = Integers(dtype="int8", low=-63, high=63, symmetric=True)
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme(name="x86-vnni", activations=_U8, weights=_S8_WEIGHTS, products=_S8, tables=_S8_WEIGHTS),
+        Scheme(name="x86-vnni", activations=_U8, weights=_S8_WEIGHTS, products=_S8, tables=_S8_WEIGHTS,
+               states=_S8),
         # Without VNNI, pmaddubsw adds two u8*s8 products in 16 bits and saturates: seven-bit weights keep it exact.
         Scheme(name="x86", activations=_U8, weights=_S7_WEIGHTS, tables=_S8_WEIGHTS),
         Scheme(name="arm64", activations=_S8, weights=_S8_WEIGHTS, tables=_S8_WEIGHTS),

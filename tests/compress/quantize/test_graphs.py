@@ -129,12 +129,12 @@ def test_the_inputs_and_outputs_of_a_model_are_those_of_all_graphs() -> None:
 def test_each_graph_has_the_ranges_of_what_its_own_operators_read() -> None:
     result = quantize(towers(), samples(towers()), scheme="x86-vnni", config=QuantizeConfig(ranges="minmax"))
     assert [(o["graph"], o["path"], o["precision"]) for o in result.operators] == [
-        ("image", "stem", "int8"), ("image", "vision", "int8"), ("text", "table", "float"), ("text", "text", "float"),
+        ("image", "stem", "int8"), ("image", "vision", "int8"), ("text", "table", "float"), ("text", "text", "int8"),
         ("text", "project", "int8"), ("marker", "markers", "float"),
     ]  # fmt: skip
     held = result.model.quantization
     assert held is not None
-    assert {name: len(ranges) for name, ranges in held.ranges.items()} == {"image": 3, "text": 1, "marker": 0}
+    assert {name: len(ranges) for name, ranges in held.ranges.items()} == {"image": 3, "text": 2, "marker": 0}
     image = arrays()["image"]
     assert held.ranges["image"]["image"] == pytest.approx((image.min(), image.max()))
     torch.manual_seed(0)
@@ -221,7 +221,7 @@ def test_a_glob_may_be_for_one_graph_and_must_be_for_any() -> None:
     assert {o["path"]: o["precision"] for o in kept.operators}["vision"] == "float"
     assert kept.model.quantization is not None
     assert {n: len(ranges) for n, ranges in kept.model.quantization.ranges.items()} == {
-        "image": 2, "text": 1, "marker": 0,
+        "image": 2, "text": 2, "marker": 0,
     }  # fmt: skip
     convert(kept.model)
     with pytest.raises(CompressError, match=r"keep_float 'visoin' matches no module with weights: they are stem, vis"):
@@ -232,7 +232,7 @@ def test_inspect_shows_all_graphs() -> None:
     found = inspect(quantized())
     assert [spec["name"] for spec in found.facts["outputs"]] == ["image.output", "text.output", "marker.output"]
     assert {(o["graph"], o["path"]) for o in found.operators if o["precision"] == "int8"} == {
-        ("image", "stem"), ("image", "vision"), ("text", "project"),
+        ("image", "stem"), ("image", "vision"), ("text", "text"), ("text", "project"),
     }  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def test_what_a_user_types(tmp_path: Path) -> None:
     data = ["--data", tmp_path / "data.npz"]
     record = told("quantize", tmp_path / "model.pt", "--calibration", tmp_path / "data.npz", "--target",
                   "onnxruntime-cpu", "-o", tmp_path / "int8.pt")  # fmt: skip
-    assert (record["int8"], record["float"], record["samples"]) == (3, 3, PHOTOS)
+    assert (record["int8"], record["float"], record["samples"]) == (4, 2, PHOTOS)
     metric = ["--metric", f"{__name__}:same_axis"]
     scores = {name: told("eval", tmp_path / f"{name}.pt", *data, *metric)["value"] for name in ("model", "int8")}
     outputs = model_runner(towers())(arrays())
@@ -296,7 +296,7 @@ def test_a_folder_for_each_graph(tmp_path: Path) -> None:
         np.savez(tmp_path / "data" / graph / "0.npz", **{name: arrays()[name][:number]})
     command = ["quantize", tmp_path / "model.pt", "--calibration", tmp_path / "data", "--target", "onnxruntime-cpu"]
     record = told(*command, "-o", tmp_path / "int8.pt")
-    assert (record["int8"], record["samples"]) == (3, 40)
+    assert (record["int8"], record["samples"]) == (4, 40)
     held = read_model(tmp_path / "int8.pt").quantization
     assert held is not None
     assert set(held.settings["data"]) == {"image", "text", "marker"}

@@ -1,0 +1,101 @@
+"""LSTMs in int8 on ONNX Runtime's CPU: its operator that quantizes what is read, and the state, in every run.
+
+Source: DynamicQuantizeLSTM in docs/ContribOperators.md of ONNX Runtime. 260 µs in place of 840 for 50 steps of a width
+of 256 (1.31, one thread, AVX-512 VNNI).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compress.export.pairs import drop_unread
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+DOMAIN = "com.microsoft"
+LARGEST = 127
+_SHAPES = {"Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+_TAKEN = {"direction", "hidden_size", "activations", "input_forget"}
+
+
+def quantize_lstms(model: ModelProto) -> bool:
+    """Rewrite each LSTM whose input is quantized, or is what such a one gives; whether there was any."""
+    from onnx.helper import make_node, make_opsetid
+    from onnx.numpy_helper import from_array, to_array
+
+    graph = model.graph
+    writer = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    rewritten: set[str] = set()
+    for node in list(graph.node):
+        weights = [constants.get(name) for name in node.input[1:3]]
+        odd = [one.name for one in node.attribute if one.name not in _TAKEN and (one.name, one.i) != ("layout", 0)]
+        if node.op_type != "LSTM" or None in weights or odd:
+            continue
+        source = _source(node.input[0], writer)
+        if source is None or not (source.op_type == "DequantizeLinear" or source.output[0] in rewritten):
+            continue
+        steps = []
+        for weight in weights:
+            integers, step = integers_of(to_array(weight))
+            steps += [from_array(step, f"{weight.name}_steps"), from_array(np.zeros_like(step, np.int8),
+                                                                           f"{weight.name}_zeros")]
+            weight.CopyFrom(from_array(integers, weight.name))
+        graph.initializer.extend(steps)
+        inputs = [*node.input, *[""] * (8 - len(node.input)), *(step.name for step in steps)]
+        made = make_node("DynamicQuantizeLSTM", inputs, list(node.output), name=node.name, domain=DOMAIN)
+        made.attribute.extend(one for one in node.attribute if one.name in _TAKEN)
+        if source.op_type == "DequantizeLinear":
+            _bypass(model, node.input[0], writer)
+            made.input[0] = node.input[0]
+        node.CopyFrom(made)
+        rewritten.add(node.output[0])
+    if rewritten:
+        model.opset_import.append(make_opsetid(DOMAIN, 1))
+        drop_unread(model)
+    return bool(rewritten)
+
+
+def integers_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as the operator has it.
+
+    Args:
+        weight: f32 ``(directions, 4 * hidden, inputs)``.
+
+    Returns:
+        int8 ``(directions, inputs, 4 * hidden)``, and a step for each row, f32 ``(directions, 4 * hidden)``.
+    """
+    rows = np.abs(weight).max(2)
+    steps = np.where(rows > 0, rows / LARGEST, 1).astype(np.float32)
+    return np.ascontiguousarray(np.rint(weight / steps[:, :, None]).astype(np.int8).transpose(0, 2, 1)), steps
+
+
+def _source(name: str, writer: dict[str, NodeProto]) -> NodeProto | None:
+    """What computes a value, or the value that it is in another shape; None of an input."""
+    node = writer.get(name)
+    while node is not None and node.op_type in _SHAPES:
+        node = writer.get(node.input[0])
+    return node
+
+
+def _bypass(model: ModelProto, name: str, writer: dict[str, NodeProto]) -> None:
+    """Let what is read by this layer alone be read as it was before it was quantized."""
+    while writer[name].op_type in _SHAPES and _read_once(model, name):
+        name = writer[name].input[0]
+    dequantize = writer[name]
+    quantize = writer.get(dequantize.input[0])
+    if dequantize.op_type != "DequantizeLinear" or quantize is None or not _read_once(model, name):
+        return
+    for node in model.graph.node:
+        node.input[:] = [quantize.input[0] if one == name else one for one in node.input]
+    model.graph.node.remove(dequantize)
+    if not any(quantize.output[0] in node.input for node in model.graph.node):
+        model.graph.node.remove(quantize)
+
+
+def _read_once(model: ModelProto, name: str) -> bool:
+    return sum(name in node.input for node in model.graph.node) == 1 and (
+        all(output.name != name for output in model.graph.output))
