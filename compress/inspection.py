@@ -87,7 +87,7 @@ def _graphs(model: Model) -> dict[str, dict[str, Any]]:
 
 
 def _pruning(model: Model, factory: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    from compress.prune import prunable
+    from compress.prune import UNITS, prunable
 
     if model.quantization is not None:
         return {}, {"": "the model is quantized: prune the float model it was made from"}
@@ -95,7 +95,7 @@ def _pruning(model: Model, factory: str | None) -> tuple[dict[str, str], dict[st
         groups, skipped = prunable(model, factory=factory)
     except CompressError as error:
         return {}, {"": str(error)}
-    return {group.name: f"{group.before} {group.kind}" for group in groups}, skipped
+    return {group.name: f"{group.before} {UNITS[group.kind]}" for group in groups}, skipped
 
 
 def table(found: Inspection) -> Any:

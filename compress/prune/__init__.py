@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 Importance = Literal["taylor", "fisher", "activation", "magnitude"]
 Structure = Literal["channels", "heads", "recurrent", "width"]
 
-__all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "prunable", "prune"]
+UNITS: Mapping[Structure, str] = {
+    "channels": "channels", "heads": "heads", "recurrent": "hidden units", "width": "channels of width"}
+"""What each structure is counted in."""
+
+__all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "load_into", "prunable", "prune"]
 
 ROUND_TO = 8                                     # where no target says otherwise: a register of AVX2 holds 8 floats
 
@@ -202,6 +206,26 @@ def prune(
     return PruneResult(
         model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
         macs_after=after.total.macs, components=components, skipped=pruned.skipped, check=pruned.check)
+
+
+def load_into(module: nn.Module, model: Model) -> nn.Module:
+    """Give ``module``, an unpruned network of the user's own class, the shapes and weights of a pruned ``model``.
+
+    In place; returned as well, in evaluation mode.
+
+    Raises:
+        CompressError: if ``module`` is another network.
+    """
+    from compress.prune.channels import apply_channels
+
+    own = module.state_dict()
+    missing = [name for name in own if name not in model.weights]
+    if missing:
+        raise CompressError(f"{type(module).__name__} is not the class of model {model.name!r}, which has no weight "
+                            f"{missing[0]!r}")
+    apply_channels(module, model.channels, model.weights)
+    module.load_state_dict({name: model.weights[name] for name in own})
+    return module.eval()
 
 
 def prunable(

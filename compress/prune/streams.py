@@ -47,9 +47,9 @@ def find_stream_groups(module: nn.Module, calls: Calls, feed: Tensors, *, claime
     """
     tracer = Tracer(module, calls, feed)
     joined, reasons, mixed = _Joined(), dict[Place, str](), list[str]()
-    sources = list(_sources(module, tracer, claimed))
-    for source, width in sources:
-        readers = tracer.readers(source, width)
+    sources = dict(_sources(module, tracer, claimed))
+    for source, readers in tracer.trace(sources).items():
+        width = sources[source]
         if source.tensor and not _is_channels(module, readers, width):
             continue
         reason = _refusal(module, source, readers, claimed)
@@ -60,10 +60,10 @@ def find_stream_groups(module: nn.Module, calls: Calls, feed: Tensors, *, claime
         for channel, read in enumerate(readers.read):
             joined.join([(source, channel), *((place_of(module, path), column)
                                               for path, columns in read.items() for column in columns)])
-    for place, other in _tied(module, [source for source, _ in sources]):
+    for place, other in _tied(module, sources):
         for channel in range(width_of(module.get_submodule(place.path), place.role)):
             joined.join([(place, channel), (other, channel)])
-    groups, skipped = _grouped(module, joined, reasons, [source for source, _ in sources])
+    groups, skipped = _grouped(module, joined, reasons, list(sources))
     return Found(alternatives=[tuple(_variants(module, group)) for group in groups], skipped=skipped,
                  mixed=tuple(mixed))
 

@@ -24,6 +24,7 @@ from compress.prune.streams import find_stream_groups
 from compress.prune.tracing import TracingError
 
 CHECKED = 8                                      # samples the zeroed-channels check runs on
+TRACED = 2                                       # samples that show what reads which channel
 BATCH = 32
 PROTECTED = "left whole by protect"
 TRIALS = 60                                      # percent of the progress that finding groups is
@@ -65,7 +66,8 @@ def prune_module(
     few = next((tensors(feed) for feed in batches(CHECKED)), None)
     if few is None:
         raise CompressError("pruning needs calibration samples, and there are none")
-    groups, skipped = find_groups(module, calls, few, config, progress)
+    pair = next(tensors(feed) for feed in batches(TRACED))
+    groups, skipped = find_groups(module, calls, few, config, progress, traced=pair)
     costs = Costs(groups, widths_of(module, groups), _resources(module, groups, macs, config))
     goals = config.goals(round(costs.resources["macs"].total), round(costs.resources["params"].total))
     scores = rank(config.importance, module, groups, [costs.share(number, goals) for number in range(len(groups))],
@@ -86,15 +88,18 @@ def prune_module(
 
 
 def find_groups(
-    module: nn.Module, calls: Calls, feed: Tensors, config: PruneConfig, progress: Progress | None = None,
+    module: nn.Module, calls: Calls, feed: Tensors, config: PruneConfig, progress: Progress | None = None, *,
+    traced: Tensors | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
-    """Every group that a trial shows can be pruned, and module path -> reason for what cannot.
+    """Every group that a trial on ``feed`` shows can be pruned, and module path -> reason for what cannot.
+
+    ``traced`` may be fewer samples, that what is tied is found with.
 
     Raises:
         CompressError: if none is left.
     """
     heads, skipped, claimed = find_head_groups(module)
-    channels, reasons = _channel_groups(module, calls, feed, claimed)
+    channels, reasons = _channel_groups(module, calls, feed if traced is None else traced, claimed)
     skipped |= reasons
     wanted: list[tuple[Group, ...]] = []
     groups: list[Group] = []

@@ -5,7 +5,8 @@ further than to the layers that read it directly, through concatenation, additio
 and shows there in the columns that hold the channel. No list of operators is needed, and none can be forgotten.
 
 Channels are told apart by their binary code: a run changes all channels that have a bit of it (or have it not), so
-``2 log2 n`` runs of a network without its layers give the readers of ``n`` channels.
+``2 log2 n`` runs of a network without its layers give the readers of ``n`` channels, of all layers at once where they
+are read side by side.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from compress.errors import CompressError
 from compress.prune.channels import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -55,7 +57,11 @@ class Tracer:
     """A module whose layers are frozen; ask :meth:`readers` of any of them."""
 
     def __init__(self, module: nn.Module, calls: Calls, feed: Tensors) -> None:
-        """Runs ``module`` once on ``feed``, which has to reach every branch."""
+        """Runs ``module`` once on ``feed``, which has to reach every branch.
+
+        Raises:
+            CompressError: if it does not run.
+        """
         self._module, self._feed = module, feed
         self._graphs = {name: {name: graph} for name, graph in calls.items()}
         self.layers = {path: layer for path, layer in module.named_modules()
@@ -68,56 +74,76 @@ class Tracer:
         for name, graph in self._graphs.items():
             self._given, answers = {}, dict[str, list[object]]()
             with torch.no_grad(), self._forwards(self._recording(answers)):
-                self._outputs[name] = call(module, graph, feed)
+                try:
+                    self._outputs[name] = call(module, graph, feed)
+                except Exception as error:  # it is the user's forward
+                    raise CompressError(f"graph {name!r} fails on the samples, so that what ties its channels cannot "
+                                        f"be traced: {type(error).__name__}: {error}") from error
             self._answers[name], self._base[name] = answers, self._given
 
     def called(self, path: str) -> bool:
         """Whether the layer ran at all."""
         return any(path in answers for answers in self._answers.values())
 
+    def trace(self, sources: Mapping[Place, int]) -> dict[Place, Readers]:
+        """Who reads each channel of these outputs of layers and parameters, which have so many.
+
+        All are changed at once, channel by channel of the same number, as a residual stream is read; each alone only as
+        a whole, which tells whose they are. Only those that this leaves unclear are looked at by themselves.
+        """
+        touched = {source: self._changed({source: np.arange(width)}) for source, width in sources.items()}
+        marks = self._marks(dict(sources))
+        found = {}
+        for source, width in sources.items():
+            columns, reaches = touched[source]
+            read = _read({path: marks[path][:, :, seen] for path, seen in columns.items()}, width,
+                         {path: np.flatnonzero(seen) for path, seen in columns.items()})
+            found[source] = self.readers(source, width) if read is None else Readers(read, reaches, mixed=False)
+        return found
+
     def readers(self, source: Place, width: int) -> Readers:
-        """Who reads each of the ``width`` channels of a layer's output, or of a parameter."""
-        bits = max(1, math.ceil(math.log2(width)))
-        codes = (np.arange(width)[:, None] >> np.arange(bits)) & 1
-        seen: dict[str, np.ndarray] = {}         # path -> (bit, value, column)
-        reaches = False
+        """Who reads each of the ``width`` channels of a layer's output, or of a parameter, that are changed alone."""
+        marks = self._marks({source: width})
+        _, reaches = self._changed({source: np.arange(width)})
+        read = _read(marks, width, {path: np.arange(own.shape[-1]) for path, own in marks.items()})
+        if read is None and width <= MANY:
+            own = []
+            for number in range(width):
+                changed, _ = self._changed({source: np.array([number])})
+                own.append({path: tuple(np.flatnonzero(columns).tolist()) for path, columns in changed.items()})
+            read = tuple(own)
+        return Readers(read or ({},) * width, reaches, mixed=read is None)
+
+    def _marks(self, sources: Mapping[Place, int]) -> dict[str, np.ndarray]:
+        """By path ``(bits, 2, columns)``: which columns are others once all channels change that have a bit, or not."""
+        bits = _bits(max(sources.values(), default=1))
+        marks: dict[str, np.ndarray] = {}
         for bit in range(bits):
             for value in (0, 1):
-                changed, out = self._changed(source, np.flatnonzero(codes[:, bit] == value))
-                reaches |= out
+                chosen = {source: np.flatnonzero((np.arange(width) >> bit) & 1 == value)
+                          for source, width in sources.items()}
+                changed, _ = self._changed({source: own for source, own in chosen.items() if len(own)})
                 for path, columns in changed.items():
-                    seen.setdefault(path, np.zeros((bits, 2, len(columns)), bool))[bit, value] |= columns
-        read: list[dict[str, list[int]]] = [{} for _ in range(width)]
-        mixed = False
-        for path, marks in seen.items():
-            both = marks.all(1).any(0)
-            mixed |= bool(both.any())
-            channel = (marks[:, 1] * (1 << np.arange(bits))[:, None]).sum(0)
-            complete = marks.any(1).all(0) & ~both
-            for column in np.flatnonzero(complete):
-                read[int(channel[column])].setdefault(path, []).append(int(column))
-        if mixed and width <= MANY:
-            read, mixed = [{} for _ in range(width)], False
-            for number in range(width):
-                changed, _ = self._changed(source, np.array([number]))
-                read[number] = {path: np.flatnonzero(columns).tolist() for path, columns in changed.items()}
-        return Readers(tuple({path: tuple(columns) for path, columns in own.items()} for own in read), reaches, mixed)
+                    marks.setdefault(path, np.zeros((bits, 2, len(columns)), bool))[bit, value] |= columns
+        return marks
 
-    def _changed(self, source: Place, channels: np.ndarray) -> tuple[dict[str, np.ndarray], bool]:
-        """The columns of each layer's input, by its path, that are others once ``channels`` are; and the outputs.
+    def _changed(self, moved: Mapping[Place, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+        """The columns of each layer's input, by its path, that are others once these channels are; and the outputs.
 
         Much more and much less of them are tried: a ReLU or a maximum shows one of the two.
         """
         columns: dict[str, np.ndarray] = {}
         reaches = False
+        parameters = {source: channels for source, channels in moved.items() if source.tensor}
+        layers = {source.path: channels for source, channels in moved.items() if not source.tensor}
         for name, graph in self._graphs.items():
-            if not source.tensor and source.path not in self._answers[name]:
+            if not parameters and layers.keys().isdisjoint(self._answers[name]):
                 continue
             for sign in (1, -1):
                 self._given = {}
-                with torch.no_grad(), self._forwards(self._answering(name, source, channels, sign)), ExitStack() as st:
-                    if source.tensor:
-                        st.enter_context(self._parameter(source, channels, sign))
+                with torch.no_grad(), self._forwards(self._answering(name, layers, sign)), ExitStack() as stack:
+                    for source, channels in parameters.items():
+                        stack.enter_context(self._parameter(source, channels, sign))
                     outputs = self._called(graph)
                 for path, given in self._given.items():
                     for before, after in zip(self._base[name][path], given, strict=False):
@@ -160,18 +186,18 @@ class Tracer:
         return make
 
     def _answering(
-        self, graph: str, source: Place, channels: np.ndarray, sign: int,
+        self, graph: str, sources: Mapping[str, np.ndarray], sign: int,
     ) -> Callable[[str, nn.Module], Callable[..., object]]:
         def make(path: str, layer: nn.Module) -> Callable[..., object]:
             turn = iter(self._answers[graph].get(path, ()))
-            is_source = path == source.path and not source.tensor
+            channels = sources.get(path)
 
             def forward(*args: object, **kwargs: object) -> object:
                 self._note(path, args, kwargs)
                 answer = next(turn, None)
                 if answer is None:
                     raise TracingError(f"layer {path!r} runs more often when what it is given is changed")
-                return self._moved(layer, answer, channels, sign) if is_source else _copied(answer)
+                return _copied(answer) if channels is None else self._moved(layer, answer, channels, sign)
 
             return forward
 
@@ -224,6 +250,31 @@ class Tracer:
         scale = float(tensor.abs().max()) + 1.0
         noise = (torch.rand(part.shape, generator=self._generator) + 1.0) * scale
         return moved.index_copy_(axis, index, (part + sign * noise).to(moved.dtype))
+
+
+def _read(
+    marks: Mapping[str, np.ndarray], width: int, columns: Mapping[str, np.ndarray],
+) -> tuple[Mapping[str, tuple[int, ...]], ...] | None:
+    """The columns that hold each channel, from the bits of its number; None where one holds several, or none of these.
+
+    ``marks`` are, by path, ``(bits, 2, number of columns)``.
+    """
+    read: list[dict[str, list[int]]] = [{} for _ in range(width)]
+    for path, seen in marks.items():
+        if not (seen.sum(1) <= 1).all():
+            return None
+        bits = np.arange(len(seen))[:, None]
+        channels = (seen[:, 1] << bits).sum(0)
+        whole = seen.any(1).all(0)
+        if (channels[whole] >= width).any() or (seen.any((0, 1)) & ~whole).any():
+            return None
+        for column, channel in zip(columns[path][whole], channels[whole], strict=True):
+            read[channel].setdefault(path, []).append(int(column))
+    return tuple({path: tuple(own) for path, own in each.items()} for each in read)
+
+
+def _bits(width: int) -> int:
+    return max(1, math.ceil(math.log2(width)))
 
 
 def _copied(answer: object) -> object:

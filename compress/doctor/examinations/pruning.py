@@ -11,7 +11,7 @@ from compress.errors import CompressError
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    from compress.prune import prunable
+    from compress.prune import UNITS, prunable
 
     if patient.model is None:
         return
@@ -23,7 +23,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
             concerns=("prune",), remedy="do as it says, or leave prune out of the recipe",
         )  # fmt: skip
         return
-    kinds = [f"{sum(g.before for g in groups if g.kind == kind)} {kind}" for kind in ("channels", "heads")
+    kinds = [f"{sum(g.before for g in groups if g.kind == kind)} {units}" for kind, units in UNITS.items()
              if any(g.kind == kind for g in groups)]  # fmt: skip
     yield Finding(
         examination="pruning", severity="note", where=shortened([group.name for group in groups]), concerns=("prune",),

@@ -15,7 +15,7 @@ from compress.factory import build_module
 from compress.model import Factory, Input, Quantization
 from compress.modelfile import read_model, write_model
 from compress.program import run_program
-from compress.prune import PruneConfig, prunable, prune
+from compress.prune import PruneConfig, load_into, prunable, prune
 from compress.prune import structured as structured_module
 from compress.saving import export_model
 from compress.zoo import digits_questions, digits_vqa
@@ -110,6 +110,44 @@ def test_a_pruned_model_is_saved_loaded_rebuilt_and_pruned_again(samples, halved
     assert equal(dict(build_module(again.model).state_dict()), dict(again.model.module.state_dict()))
 
 
+def test_into_the_users_own_class(samples, halved):
+    mine = load_into(digits_vqa.build(**SIZE), halved.model)
+    assert mine.image_encoder.blocks[0].attention.heads == halved.model.module.image_encoder.blocks[0].attention.heads
+    feed = samples.first(3)
+    np.testing.assert_allclose(
+        run_program(halved.model, feed)["output"], call(mine, feed), rtol=1e-4, atol=1e-5)
+    with pytest.raises(CompressError, match="Linear is not the class of model 'digits-vqa', which has no weight"):
+        load_into(torch.nn.Linear(2, 2), halved.model)
+
+
+@pytest.mark.parametrize(("goal", "message"), [
+    ({"params": 0.02}, r"cannot prune to 2% of the parameters: the smallest share that can be reached is"),
+    ({"size_mb": 0.001}, r"cannot prune to 0.001 MB: the least that can be reached is 0\.\d+ MB of 0\.\d+ MB"),
+])
+def test_a_goal_out_of_reach_says_the_best(demo, samples, goal, message):
+    with pytest.raises(CompressError, match=message):
+        prune(demo, samples, PruneConfig(**goal))
+
+
+def test_goals_in_parameters_and_megabytes(demo, samples):
+    total = sum(p.numel() for p in demo.module.parameters())
+    most = 4e-6 * total * 0.8
+    result = prune(demo, samples, PruneConfig(size_mb=most, macs=0.9, importance="magnitude"))
+    assert 4e-6 * sum(p.numel() for p in result.model.module.parameters()) <= most
+    assert result.macs_after <= 0.9 * result.macs_before
+    fewer = prune(demo, samples, PruneConfig(params=0.75, importance="activation"))
+    left = sum(c.params_after for c in fewer.components)
+    assert 0.6 * total < left <= 0.75 * total
+
+
+def test_the_targets_row_says_how_to_round():
+    assert PruneConfig().multiple == 8
+    assert PruneConfig(target="onnxruntime-cpu").multiple == 16
+    assert PruneConfig(target="onnxruntime-cpu", round_to=4).multiple == 4
+    with pytest.raises(CompressError, match="unknown target 'toaster'"):
+        _ = PruneConfig(target="toaster").multiple
+
+
 @pytest.mark.slow
 def test_two_runs_give_the_same_model(demo, samples, halved):
     again = prune(demo, samples, PruneConfig(macs=0.5))
@@ -140,8 +178,8 @@ def test_protect_leaves_a_component_whole(demo):
 def test_the_check_stops_a_wrong_removal_and_names_it(demo, samples, monkeypatch):
     right = structured_module.find_groups
 
-    def wrong(*args):
-        groups, skipped = right(*args)
+    def wrong(*args, **settings):
+        groups, skipped = right(*args, **settings)
         first, *rest = groups
         edit = first.edits[0]
         turned = dataclasses.replace(edit, index=edit.index[1:] + edit.index[:1])
@@ -182,6 +220,10 @@ def test_the_users_own_factory_is_called_when_named(demo, samples, monkeypatch):
     [
         ({"macs": 0.0}, r"macs=0.0 is the share of MACs to keep"),
         ({"macs": 1.5}, r"macs=1.5"),
+        ({"params": -1.0}, r"params=-1.0 is the share of parameters to keep"),
+        ({"size_mb": 0.0}, r"size_mb=0.0 must be above 0"),
+        ({"structures": ("channels", "bones")}, r"structures=\['channels', 'bones'\]: give some of channels, heads"),
+        ({"structures": ()}, r"structures=\[\]: give some of"),
         ({"round_to": 0}, "round_to=0 must be at least 1"),
         ({"importance": "luck"}, "importance='luck' is unknown"),
         ({"max_share": 1.0}, r"max_share=1.0 must be in \(0, 1\)"),

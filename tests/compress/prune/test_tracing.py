@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from compress.errors import CompressError
 from compress.prune.channels import Place
-from compress.prune.tracing import Tracer
+from compress.prune.tracing import Tracer, TracingError
 
 
 def readers(module, calls, x, path, width, tensor=""):
@@ -66,6 +68,21 @@ def test_what_reaches_an_output_is_seen(networks, calls):
     assert readers(networks.Perceptron(), calls, torch.randn(2, 8), "last", 4).reaches_output
 
 
+def test_all_at_once_is_what_each_is_alone(networks, calls):
+    for module, x in ((networks.Branches(), torch.randn(2, 8)), (networks.Tower(), torch.randint(0, 12, (2, 5))),
+                      (networks.Gated(), torch.randn(2, 8)), (networks.Sequence(), torch.randint(0, 20, (2, 5)))):
+        tracer = Tracer(module.eval(), calls, {"forward": [{"x": x}]})
+        widths = {"a": 24, "b": 16, "c": 40, "join": 4, "side": 4, "up": 48, "down": 4, "table": 32, "norm": 32,
+                  "blocks.0.down": 32, "blocks.1.norm2": 32, "rnn": 16, "last": 4}
+        sources = {Place(path, "out"): width for path, width in widths.items() if tracer.called(path)}
+        if isinstance(module, networks.Tower):
+            sources[Place("", "out", "start")] = 32
+        if isinstance(module, networks.Sequence):
+            sources |= {Place("up", "out"): 24, Place("table", "out"): 16}
+        for source, found in tracer.trace(sources).items():
+            assert found == tracer.readers(source, sources[source])
+
+
 def test_the_module_is_left_as_it_was(networks, calls):
     module, x = networks.Tower().eval(), torch.randint(0, 12, (2, 5))
     before, answer = {name: id(p) for name, p in module.named_parameters()}, module(x)
@@ -73,3 +90,35 @@ def test_the_module_is_left_as_it_was(networks, calls):
     assert {name: id(p) for name, p in module.named_parameters()} == before
     assert not any("forward" in layer.__dict__ for layer in module.modules())
     assert torch.equal(module(x), answer)
+
+
+def test_a_model_that_does_not_run_is_an_error(networks, calls):
+    with pytest.raises(CompressError, match=r"graph 'forward' fails on the samples, .* RuntimeError: mat1"):
+        Tracer(networks.Perceptron(), calls, {"forward": [{"x": torch.randn(2, 7)}]})
+
+
+class Fickle(nn.Module):
+    """Runs a layer again, or fails, where a value is large."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.up, self.down, self.fails = nn.Linear(4, 8), nn.Linear(8, 8), fails
+
+    def forward(self, x):
+        y = self.up(x)
+        if y.abs().max() > 1:
+            if self.fails:
+                raise ValueError("too large")
+            y = self.down(y)
+        return self.down(y)
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"), [(True, "ValueError: too large"), (False, "layer 'down' runs more often")])
+def test_a_model_that_computes_otherwise_on_other_values(calls, fails, message):
+    module = Fickle(fails)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.1)
+    with pytest.raises(TracingError, match=message):
+        readers(module, calls, torch.randn(2, 4), "up", 8)
