@@ -31,9 +31,9 @@ def quantize_lstms(model: ModelProto) -> bool:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     rewritten: set[str] = set()
     for node in list(graph.node):
-        weights = [constants.get(name) for name in node.input[1:3]]
+        weights = [constants[name] for name in node.input[1:3] if name in constants]
         odd = [one.name for one in node.attribute if one.name not in _TAKEN and (one.name, one.i) != ("layout", 0)]
-        if node.op_type != "LSTM" or None in weights or odd:
+        if node.op_type != "LSTM" or len(weights) < 2 or odd:
             continue
         source = _source(node.input[0], writer)
         if source is None or not (source.op_type == "DequantizeLinear" or source.output[0] in rewritten):

@@ -28,8 +28,8 @@ def quantize_lstms(model: Any) -> None:
         if layer.get_type_name() != "LSTMSequence":
             continue
         reach = _reach(layer.input_value(0), rewritten)
-        weights = [_constant(layer.input_value(place)) for place in (4, 5)]
-        if reach is None or any(weight is None for weight in weights):
+        read, state = (_constant(layer.input_value(place)) for place in (4, 5))
+        if reach is None or read is None or state is None:
             continue
         _bypass(layer.input_value(0))
         _round(layer.input(0), reach, operations)
@@ -38,7 +38,6 @@ def quantize_lstms(model: Any) -> None:
             layer.input(1).replace_source_output(operations.constant(np.zeros(shape.to_shape(), np.float32)).output(0))
         else:
             _round(layer.input(1), 1.0, operations)
-        read, state = weights
         for place, (integers, steps) in zip((4, 5), integers_of(read * np.float32(reach), state), strict=True):
             held = operations.convert(operations.constant(integers), "f32")
             layer.input(place).replace_source_output(
@@ -95,14 +94,16 @@ def _bypass(value: Any) -> None:
     node = value.get_node()
     while node.get_type_name() in _SHAPES and _read_once(node):
         node = node.input_value(0).get_node()
-    if node.get_type_name() == "Multiply" and _read_once(node):
+    rounded = _quantized(node) if node.get_type_name() == "Multiply" and _read_once(node) else None
+    if rounded is not None:
         for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(_quantized(node).input_value(0))
+            reader.replace_source_output(rounded.input_value(0))
 
 
 def _read_once(node: Any) -> bool:
     """Whether one operator alone reads its values; its shape may be asked for."""
-    return sum(reader.get_node().get_type_name() != "ShapeOf" for reader in node.output(0).get_target_inputs()) == 1
+    readers = [reader.get_node().get_type_name() for reader in node.output(0).get_target_inputs()]
+    return len(readers) - readers.count("ShapeOf") == 1
 
 
 def _round(place: Any, reach: float, operations: Any) -> None:
@@ -119,10 +120,10 @@ def _constant(value: Any) -> np.ndarray | None:
         return np.array(node.data)
     if kind not in ("Split", "Concat"):
         return None
-    found = [_constant(source) for source in sources]
-    if any(part is None for part in found):
+    found = [part for source in sources if (part := _constant(source)) is not None]
+    if len(found) < len(sources):
         return None
     if kind == "Concat":
         return np.concatenate(found, node.get_attributes()["axis"])
-    parts = np.split(found[0], node.get_attributes()["num_splits"], int(found[1]))
-    return parts[value.get_index()]
+    cut: np.ndarray = np.split(found[0], node.get_attributes()["num_splits"], int(found[1]))[value.get_index()]
+    return cut

@@ -175,8 +175,9 @@ def _is_zero(node: Node) -> bool:
     """Whether all of its values are zero, by how it is made."""
     if node.target in SAME_VALUES or node.target is torch.ops.aten.expand.default:
         return isinstance(node.args[0], Node) and _is_zero(node.args[0])
-    return _name(node) in ("zeros", "zeros_like", "new_zeros") or (
-        _name(node) in ("full", "full_like", "new_full") and node.args[1 + (_name(node) == "new_full")] == 0)
+    if _name(node) in ("full", "full_like", "new_full"):
+        return bool(node.args[1 + (_name(node) == "new_full")] == 0)
+    return _name(node) in ("zeros", "zeros_like", "new_zeros")
 
 
 def _product(node: Node, part: str, path: str, reason: str | None, scheme: Scheme | None) -> Operator:

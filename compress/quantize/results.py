@@ -89,5 +89,6 @@ def _other(user: Node, result: Node) -> Node | None:
     if not isinstance(other, Node) or other is result or other.op != "call_function":
         return None
     first, second = (node.meta.get("val") for node in (other, result))
-    same = isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape
-    return other if same and first.is_floating_point() else None
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.is_floating_point():
+        return None
+    return other if first.shape == second.shape else None

@@ -67,8 +67,8 @@ def model_of(network: type[nn.Module]) -> Model:
     torch.manual_seed(0)
     module = network().eval()
     if network is One:
-        dims = (Dim("batch", 1, 1, 1), Dim("length", 1, 7, 20))
-        return export_model(module, name="one", example={"x": sequences(1)}, inputs={"x": Input(modality="sensor", dims=dims)})
+        inputs = {"x": Input(modality="sensor", dims=(Dim("batch", 1, 1, 1), Dim("length", 1, 7, 20)))}
+        return export_model(module, name="one", example={"x": sequences(1)}, inputs=inputs)
     return export_model(module, name="network", example={"x": sequences(2)})
 
 
