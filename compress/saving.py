@@ -154,7 +154,24 @@ def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str
         module.train(training)
     inputs = bounded(program, inputs)
     specified = _output_specs(program, inputs, list(outputs))
+    _check_outputs(program, specified, names)
     return ProgramGraph(program=program, inputs=inputs, outputs=specified, method=graph.method)
+
+
+def _check_outputs(program: ExportedProgram, outputs: Sequence[TensorSpec], inputs: Sequence[str]) -> None:
+    """Refuse an output that engines could not give: one called as an input is, or one that no input has a part in."""
+    for spec in outputs:
+        if spec.name in inputs:
+            raise CompressError(f"output {spec.name!r} is called as an input is: return it under another name")
+    reached = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if any(source.name in reached for source in node.all_input_nodes):
+            reached.add(node.name)
+    (results,) = next(node for node in program.graph.nodes if node.op == "output").args
+    for spec, node in zip(outputs, results[-len(outputs) :], strict=True):
+        if node.name not in reached:
+            raise CompressError(f"output {spec.name!r} is the same for all inputs: leave it out of what forward() "
+                                "returns, and keep it beside the model")
 
 
 def _rename_constants(graph: str, program: ExportedProgram) -> None:

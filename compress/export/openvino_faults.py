@@ -19,7 +19,9 @@ def avoid_faults(model: Any) -> None:
 
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
-        if kind in ("ReduceMax", "ReduceMin") and operation.output(0).get_element_type().is_real():
+        if kind == "FakeQuantize":
+            _keep_conversion(operation, operations)
+        elif kind in ("ReduceMax", "ReduceMin") and operation.output(0).get_element_type().is_real():
             _keep_sign(operation, operations)
         elif kind == "Add":
             _fold_bias(operation, operations)
@@ -34,6 +36,14 @@ def _keep_sign(reduce: Any, operations: Any) -> None:
     """
     least = operations.constant(np.array(np.finfo(np.float32).min, np.float32))
     _put_behind(reduce, lambda result: operations.maximum(result, least))
+
+
+def _keep_conversion(quantize: Any, operations: Any) -> None:
+    """A conversion from float64 becomes part of the quantization, for which there is no kernel then."""
+    source = quantize.input_value(0).get_node()
+    if source.get_type_name() == "Convert" and source.input_value(0).get_element_type().get_type_name() == "f64":
+        least = operations.constant(np.array(np.finfo(np.float32).min, np.float32))
+        quantize.input(0).replace_source_output(operations.maximum(source.output(0), least).output(0))
 
 
 def _fold_bias(add: Any, operations: Any) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import compress
 from calibration import open_set, write
 from compress import Dim, Input
-from compress.export import export_onnx
+from compress.export import export, export_onnx
 from compress.export.openvino_faults import avoid_faults
 from compress.export.pairs import drop_pairs
 from compress.modelfile import read_model
@@ -120,6 +120,29 @@ def test_a_layer_without_a_bias_keeps_its_scales(tmp_path, rng, case):
     wrong, right = _answers(path, feed)
     assert np.abs(wrong - expected).max() > 0.1 * np.abs(expected).max()
     np.testing.assert_allclose(right, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_an_input_of_float64_is_converted_before_it_is_quantized(tmp_path, rng):
+    class Doubles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(x.float())
+
+    feed = {"x": rng.normal(size=(16, 8))}
+    model = export_model(Doubles(), name="doubles", example=feed)
+    quantized = compress.quantize(model, open_set([feed], model.inputs, name="noise"), scheme="x86-vnni").model
+    path = export_onnx(quantized, get_target("openvino-cpu"), tmp_path / "model.onnx")
+    with pytest.raises(RuntimeError, match="does not support f64"):
+        openvino.Core().compile_model(path, "CPU")
+    runner = open_engine(export(quantized, get_target("openvino-cpu"), tmp_path / "engine"), threads=1)
+    try:
+        found = runner.run(feed)["output"]
+    finally:
+        runner.close()
+    np.testing.assert_allclose(found, run_program(convert(quantized), feed)["output"], atol=1e-5)
 
 
 def test_an_output_that_is_rewritten_keeps_its_name(tmp_path):
