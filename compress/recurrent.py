@@ -197,6 +197,7 @@ def _register(name: str, kind: _Kind) -> Any:
     operator = torch.library.custom_op(f"compress::{name}", eager, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup_context)
+    operator.register_autocast("cpu", torch.float32)        # its products are inside, where autocast does not look
     return operator
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from compress.distill.averaging import Average
 from compress.distill.batches import Batch, Batches
@@ -122,13 +123,17 @@ def _update(run: Run, training: Training, state: State, loss: float) -> None:
     config, optimizer = run.config, training.optimizer
     assert config.learning_rate is not None
     run.workers.join(run.learner.parameters())
-    norm = float(torch.nn.utils.clip_grad_norm_(run.learner.parameters(), config.clip_norm or math.inf))
+    trained = [value for value in run.learner.parameters() if value.grad is not None]
+    total = get_total_norm([value.grad for value in trained if value.grad is not None])
+    norm = float(total)
     (loss,) = run.workers.mean([loss])
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise _diverged(run, loss, norm, state.step)
     share = schedule(state.step, run.total, kind=config.schedule, warmup=config.warmup)
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * share
+    if 0 < config.clip_norm < norm:
+        clip_grads_with_norm_(trained, config.clip_norm, total)
     if loss > EQUAL:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

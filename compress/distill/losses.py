@@ -73,14 +73,11 @@ def relation(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Park et al. 2019, arXiv:1904.05068 (RKD), equations 5 to 10.
     """
     (near, turned), (near_there, turned_there) = _layout(student), _layout(teacher)
-    pairs = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
-    triplets = pairs[:, :, None] & pairs[None, :, :] & pairs[:, None, :]
-    loss = near.new_zeros(())
-    if len(student) > 1:
-        loss = loss + huber_loss(near[pairs], near_there[pairs])
-    if len(student) > 2:
-        loss = loss + ANGLES * huber_loss(turned[triplets], turned_there[triplets])
-    return loss
+    count = len(student)
+    # What is of a point and itself is 0 in both and adds nothing: the means are over distinct points.
+    distances = huber_loss(near, near_there, reduction="sum") / max(1, count * (count - 1))
+    angles = huber_loss(turned, turned_there, reduction="sum") / max(1, count * (count - 1) * (count - 2))
+    return distances + ANGLES * angles
 
 
 def similarity(
@@ -113,12 +110,13 @@ def _layout(samples: Tensor) -> tuple[Tensor, Tensor]:
     squares = lengths[:, None] + lengths[None, :] - 2 * products
     apart = squares > 1e-12 * lengths.max()     # else rounding, whose root has a gradient without bound
     distances = torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
-    count = max(1, len(points) * (len(points) - 1))
-    mean = distances.sum() / count
-    # <x_i - x_j, x_k - x_j>
-    turned = products[:, None, :] - products[:, :, None] - products[None, :, :] + lengths[None, :, None]
-    sides = distances[:, :, None] * distances[None, :, :]
-    return distances / torch.where(mean > 0, mean, 1.0), turned / torch.where(sides > 0, sides, 1.0)
+    mean = distances.sum() / max(1, len(points) * (len(points) - 1))
+    # <x_i - x_j, x_k - x_j>, over the lengths of both
+    turned = products[:, None, :] - (products - lengths / 2)[:, :, None] - (products - lengths[:, None] / 2)[None]
+    inverse = torch.where(apart, 1 / torch.where(apart, distances, 1.0), 0.0)
+    others = 1 - torch.eye(len(points), dtype=points.dtype, device=points.device)
+    cosines = turned * inverse[:, :, None] * inverse[None] * others[:, None, :]
+    return distances / torch.where(mean > 0, mean, 1.0), cosines
 
 
 def _log(shares: Tensor) -> Tensor:
