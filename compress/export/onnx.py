@@ -17,11 +17,11 @@ import torch
 
 from compress.errors import CompressError
 from compress.export.components import component_of_nodes, component_prefix
-from compress.export.groups import FIRST_OPSET, has_groups, pack_groups
-from compress.export.groups import TRANSLATIONS as GROUPS
 from compress.export.onnxdata import onnx_parts, size_of, write_parts
 from compress.export.recurrent import TRANSLATIONS, fold_recurrent_weights
 from compress.export.tables import gather_integers
+from compress.export.weight_only import FIRST_OPSET, has_groups, multiply_matrices, pack_groups
+from compress.export.weight_only import TRANSLATIONS as GROUPS
 from compress.model import ProgramGraph
 
 LARGEST = 1_800_000_000  # bytes: protobuf's own limit is 2 GiB
@@ -62,6 +62,7 @@ def write_onnx(
     _name_dimensions(model, graph)
     _keep_names_apart(model)
     fold_recurrent_weights(model)
+    multiply_matrices(model)
     fold_weight_transposes(model)
     gather_integers(model)
     pack_groups(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration import open_set
+from compress.bench.layers import asked_of, rows, unexpected
 from compress.errors import CompressError
 from compress.export import export, export_onnx, has_int8
 from compress.export.rtx_libraries import ensure_rtx_libraries
@@ -25,6 +28,7 @@ from compress.saving import export_model
 from compress.targets import targets
 from runtimes.backends import Layer, open_engine
 from runtimes.engine import Engine
+from runtimes.engineset import EngineSet
 from runtimes.spec import Dim, Feed
 
 CPUS = ("openvino-cpu", "onnxruntime-cpu")
@@ -142,6 +146,7 @@ def test_an_engine_has_an_eighth_of_the_weights(model: Model, tmp_path: Path) ->
         assert sizes[0] - sizes[1] == pytest.approx(saved, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [INT4, INT8, QuantizeConfig(int4_weights=("up",), int8_weights=("words",))],
                          ids=["int4", "int8", "mixed"])  # fmt: skip
 @pytest.mark.parametrize("name", CPUS)
@@ -165,6 +170,41 @@ def test_beside_layers_in_int8(model: Model, tmp_path: Path) -> None:
     counts = collections.Counter((layer.type, layer.precision) for layer in layers if "MatMul" in layer.type)
     assert counts == {("MatMulNBits", "int4"): 2, ("MatMulNBits", "int8"): 1, ("MatMulIntegerToFloat", "int8"): 5,
                       ("QLinearMatMul", "int8"): 1}  # fmt: skip
+
+
+class Matrices(nn.Module):
+    """Layers that read matrices, which torch's exporter makes a Gemm of, the last with a table's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(96, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 128), nn.Linear(128, WIDTH, bias=False)
+        self.words = nn.Linear(WIDTH, 96, bias=False)
+        self.words.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.words(self.down(torch.relu(self.up(self.table(ids).mean(1)))))
+
+
+@pytest.mark.parametrize("name", CPUS)
+@pytest.mark.parametrize(("config", "precision"), [(INT4, "int4"), (INT8, "int8")], ids=["int4", "int8"])
+def test_layers_that_read_matrices_run_with_them_too(
+    tmp_path: Path, name: str, config: QuantizeConfig, precision: str
+) -> None:
+    torch.manual_seed(0)
+    ids = {"ids": np.random.default_rng(0).integers(0, 96, (3, 5))}
+    model = export_model(Matrices().eval(), name="matrices", example=ids, inputs={"ids": Input(dims=("batch",))})
+    found = quantize(model, open_set([ids], model.inputs), scheme="x86-vnni", config=config).model
+    engine = export(found, targets()[name], tmp_path / "engine")
+    with contextlib.closing(open_engine(engine, threads=1)) as runner:
+        layers, answer = runner.layers(ids), runner.run(ids)["output"]
+    kind = "FullyConnected" if name == "openvino-cpu" else "MatMulNBits"
+    assert collections.Counter(layer.precision for layer in layers if layer.type == kind) == {precision: 3}
+    assert not [layer.name for layer in layers if layer.type in ("Gemm", "MatMul", "DequantizeLinear")]
+    expected = run_program(convert(found), ids)["output"]
+    np.testing.assert_allclose(answer, expected, atol=0.05 * np.abs(expected).max())
+    assert unexpected(asked_of(EngineSet(engines={"forward": engine})), rows(
+        {**dataclasses.asdict(layer), "graph": "forward"} for layer in layers)) == ()
 
 
 @pytest.fixture
