@@ -32,7 +32,7 @@ from runtimes.spec import TensorSpec
 BUILD_TIMEOUT_S = 1800
 FIRST_STRONG = (10, 0)                     # the TensorRT release whose networks can be strongly typed
 
-# Highest opset -> TensorRT release: docs/operators.md of onnx/onnx-tensorrt; that of 10.0 lists INT4, which is opset 21's
+# Highest opset -> TensorRT release: docs/operators.md of onnx/onnx-tensorrt; that of 10.0 lists INT4, new in opset 21
 _OLDEST_PARSER = {17: "8.6", 20: "10.0", 21: "10.0"}
 _MIB_PER_GIB = 1024
 
