@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from compress.progress import Progress
 @click.option("--metric", default="accuracy", show_default=True, help="Its metric.")
 @click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.distilled.pt.")
 @click.option("--scratch", type=EXISTING, help="A folder for checkpoints: a run that was killed goes on from there "
-              "when the same command is given again.")
+              "when the same command is given again. Default: OUTPUT.scratch, removed at the end.")
 @options_of(DistillConfig)
 @common
 def distill(
@@ -41,17 +42,24 @@ def distill(
 
     student, first = load(model), first_of_torchrun()
     progress = Progress(quiet=quiet or not first)
-    with progress.stage("distill"):
-        result = compress.distill(
-            student, load(teacher), read_data(data, student),
-            validation=None if validation is None else read_data(validation, student),
-            metric=None if validation is None else get_metric(metric, described(student)), config=config,
-            scratch=scratch, progress=progress.step,
-        )  # fmt: skip
+    path = output or model.with_suffix(".distilled.pt")
+    kept = scratch or path.with_name(f"{path.name}.scratch")
+    try:
+        with progress.stage("distill"):
+            result = compress.distill(
+                student, load(teacher), read_data(data, student),
+                validation=None if validation is None else read_data(validation, student),
+                metric=None if validation is None else get_metric(metric, described(student)), config=config,
+                scratch=kept, progress=progress.step,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        progress.say(f"the same command goes on from the last checkpoint, in {kept}")
+        raise
     if not first:
         return
-    path = output or model.with_suffix(".distilled.pt")
     write_model(result.model, path)
+    if scratch is None:
+        shutil.rmtree(kept, ignore_errors=True)
     record = result.to_json()
     gained = f"{metric} {record['before']:.4f} -> {record['after']:.4f}" if record.get("after") is not None else "done"
     written(path, record, as_json, gained)

@@ -26,6 +26,7 @@ from compress.distill.workers import Workers
 from compress.errors import CompressError
 
 CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SHARE = 0.05     # of the time, at most, that writing checkpoints inside of an epoch takes
 EQUAL = 1e-11      # a loss below is float32 rounding (6e-8 squared, with room), which AdamW would blow up to full steps
 
 
@@ -62,7 +63,7 @@ def train(run: Run) -> State:
     average = Average(run.learner.bound.named(), config.average) if config.average else None
     training = Training(module=run.learner, optimizer=optimizer, average=average)
     state = _begin(run, training)
-    saved = time.monotonic()
+    clock = _Clock()
     while state.step < run.total and not _stopped(state, config):
         epoch, done = divmod(state.step, batches.per_epoch)
         among: list[float] = []     # losses of the batches that the next step is made of
@@ -78,16 +79,29 @@ def train(run: Run) -> State:
             state.add(losses)
             state.seconds += time.perf_counter() - started
             run.progress(state.step, run.total, _text(run, epoch, losses["loss"], state))
-            due = last and state.step % batches.per_epoch and time.monotonic() - saved >= CHECKPOINT_SECONDS
-            if run.checkpoint and due:
-                training.write(run.checkpoint, state)
-                saved = time.monotonic()
+            if run.checkpoint and last and state.step % batches.per_epoch and clock.due():
+                clock.timed(training.write, run.checkpoint, state)
         _finish_epoch(run, training, state, epoch)
         run.progress(state.step, run.total, _text(run, epoch, state.history[-1]["loss"], state))
         if run.checkpoint:
-            training.write(run.checkpoint, state)
-            saved = time.monotonic()
+            clock.timed(training.write, run.checkpoint, state)
     return state
+
+
+class _Clock:
+    """When the next checkpoint is due: a while behind the last one, longer where writing it takes long."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + CHECKPOINT_SECONDS
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def timed(self, write: Callable[[Checkpoint, State], None], checkpoint: Checkpoint, state: State) -> None:
+        began = time.monotonic()
+        write(checkpoint, state)
+        ended = time.monotonic()
+        self._next = ended + max(CHECKPOINT_SECONDS, (ended - began) / CHECKPOINT_SHARE)
 
 
 def _begin(run: Run, training: Training) -> State:

@@ -22,6 +22,7 @@ from torch import nn
 import calibration
 import runtimes
 from compress.cli import cli
+from compress.distill import loop
 from compress.modelfile import read_model, write_model
 from compress.quantize.collect import Collector
 from compress.quantize.mixer import Mixer
@@ -121,9 +122,39 @@ def test_distill(finished: Path, small: ModuleType, tmp_path: Path) -> None:
     found = told(*command)
     assert (tmp_path / "kept/distill.checkpoint").is_file()
     assert told(*command)["history"] == found["history"]        # seconds and all: it was done
+    told(*command[:-2])
+    assert not (tmp_path / "student.distilled.pt.scratch").exists()
     assert found["output"] == str(tmp_path / "student.distilled.pt")
     assert found["after"] >= found["before"]
     assert read_model(tmp_path / "student.distilled.pt").name == "tiny"
+
+
+def test_a_distillation_that_is_interrupted_says_where_its_checkpoint_is(
+    finished: Path, small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Path(shutil.copy(from_run(small, finished, "prune"), tmp_path / "student.pt"))
+    command = ("distill", student, "--teacher", finished / "model.pt", "--data", finished / "train", "--epochs", 3)
+    whole = told(*command, "--output", tmp_path / "whole.pt")
+    finish, done = loop._finish_epoch, []
+
+    def once_more(*given: Any) -> None:
+        finish(*given)
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_finish_epoch", once_more)
+    result = call(*command)
+    assert result.exit_code == 130
+    kept = tmp_path / "student.distilled.pt.scratch"
+    assert f"the same command goes on from the last checkpoint, in {kept}" in result.stderr.replace("\n", "")
+    assert (kept / "distill.checkpoint").is_file()
+    monkeypatch.undo()
+    again = told(*command)
+    assert len(done) == 3
+    assert again["history"][:2] != whole["history"][:2]         # the seconds are of the run that was ended
+    assert [entry["loss"] for entry in again["history"]] == [entry["loss"] for entry in whole["history"]]
+    assert not kept.exists()
 
 
 def test_quantize_keeps_its_statistics(finished: Path, copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:

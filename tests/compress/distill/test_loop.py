@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.distill import DistillConfig, distill
+from compress.distill import DistillConfig, distill, loop
 from compress.distill.bound import bind
 from compress.distill.losses import divergence
 from compress.errors import CompressError
@@ -175,3 +175,24 @@ def test_a_teacher_whose_answers_are_not_finite_stops_the_first_step(build, feed
     broken = with_weights(build(), {"head.2.bias": torch.full((3,), float("nan"))})
     with pytest.raises(CompressError, match=r"distilling model 'tiny' stopped at step 1 of 4: the loss is nan"):
         distill(student, broken, data, config=QUICK)
+
+
+def test_checkpoints_are_written_the_more_seldom_the_longer_that_takes(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    clock = loop._Clock()
+
+    def waits(seconds):
+        now[0] += seconds - 0.01
+        early = clock.due()
+        now[0] += 0.02
+        return not early and clock.due()
+
+    def write(checkpoint, state):
+        now[0] += checkpoint        # as long as it takes
+
+    assert waits(30)
+    clock.timed(write, 0.1, None)
+    assert waits(30)
+    clock.timed(write, 5.0, None)
+    assert waits(100)               # of which 5 are 5 %
