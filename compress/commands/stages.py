@@ -36,12 +36,16 @@ def inspect(
     "--data", type=EXISTING, required=True, help="Samples to rank and check with, such as the calibration set."
 )
 @click.option("--output", "-o", type=EXISTING, help="The model file to write; default: MODEL.pruned.pt.")
+@click.option(
+    "--tables", type=EXISTING, help="A folder to keep what was timed for a goal in latency: another goal on that "
+    "target needs no other engines for it."
+)
 @options_of(PruneConfig)
 @model_options
 @common
 def prune(
-    model: Path, data: Path, output: Path | None, config: PruneConfig, factory: str | None, trust_pickle: bool,
-    example: Path | None, quiet: bool, as_json: bool,
+    model: Path, data: Path, output: Path | None, tables: Path | None, config: PruneConfig, factory: str | None,
+    trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Remove the least important channels, attention heads and hidden units of MODEL."""
     import compress
@@ -50,11 +54,17 @@ def prune(
     loaded = read_model(model, factory, trust_pickle, example)
     progress = Progress(quiet=quiet)
     with progress.stage("prune"):
-        result = compress.prune(loaded, read_data(data, loaded), config, factory=factory, progress=progress.step)
+        result = compress.prune(
+            loaded, read_data(data, loaded), config, factory=factory, tables=tables, progress=progress.step
+        )
     path = output or model.with_suffix(".pruned.pt")
     write_model(result.model, path)
     share = result.macs_after / result.macs_before
-    written(path, result.to_json(), as_json, f"{share:.1%} of the MACs are left ({result.macs_after:,} a sample)")
+    told = f"{share:.1%} of the MACs are left ({result.macs_after:,} a sample)"
+    if (timed := result.timed) is not None:
+        told += (f"; {timed.original_ms:.3g} -> {timed.pruned_ms:.3g} ms on {timed.target}, "
+                 f"{timed.speedup:.2f} times as fast")
+    written(path, result.to_json(), as_json, told)
 
 
 @click.command()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from compress.errors import CompressError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from calibration.dataset import CalibrationSet
@@ -23,7 +25,9 @@ UNITS: Mapping[Structure, str] = {
     "channels": "channels", "heads": "heads", "recurrent": "hidden units", "width": "channels of width"}
 """What each structure is counted in."""
 
-__all__ = ["ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "load_into", "prunable", "prune"]
+__all__ = [
+    "ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "TimedPrune", "load_into", "prunable", "prune",
+]  # fmt: skip
 
 ROUND_TO = 8                                     # where no target says otherwise: a register of AVX2 holds 8 floats
 
@@ -38,6 +42,10 @@ class PruneConfig:
         default=None, metadata={"help": "share of its parameters to KEEP, in (0, 1]; with other goals all are met"})
     size_mb: float | None = field(
         default=None, metadata={"help": "the most its parameters may take in their own precision, in 10^6 bytes"})
+    speedup: float | None = field(
+        default=None, metadata={"help": "how many times as fast as the original's fp32 engine, measured on the target"})
+    max_latency_ms: float | None = field(
+        default=None, metadata={"help": "the most its fp32 engine may take on the target for one sample"})
     protect: tuple[str, ...] = field(
         default=(), metadata={"help": "globs of module paths left untouched, with all under them"})
     structures: tuple[Structure, ...] = field(
@@ -47,7 +55,8 @@ class PruneConfig:
     round_to: int | None = field(
         default=None, metadata={"help": "channel counts stay multiples of this, for the kernels; default: what "
                                         "the target's row says, without a target 8"})
-    target: str | None = field(default=None, metadata={"help": "what it will run on: its row says how to round"})
+    target: str | None = field(default=None, metadata={
+        "help": "what it will run on: its row says how to round, and latencies are measured there (default: local)"})
     importance: Importance = field(
         default="taylor", metadata={
             "help": "taylor (how far the outputs move on samples), fisher (how far the predicted probabilities do), "
@@ -62,6 +71,15 @@ class PruneConfig:
                 raise CompressError(f"prune: {goal}={share} is the share of {what} to keep: give a number in (0, 1]")
         if self.size_mb is not None and not 0 < self.size_mb < math.inf:
             raise CompressError(f"prune: size_mb={self.size_mb} must be above 0")
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
+            raise CompressError(f"prune: speedup={self.speedup} must be above 1")
+        if self.max_latency_ms is not None and not 0 < self.max_latency_ms < math.inf:
+            raise CompressError(f"prune: max_latency_ms={self.max_latency_ms} must be above 0")
+        others = [name for name in ("macs", "params", "size_mb", "speedup", "max_latency_ms")
+                  if getattr(self, name) is not None]
+        if self.by_latency and len(others) > 1:
+            raise CompressError(f"prune: {' and '.join(others)} are goals of different kinds: a goal in latency stands "
+                                "alone")
         if self.round_to is not None and self.round_to < 1:
             raise CompressError(f"prune: round_to={self.round_to} must be at least 1")
         if self.importance not in get_args(Importance):
@@ -80,6 +98,16 @@ class PruneConfig:
         """What is asked for, as the most that may be left of a model of so many MACs and parameters."""
         asked = {"macs": _times(self.macs, macs), "params": _times(self.params, params), "size_mb": self.size_mb}
         return {name: limit for name, limit in asked.items() if limit is not None} or {"macs": 0.5 * macs}
+
+    @property
+    def by_latency(self) -> bool:
+        return self.speedup is not None or self.max_latency_ms is not None
+
+    def limit_ms(self, original_ms: float) -> float:
+        """The most that the engine may take, where the original's takes this."""
+        if self.speedup is not None:
+            return original_ms / self.speedup
+        return original_ms if self.max_latency_ms is None else self.max_latency_ms
 
     @property
     def multiple(self) -> int:
@@ -119,6 +147,21 @@ class ComponentChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimedPrune:
+    """Median latencies of one sample, of fp32 engines timed in turn in fresh processes; and what the table said."""
+
+    target: str
+    original_ms: float
+    pruned_ms: float
+    predicted_ms: float
+    rounds: int                                  # mixtures that were built for it
+
+    @property
+    def speedup(self) -> float:
+        return self.original_ms / self.pruned_ms
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneResult:
     """The smaller model, and what was removed, what was not and why."""
 
@@ -130,6 +173,7 @@ class PruneResult:
     components: tuple[ComponentChange, ...]
     skipped: Mapping[str, str]                   # module path -> why it could not be pruned
     check: float                                 # largest output difference between the zeroed original and the result
+    timed: TimedPrune | None = None              # where the goal was a latency
 
     @property
     def gave_nothing(self) -> tuple[str, ...]:
@@ -138,8 +182,9 @@ class PruneResult:
 
     def to_json(self) -> dict[str, Any]:
         """The record of the stage, without the model."""
+        timed = {} if self.timed is None else {"latency": {**vars(self.timed), "speedup": self.timed.speedup}}
         return {
-            "macs_before": self.macs_before, "macs_after": self.macs_after, "check_max_abs": self.check,
+            **timed, "macs_before": self.macs_before, "macs_after": self.macs_after, "check_max_abs": self.check,
             "components": [vars(component) for component in self.components],
             "gave_nothing": list(self.gave_nothing),
             "groups": [vars(group) for group in self.groups],
@@ -153,6 +198,7 @@ def prune(
     config: PruneConfig = PruneConfig(),
     *,
     factory: str | None = None,
+    tables: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PruneResult:
     """Return a physically smaller copy of ``model`` that keeps no more of it than ``config`` says.
@@ -163,6 +209,7 @@ def prune(
             they are the chain's: its graphs are run on what it gives them, a decoder on some of its steps.
         config: how much, by which measure, and what not.
         factory: ``package.module:function`` that the user trusts to rebuild the module.
+        tables: a folder that keeps what was timed for a goal in latency, for other goals on that target.
         progress: called with the percent done, 100, and what is being done.
 
     Raises:
@@ -172,7 +219,7 @@ def prune(
     from compress.complexity import count_model
     from compress.model import Input
     from compress.onnxmodel import needs_module
-    from compress.prune.structured import prune_module
+    from compress.prune.structured import Pruned, prune_to_goals, rank_module
     from compress.saving import export_model
     from compress.steps import graph_feeds
     from runtimes.spec import largest_batch
@@ -187,17 +234,28 @@ def prune(
 
     classes = frozenset(f"{name}/{position}" for name, graph in model.graphs.items()
                         for position, spec in enumerate(graph.outputs) if spec.name in model.labels)
-    pruned = prune_module(module, calls, batches, before.modules, config, progress, classes=classes)
-    attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
-    for path, changed in pruned.attributes.items():
-        attributes.setdefault(path, {}).update(changed)
-    smaller = export_model(
-        pruned.module, name=model.name, example=model.example, components=model.components, factory=model.factory,
-        inputs={spec.name: Input(
-            modality=spec.modality, dims=tuple(None if isinstance(size, int) else size for size in spec.shape),
-        ) for graph in model.graphs.values() for spec in graph.inputs},
-        graphs=calls, chain=model.chain, labels=model.labels, processing=model.processing,
-        channels={**model.channels, "attributes": attributes})
+    ranked = rank_module(module, calls, batches, before.modules, config, progress, classes=classes)
+
+    def export(pruned: Pruned) -> Model:
+        attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
+        for path, changed in pruned.attributes.items():
+            attributes.setdefault(path, {}).update(changed)
+        return export_model(
+            pruned.module, name=model.name, example=model.example, components=model.components, factory=model.factory,
+            inputs={spec.name: Input(
+                modality=spec.modality, dims=tuple(None if isinstance(size, int) else size for size in spec.shape),
+            ) for graph in model.graphs.values() for spec in graph.inputs},
+            graphs=calls, chain=model.chain, labels=model.labels, processing=model.processing,
+            channels={**model.channels, "attributes": attributes})
+
+    timed = None
+    if config.by_latency:
+        from compress.prune.latency import prune_to_latency
+
+        smaller, pruned, timed = prune_to_latency(ranked, model, data, config, export, tables, progress)
+    else:
+        pruned = prune_to_goals(ranked, config)
+        smaller = export(pruned)
     after = count_model(smaller)
     components = tuple(ComponentChange(
         name=component, macs_before=cost.macs, macs_after=after.components[component].macs,
@@ -205,7 +263,8 @@ def prune(
     ) for component, cost in before.components.items())
     return PruneResult(
         model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
-        macs_after=after.total.macs, components=components, skipped=pruned.skipped, check=pruned.check)
+        macs_after=after.total.macs, components=components, skipped=pruned.skipped, check=pruned.check,
+        timed=timed)
 
 
 def load_into(module: nn.Module, model: Model) -> nn.Module:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 from torch import nn
 
 from compress.errors import CompressError
@@ -44,11 +45,25 @@ class Pruned:
     check: float
 
 
-def prune_module(
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A module, every group of it that can be pruned, and how much each unit of them would be missed."""
+
+    module: nn.Module
+    calls: Calls
+    few: Tensors                                 # the samples that removals are checked on
+    groups: tuple[Group, ...]
+    scores: tuple[np.ndarray, ...]
+    costs: Costs
+    goals: Mapping[str, float]
+    skipped: Mapping[str, str]
+
+
+def rank_module(
     module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[GraphFeeds]], macs: Mapping[str, int],
     config: PruneConfig, progress: Progress | None = None, *, classes: frozenset[str] = frozenset(),
-) -> Pruned:
-    """Return a smaller copy of ``module``, which is left as it was.
+) -> Ranked:
+    """Find what can be pruned in ``module``, which is left as it was, and rank it.
 
     Args:
         module: every floating tensor in float32.
@@ -60,7 +75,7 @@ def prune_module(
         classes: the outputs that are scores of classes, as :func:`compress.prune.forward.call` names them.
 
     Raises:
-        CompressError: if nothing can be pruned, a goal cannot be reached, or a removal would change the function.
+        CompressError: if nothing can be pruned.
     """
     module = copy.deepcopy(module).eval()
     few = next((tensors(feed) for feed in batches(CHECKED)), None)
@@ -72,19 +87,39 @@ def prune_module(
     goals = config.goals(round(costs.resources["macs"].total), round(costs.resources["params"].total))
     scores = rank(config.importance, module, groups, [costs.share(number, goals) for number in range(len(groups))],
                   calls, _told(_first(batches, config.samples), config, progress), classes)
-    chosen = allocate(costs, scores, goals, round_to=config.multiple, max_share=config.max_share)
-    removal = {group.name: (group, units) for group, units in zip(groups, chosen, strict=True) if units}
-    check = prove(module, removal, calls, few)
+    return Ranked(module=module, calls=calls, few=few, groups=tuple(groups), scores=tuple(scores), costs=costs,
+                  goals=goals, skipped=skipped)
+
+
+def prune_to_goals(ranked: Ranked, config: PruneConfig) -> Pruned:
+    """The module without what is missed least for its cost, until no more of it is left than ``config`` says.
+
+    Raises:
+        CompressError: if a goal cannot be reached, or a removal would change the function.
+    """
+    chosen = allocate(ranked.costs, ranked.scores, ranked.goals, round_to=config.multiple, max_share=config.max_share)
+    return cut_module(ranked, chosen)
+
+
+def cut_module(ranked: Ranked, chosen: Sequence[tuple[int, ...]]) -> Pruned:
+    """The module without the units ``chosen`` of each group, proved to compute what is left; ``ranked`` stays whole.
+
+    Raises:
+        CompressError: if the removal would change the function.
+    """
+    module = copy.deepcopy(ranked.module)
+    removal = {group.name: (group, units) for group, units in zip(ranked.groups, chosen, strict=True) if units}
+    check = prove(module, removal, ranked.calls, ranked.few)
     before = {edit.path: width_of(module.get_submodule(edit.path), "out")
-              for group in groups for edit in group.producers if not edit.tensor}
+              for group in ranked.groups for edit in group.producers if not edit.tensor}
     attributes = remove(module, removal)
-    call(module, calls, few)
+    call(module, ranked.calls, ranked.few)
     gone = {path: width - width_of(module.get_submodule(path), "out") for path, width in before.items()}
     return Pruned(
-        module=module, attributes=attributes, skipped=skipped, check=check,
+        module=module, attributes=attributes, skipped=ranked.skipped, check=check,
         removed={path: number for path, number in gone.items() if number},
         groups=tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units - len(units))
-                     for g, units in zip(groups, chosen, strict=True)))
+                     for g, units in zip(ranked.groups, chosen, strict=True)))
 
 
 def find_groups(

@@ -62,17 +62,19 @@ class Rig:
     """Variants of one model on one target, whose layers tell their part: each is a component of what is built."""
 
     def __init__(
-        self, target: Target, machine: Machine, components: Mapping[str, str], data: CalibrationSet, metric: Metric,
-        folder: Path,
+        self, target: Target, machine: Machine, components: Mapping[str, str], data: CalibrationSet,
+        metric: Metric | None, folder: Path,
     ) -> None:  # fmt: skip
         """``components`` are those of :func:`compress.quantize.parts.as_components`; ``data`` has targets.
+
+        Without a metric nothing can be scored, and ``data`` needs no targets.
 
         ``folder`` must outlive the rig, which leaves its engines there.
         """
         self.target, self.machine = target, machine
         self._components = components
         self._data, self._metric, self._folder = data, metric, folder / target.name
-        self._targets = targets_of(data, metric.output)
+        self._targets = None if metric is None else targets_of(data, metric.output)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_arrays(self._folder / "feed.npz", data.first(1))
         self._count = 0
@@ -131,6 +133,8 @@ class Rig:
                    "inputs": [spec.name for spec in self._data.inputs]}  # fmt: skip
         job = {**self._job(variant), "latency": None, "outputs": outputs, "layers": False}
         result = self.machine.agent(job, self._folder / "score", TIMEOUT_S)
+        assert self._metric is not None
+        assert self._targets is not None
         variant.measured.add_outputs(result, into, self._metric, self._targets)
         assert variant.measured.scores is not None
         return variant.measured.scores

@@ -102,7 +102,7 @@ def _prune(
     from compress.prune import prune
 
     return prune(_with_module(filing, model.load()), filing.sets["calibration"], config, factory=filing.recipe.factory,
-                 progress=filing.progress.step)  # fmt: skip
+                 tables=filing.store.root / "latencies", progress=filing.progress.step)  # fmt: skip
 
 
 def _with_module(filing: Filing, model: Model) -> Model:

@@ -14,7 +14,8 @@ from torch import nn
 from compress.complexity import count_operations
 from compress.model import Graph
 from compress.prune import PruneConfig
-from compress.prune.structured import Pruned, prune_module
+from compress.prune.structured import Pruned
+from tests.compress.prune.pruning import prune_module
 
 
 @pytest.fixture(autouse=True)

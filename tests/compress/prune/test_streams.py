@@ -10,7 +10,7 @@ from compress.prune import PruneConfig
 from compress.prune.check import trials
 from compress.prune.heads import find_head_groups
 from compress.prune.streams import find_stream_groups
-from compress.prune.structured import prune_module
+from tests.compress.prune.pruning import prune_module
 
 ALL = ("channels", "heads", "recurrent", "width")
 

@@ -13,7 +13,7 @@ from torch import nn
 from compress.errors import CompressError
 from compress.model import Graph
 from compress.prune import PruneConfig
-from compress.prune.structured import prune_module
+from tests.compress.prune.pruning import prune_module
 
 
 def shapes(module):
