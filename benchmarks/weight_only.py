@@ -1,6 +1,8 @@
 """Weights quantized alone against float32 and int8, for one token at a time: JSON on standard output.
 
     python benchmarks/weight_only.py [--folder FOLDER] [--rounds 7] > benchmarks/results/weight_only.json
+    python benchmarks/weight_only.py --accuracy MODEL... > benchmarks/results/weight_only_accuracy.json
+    python benchmarks/weight_only.py --tables       # those of docs/quantization.md, from both
 
 Two networks with random weights, on which the time does not depend: one linear layer of 2048 inputs and 8192 outputs
 without anything around it, 64 MB in float32; and the decoder of a Whisper of the base size (benchmarks/whisper.py), the
@@ -9,6 +11,9 @@ does by default), and with the weights of all its linear layers alone in int8 an
 and ONNX Runtime, with float32 around them and two threads. All engines are opened once; a round times each for half a
 second, in turning order; ``step_ms`` is the median over rounds of the medians, ``speedup`` that of float32 over it.
 ``layers`` are the products of the engine by the precision they are read back in.
+
+``--accuracy`` takes folders of ``compress demo FOLDER --model NAME``: their model's metric on the first 400 samples of
+its validation set, in torch, after calibration on 64 samples.
 """
 
 from __future__ import annotations
@@ -33,13 +38,28 @@ TARGETS = ("openvino-cpu", "onnxruntime-cpu")
 SECONDS = 0.5
 INPUTS, OUTPUTS = 2048, 8192
 GROUP = 64
+RESULTS = ROOT / "benchmarks" / "results"
+SAMPLES = 400
+_INT4: dict[str, Any] = {"int4_weights": ("*",)}
+WAYS: dict[str, dict[str, Any]] = {
+    "int8": {}, "int8 weights": {"int8_weights": ("*",)}, "int4 weights": _INT4,
+    "int4, groups of 32": {**_INT4, "group_size": 32}, "int4, gptq": {**_INT4, "rounding": "gptq"},
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the Whisper is kept; default: a temporary folder")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--accuracy", type=Path, nargs="+", metavar="MODEL")
+    parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
+    if options.tables:
+        print(f"{time_table()}\n\n{accuracy_table()}")
+        return 0
+    if options.accuracy:
+        print(json.dumps({"rows": [accuracy(folder) for folder in options.accuracy]}, indent=1))
+        return 0
     rows = []
     with tempfile.TemporaryDirectory(prefix="compress-weight-only-") as temporary:
         for name, (model, feed) in {"linear": linear(), "whisper decoder": decoder(options.folder or Path(temporary))
@@ -140,6 +160,51 @@ def timed(runner: Any, feed: dict[str, np.ndarray]) -> float:
         runner.run(feed)
         found.append(time.perf_counter_ns() - start)
     return float(np.median(found)) / 1e6
+
+
+def accuracy(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    import calibration
+    import compress
+    from compress.described import described
+    from compress.evaluate import evaluate
+    from compress.ladder import torch_runner
+    from compress.metrics import get_metric
+    from compress.quantize import QuantizeConfig, quantize
+
+    model = compress.load(folder / "model.pt")
+    name = str(yaml.safe_load((folder / "recipe.yaml").read_text())["metric"])
+    metric = get_metric(name, described(model))
+    samples, validation = (calibration.open_set(folder / kind, model.inputs) for kind in ("calibration", "validation"))
+    scores = {"float": model}
+    for way, settings in WAYS.items():
+        config = QuantizeConfig(samples=64, **settings)
+        scores[way] = quantize(model, samples, scheme="x86-vnni", config=config).model
+    found = {way: evaluate(torch_runner(one), validation.take(SAMPLES), metric).estimate.value
+             for way, one in scores.items()}  # fmt: skip
+    print(folder.name, found, file=sys.stderr)
+    return {"model": folder.name, "metric": name, "samples": SAMPLES, "scores": found}
+
+
+def time_table() -> str:
+    record = json.loads((RESULTS / "weight_only.json").read_text())
+    lines = ["| network | backend | fp32 | int8 | int8 weights | int4 weights |", "| --- | --- |" + " ---: |" * 4]
+    for key in dict.fromkeys((row["model"], row["target"]) for row in record["rows"]):
+        cells = [f"{row['step_ms']:.3g} ms" + (f", {row['speedup']:.1f}×" if row["precision"] != "fp32" else "")
+                 + f", {row['size_bytes'] / 1e6:.0f} MB"
+                 for row in record["rows"] if (row["model"], row["target"]) == key]  # fmt: skip
+        lines.append(f"| {key[0]} | {key[1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def accuracy_table() -> str:
+    rows = json.loads((RESULTS / "weight_only_accuracy.json").read_text())["rows"]
+    ways = list(rows[0]["scores"])
+    lines = [f"| model, metric | {' | '.join(ways)} |", "| --- |" + " ---: |" * len(ways)]
+    lines += [f"| {row['model']}, {row['metric']} | " + " | ".join(f"{100 * row['scores'][way]:.1f}" for way in ways)
+              + " |" for row in rows]  # fmt: skip
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
