@@ -39,7 +39,7 @@ def models_block() -> str:
     lines = [
         "Trained here. The metric is that of the original in float32 and of the int8 engine that ships, on samples not",
         "seen in training, with the change and its 95 % interval; speed-ups are against the original's fp32 engine.",
-        "All but the first answer within 0.01 to 2 ms, which are mostly what it costs to call an operator at all.",
+        "The smallest answer within 0.01 to 0.2 ms, which are mostly what it costs to call an operator at all.",
         "",
         _head(["model", "task", "metric", "float32", *(f"int8, {name} | speed-up" for name in BACKENDS.values())]),
         "| --- | --- | --- | ---: |" + " ---: | ---: |" * len(BACKENDS),
@@ -53,8 +53,8 @@ def models_block() -> str:
     lines += [
         "",
         f"On {_where(models['rows']['dense']['machine'])}.",
-        "Each is also built for RTX, and not run (no such GPU here); the precision of every layer was read back from both",
-        "engines.",
+        "Each is also built for RTX, and not run (no such GPU here); the precision of every layer was read back from",
+        "both engines.",
         "",
         "Read from a Hugging Face folder: networks of these architectures with random weights, so there is no score.",
         "Equal to transformers means: tokens of the fp32 engines identical to its greedy search, other outputs within",

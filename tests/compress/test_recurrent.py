@@ -287,7 +287,8 @@ def test_quantized_it_takes_every_length(kind: type[nn.RNNBase]) -> None:
     model = make(kind)
     result = quantize(model, samples(model), scheme="x86-vnni")
     assert [(o["path"], o["precision"]) for o in result.operators if o["op"] != "embedding"] == [
-        ("text", "int8" if kind is nn.LSTM else "float"), ("image.0", "int8"), ("image.2", "int8"), ("head.0", "int8"), ("head.2", "int8"),
+        ("text", "int8" if kind is nn.LSTM else "float"), ("image.0", "int8"), ("image.2", "int8"), ("head.0", "int8"),
+        ("head.2", "int8"),
     ]  # fmt: skip
     converted = convert(result.model)
     for given in (feed(1, 1), feed(3, 5), feed(64, 32)):
