@@ -114,3 +114,15 @@ def test_buffers_and_ranges_do_not_move(teacher, feeds):
     assert result.model.quantization.keep_float == ("head*",)
     assert not torch.equal(result.model.weights["seen.0.weight"], quantized.weights["seen.0.weight"])
     assert result.model.components == quantized.components
+
+
+def test_weights_that_are_quantized_alone_are_trained_on_their_grids(teacher, feeds):
+    """Four bits, a scale for all of an output's inputs: what is read stays float."""
+    data, unseen = feeds(teacher, count=400), feeds(teacher, seed=5)
+    config = QuantizeConfig(int4_weights=("*",))
+    student = quantize(teacher, data, scheme="x86-vnni", config=config).model
+    result = distill(student, teacher, data, config=dataclasses.replace(CONFIG, learning_rate=3e-3))
+    assert result.quantized
+    assert result.model.quantization == student.quantization
+    before, after = error(convert(student), teacher, unseen), error(convert(result.model), teacher, unseen)
+    assert after < 0.7 * before
