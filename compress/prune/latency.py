@@ -39,6 +39,7 @@ SHARES = (0.7, 0.4)                              # of its units that each group 
 RESTARTS = 3                                     # processes an engine is timed in
 ROUNDS = 5                                       # mixtures that are built and timed
 CHOICES = 24                                     # widths of a group that are looked at
+BEGIN = 40                                       # percent of the progress that finding and ranking groups was
 CLOSE = 1.04                                     # of the limit: a latency that far below it is near enough
 
 Export = Callable[[Pruned], Model]
@@ -132,12 +133,12 @@ def _table(
             pass
     variants = [(tuple(1.0 for _ in ranked.groups), whole)]
     for number, share in enumerate((*SHARES, 1 - config.max_share)):
-        tell(20 * number, 100, "engines for the table of latencies")
+        tell(BEGIN + 5 * number, 100, "engines for the table of latencies")
         chosen = [_to_share(group.units, own, share) for group, own in zip(ranked.groups, ladder, strict=True)]
         left = tuple(1 - len(units) / group.units for group, units in zip(ranked.groups, chosen, strict=True))
         if left != variants[-1][0]:
             variants.append((left, rig.build(f"{share:.0%}", export(cut_module(ranked, chosen)), "fp32")))
-    tell(50, 100, "times for the table of latencies")
+    tell(BEGIN + 15, 100, "times for the table of latencies")
     rig.time([variant for _, variant in variants], RESTARTS)
     made = [_measured(left, variant, len(layers_of(ranked))) for left, variant in variants]
     if file is not None:
