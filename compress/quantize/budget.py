@@ -1,4 +1,7 @@
-"""A budget: leave in float what costs too much accuracy, and what is slower in int8, and keep the rest in int8."""
+"""A budget: leave in float what costs too much accuracy, and what is slower in int8, and keep the rest in int8.
+
+In decoders layers may have int4 weights besides.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,10 @@ class BudgetConfig:
     by: Literal["auto", "layer", "block"] = field(
         default="auto", metadata={"help": "What is int8 or float as one: layers, or blocks where there are many."}
     )
+    int4: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"help": "Whether linear layers may have int4 weights too: by default in a model that "
+                                          "answers token by token, whose time goes into reading weights."}
+    )  # fmt: skip
     samples: int = field(
         default=256, metadata={"help": "Samples on which each part's cost is measured; mixtures are on all."}
     )
@@ -41,7 +48,7 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < float("inf"):
             raise CompressError(f"max_drop is {self.max_drop}: it must be finite and not negative")
-        for name in ("by", "when"):
+        for name in ("by", "when", "int4"):
             known = get_args(get_type_hints(type(self))[name])
             if getattr(self, name) not in known:
                 raise CompressError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
@@ -138,7 +145,8 @@ def budget(
         targets: what the model will run on, of one scheme.
         config: see :class:`BudgetConfig`.
         reference: the model that drops are counted from; by default ``model`` in float.
-        choices: what a part may be, of which one is float; int8 or float by default.
+        choices: what a part may be, int8 first and one of them float; by default int8, float and, as ``config.int4``
+            has it, int4 weights.
         scratch: folder for what was measured, from which a run with the same inputs and settings continues.
         progress: called with (steps done, steps in all, what comes).
 
@@ -146,7 +154,8 @@ def budget(
         CompressError: if the model is not quantized, nothing in it runs in int8, the set has no targets, the metric
             fails on the float model, a target has another scheme, or ``config.when`` is "never".
     """
-    from compress.quantize.choices import CHOICES
+    from compress.distill.forcing import loops_of
+    from compress.quantize.choices import CHOICES, WITH_INT4
     from compress.quantize.mixer import Mixer
     from compress.quantize.sensitivity import check
 
@@ -162,8 +171,10 @@ def budget(
                 f"model {model.name!r} is quantized with the scheme {model.quantization.scheme!r}, target "
                 f"{target.name!r} runs {target.scheme!r}: quantize the float model for it"
             )
+    int4 = config.int4 == "always" or (config.int4 == "auto" and bool(loops_of(model)))
     mixer = Mixer(
         model, layers, validation, metric=metric, targets=targets, config=config, reference=reference,
-        choices=CHOICES if choices is None else tuple(choices), scratch=scratch, progress=progress,
+        choices=(WITH_INT4 if int4 else CHOICES) if choices is None else tuple(choices), scratch=scratch,
+        progress=progress,
     )  # fmt: skip
     return mixer.run()

@@ -1,4 +1,5 @@
-"""What a part of a model may be: int8 as its scheme has it, or float. Another format is another row here."""
+"""What a part of a model may be: int8 as its scheme has it, int4 weights, or float. Another format is another row here.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +33,21 @@ class Int8:
         return model
 
 
+class Int4Weights:
+    """The weights of linear layers alone in int4; all else at these paths is float, and parts without any are none."""
+
+    name = "int4 weights"
+    is_float = False
+
+    def put(self, model: Model, paths: Sequence[str]) -> Model:
+        quantization = model.quantization
+        assert quantization is not None
+        alone = quantization.weight_only
+        globs = tuple(dict.fromkeys((*alone.int4, *map(glob.escape, paths))))
+        return _needed(model, dataclasses.replace(
+            quantization, weight_only=dataclasses.replace(alone, int4=globs)))  # fmt: skip
+
+
 class Float:
     """The target's float: the paths are added to ``keep_float``, and ranges that nothing reads any more go."""
 
@@ -56,3 +72,4 @@ def _needed(model: Model, quantization: Quantization) -> Model:
 
 
 CHOICES: tuple[Choice, ...] = (Int8(), Float())
+WITH_INT4: tuple[Choice, ...] = (Int8(), Int4Weights(), Float())

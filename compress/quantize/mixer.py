@@ -23,7 +23,7 @@ from compress.model import Model
 from compress.quantize.budget import BudgetConfig, BudgetResult, PartChoice
 from compress.quantize.choices import Choice
 from compress.quantize.mixing import Guess, Point, best, guesses, search
-from compress.quantize.parts import Layer, as_components, fine, part_of_component, parts_of
+from compress.quantize.parts import Layer, as_components, fine, layers_of, part_of_component, parts_of
 from compress.quantize.probe import Effect, Probe
 from compress.quantize.rig import Rig, Variant
 from compress.quantize.scratch import Measurements, run_key
@@ -50,6 +50,7 @@ class Mixer:
         self.components = as_components(model, self.parts)
         self.every = tuple(layer.path for layer in layers)
         self.float = next(number for number, choice in enumerate(choices) if choice.is_float)
+        self.had = [{layer.path for layer in layers_of(choice.put(model, self.every))} for choice in choices]
         self.untimed: dict[str, str] = {}
         self.rigs: list[Rig] = []
         self.pure: dict[str, list[Variant]] = {}        # target -> the engine of each choice alone
@@ -118,7 +119,7 @@ class Mixer:
         """Engines in one precision each: the time of every part in each, and the ends of the trade-off curve."""
         for rig in tuple(self.rigs):
             try:
-                self.pure[rig.target.name] = [self._build(rig, choice.name, self._put([number] * len(self.parts)),
+                self.pure[rig.target.name] = [self._build(rig, choice.name, self._put(self._all(number)),
                                                           number == self.float)
                                               for number, choice in enumerate(self.choices)]  # fmt: skip
                 rig.time(self.pure[rig.target.name], self.config.restarts,
@@ -130,8 +131,7 @@ class Mixer:
         for number, choice in enumerate(self.choices):
             self._tell(f"the metric, all {choice.name}")
             variants = {name: variants[number] for name, variants in self.pure.items()}
-            point = Point(name=f"all {choice.name}", chosen=(number,) * len(self.parts), predicted_drop=0.0,
-                          predicted_ms={})  # fmt: skip
+            point = Point(name=f"all {choice.name}", chosen=self._all(number), predicted_drop=0.0, predicted_ms={})
             times = {name: variant.latency_ms for name, variant in variants.items()}
             self.points.append(self._scored(point, variants, times))
 
@@ -143,14 +143,19 @@ class Mixer:
             if choice.is_float:
                 continue
             model = choice.put(self.model, self.every)
+            own = {layer.path: layer for layer in layers_of(model)}
+            layers = tuple(own.get(one.path, dataclasses.replace(one, nodes=(), results=())) for one in self.layers)
             key = "" if self.scratch is None else run_key(model, samples, self.metric, kept_by)
             file = None if self.scratch is None else self.scratch / f"parts-{number}.json"
             kept, probe = Measurements(file, key), None
             for at, part in enumerate(self.parts):
                 self._tell(f"{part.name} in {choice.name}")
+                if not self._has(at, number):
+                    self.effects[at, number] = Effect(noise=math.inf, failure=f"nothing in it has {choice.name}")
+                    continue
                 effect = kept.get(part.paths)
                 if effect is None:
-                    probe = probe or Probe(model, self.layers, samples, self.metric)
+                    probe = probe or Probe(model, layers, samples, self.metric)
                     effect = kept.keep(part.paths, probe.effect(part.paths))
                 self.effects[at, number] = effect
 
@@ -177,6 +182,14 @@ class Mixer:
         base_ms = {name: variants[0].latency_ms for name, variants in self.pure.items()}
         return Guess(costs=costs, times=self._times(added, base_ms), base_drop=base_drop, base_ms=base_ms,
                      added_ms=added)  # fmt: skip
+
+    def _has(self, part: int, choice: int) -> bool:
+        """Whether a part has layers that ``choice`` can be given to."""
+        return choice == self.float or not self.had[choice].isdisjoint(self.parts[part].paths)
+
+    def _all(self, choice: int) -> tuple[int, ...]:
+        """All parts in ``choice``, but for those that cannot be: they are float."""
+        return tuple(choice if self._has(part, choice) else self.float for part in range(len(self.parts)))
 
     def _cost(self, effect: Effect, share: float) -> float:
         if effect.failure is not None or not math.isfinite(effect.noise):
@@ -205,24 +218,29 @@ class Mixer:
     def _times(self, added: dict[str, list[list[float]]], base_ms: dict[str, float]) -> list[list[float]]:
         """What is made least: latencies over the targets, each as a share of the first choice's.
 
-        A part goes into float for the sake of time only if it was clearly slower in all other choices.
+        A part goes into float for the sake of time only if it was clearly slower in all other choices, and into one
+        behind the first only if it was clearly slower in that.
         """
         times = []
         if not self.pure:
-            return [[macs * (1.0 if choice.is_float else INT8_MACS) for choice in self.choices]
-                    for macs in self._macs()]  # fmt: skip
+            return [[macs * (INT8_MACS if number == 0 else 1.0) + TIE * (0 < number != self.float)
+                     for number in range(len(self.choices))] for macs in self._macs()]  # fmt: skip
         for at in range(len(self.parts)):
             row = [sum(added[name][at][number] / base_ms[name] for name in self.pure)
                    for number in range(len(self.choices))]  # fmt: skip
-            if all(self._is_slower(at, number) for number in range(len(self.choices)) if number != self.float):
+            for number in range(1, len(self.choices)):
+                if number != self.float and not self._is_slower(at, 0, number):
+                    row[number] = max(row[number], row[0] + TIE)
+            others = [number for number in range(len(self.choices)) if number != self.float and self._has(at, number)]
+            if all(self._is_slower(at, number, self.float) for number in others):
                 self.slower.add(at)
             else:
                 row[self.float] = max(row[self.float], min(row[:self.float] + row[self.float + 1 :]) + TIE)
             times.append(row)
         return times
 
-    def _is_slower(self, part: int, choice: int) -> bool:
-        """Whether a part took longer in ``choice`` than in float, over all targets that tell its time.
+    def _is_slower(self, part: int, choice: int, than: int) -> bool:
+        """Whether a part took longer in ``choice`` than in another one, over all targets that tell its time.
 
         By its median, and in most pairs of processes: a part of a few microseconds differs from itself by as much.
         """
@@ -234,7 +252,7 @@ class Mixer:
                       for variants in known]  # fmt: skip
             return np.array([sum(one) for one in zip(*shares, strict=True)])
 
-        own, other = rounds(choice), rounds(self.float)
+        own, other = rounds(choice), rounds(than)
         return len(own) > 0 and bool(np.median(own) > SLOWER * np.median(other) and np.mean(own > other) > 0.5)
 
     def _macs(self) -> list[float]:
@@ -352,6 +370,8 @@ class Mixer:
         most, lost = f"{self.config.max_drop:g}", f"{found.drop.value:.4g}"
         floats = sum(choice == self.float for choice in found.chosen)
         parts = f"{floats} of {len(self.parts)} parts in float"
+        for number in (one for one in range(1, len(self.choices)) if one != self.float and one in found.chosen):
+            parts += f", {found.chosen.count(number)} with {self.choices[number].name}"
         alone = "nothing is left in int8, " if floats == len(self.parts) else ""
         if not found.keeps(self.limit):
             return (f"{began}Nothing that was tried keeps a drop of at most {most}. The nearest, with {parts}, loses "

@@ -30,11 +30,11 @@ class Switches:
 
     def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
         self._bound: Bound = bind(model)
-        self._quantizers: dict[str, list[FakeQuantizeBase]] = {}
+        self._quantizers: dict[str, list[FakeQuantizeBase]] = {layer.path: [] for layer in layers}
         for layer in layers:
             for graph, node in layer.nodes:
                 module = self._bound.graphs[graph].module
-                self._quantizers.setdefault(layer.path, []).extend(_own_quantizers(module, node))
+                self._quantizers[layer.path].extend(_own_quantizers(module, node))
         read = {id(quantizer) for quantizers in self._quantizers.values() for quantizer in quantizers}
         for layer in layers:
             for graph, node in layer.results:

@@ -26,11 +26,13 @@ from compress.model import Model
 from compress.modelfile import read_model, write_model
 from compress.quantize import mixer, quantize, rig
 from compress.quantize.budget import BudgetConfig, BudgetResult, PartChoice, budget
-from compress.quantize.choices import Float
+from compress.quantize.choices import Float, Int4Weights
 from compress.quantize.mixing import Point
+from compress.quantize.parts import layers_of
 from compress.quantize.probe import Probe
 from compress.targets import Target, get_target
 from compress.weights import with_weights
+from tests.compress.quantize import networks
 from tests.compress.quantize.towers import METRIC, labelled, poisoned, quantized, right, towers
 
 BOARD = dataclasses.replace(get_target("rpi5"), scheme="x86-vnni")     # without an address: its time is not known
@@ -140,6 +142,40 @@ def test_engines_are_built_timed_and_scored(target: str) -> None:
     assert whole.latency_ms[target] > 0
     told = {part.name for part in found.parts if set(part.times_us[target]) == {"int8", "float"}}
     assert {"see", "read"} <= told
+
+
+@pytest.mark.usefixtures("in_process")
+def test_weights_alone_where_they_are_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``read`` is poisoned in int8, which its weights alone are not; ``see`` is as fast in int8; ``join`` is faster."""
+    timed_as(monkeypatch, {"int8": [10.0, 10.0, 50.0, 5.0], "int4 weights": [10.0, 11.0, 20.0, 5.0],
+                           "float": [40.0, 140.0, 80.0, 5.0]})  # fmt: skip
+    found = mixed(poisoned("read"), here("onnxruntime-cpu"), config={"int4": "always"})
+    parts = by_name(found)
+    order = [part.name for part in found.parts]
+    assert found.outcome == "met"
+    assert parts["read"].choice == "int4 weights"
+    chosen = {name: part.choice for name, part in parts.items()}
+    assert "float" not in chosen.values()
+    assert chosen[order[2]] == "int4 weights"
+    assert found.model.quantization is not None
+    assert set(found.model.quantization.weight_only.int4) == {
+        name for name, choice in chosen.items() if choice == "int4 weights"}
+    assert " with int4 weights: a drop of 0" in found.sentence
+    assert [point.name for point in found.points[:3]] == ["all int8", "all int4 weights", "all float"]
+    assert mixed(poisoned("read"), config={"int4": "auto"}).points[1].name == "all float"   # no token by token here
+
+
+def test_a_part_without_weights_of_its_own_has_no_int4() -> None:
+    """A convolution is int8 or float."""
+    model = networks.quantized(networks.Everything)
+    layers = layers_of(Int4Weights().put(model, [layer.path for layer in layers_of(model)]))
+    assert [layer.path for layer in layers] == ["tokens", "plain", "head.0", "head.2"]
+    own = Int4Weights().put(model, ["plain"])
+    assert own.quantization is not None
+    assert model.quantization is not None
+    assert own.quantization.weight_only.int4 == ("plain",)
+    missing = set(model.quantization.ranges["forward"]) - set(own.quantization.ranges["forward"])
+    assert len(missing) == 1        # what it alone reads
 
 
 @pytest.mark.usefixtures("in_process")
