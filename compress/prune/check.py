@@ -164,7 +164,7 @@ def trials(
     the number of candidates that are decided.
     """
     found: list[Group | str] = [""] * len(candidates)
-    waiting = [list(range(len(candidates)))]
+    waiting = [list(range(len(candidates)))] if candidates else []
     done = 0
     while waiting:
         some = waiting.pop()

@@ -13,6 +13,7 @@ from torch import nn
 from compress.errors import CompressError
 from compress.model import Graph
 from compress.prune import PruneConfig
+from compress.prune.structured import rank_module
 from tests.compress.prune.pruning import prune_module
 
 
@@ -151,6 +152,9 @@ def test_errors_say_what_to_do(networks, prune_one, noise, calls):
         prune_one(networks.Block(), noise(4, 5, 32), macs=0.01)
     with pytest.raises(CompressError, match=r"nothing in the model can be pruned \(.*down: its channels reach"):
         prune_one(networks.Softmax(), noise(4, 8))
+    with pytest.raises(CompressError, match="nothing in the model can be pruned"):  # and nobody is told of no progress
+        rank_module(nn.Sequential(nn.Linear(8, 2)), calls, lambda size: [{"forward": [{"input": noise(4, 8)}]}], {},
+                    PruneConfig(), lambda done, of, what: None)  # fmt: skip
     with pytest.raises(CompressError, match="pruning needs calibration samples"):
         prune_module(networks.Block(), calls, lambda size: [], {}, PruneConfig())
 
