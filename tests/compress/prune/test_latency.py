@@ -196,8 +196,8 @@ def test_engines_are_built_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     whole = export_model(Net((256, 2048, 2048, 8)).eval(), name="wide", example={"x": np.zeros((2, 256), np.float32)})
     x = np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
     result = prune(whole, open_set([{"x": x}], whole.inputs, name="noise"),
-                   PruneConfig(speedup=2, target="onnxruntime-cpu", importance="magnitude"), tables=tmp_path)
+                   PruneConfig(speedup=1.4, target="onnxruntime-cpu", importance="magnitude"), tables=tmp_path)
     assert result.timed is not None
-    assert result.timed.speedup >= 2
+    assert result.timed.speedup >= 1.4
     assert result.macs_after < result.macs_before
     assert all(group.after % 16 == 0 for group in result.groups)
