@@ -178,7 +178,7 @@ def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     header = json.loads(members["model.json"])
-    assert (header["version"], header.pop("processing"), header.pop("chain")) == (3, None, None)
+    assert (header["version"], header.pop("processing"), header.pop("chain")) == (4, None, None)
     members["model.json"] = json.dumps({**header, "version": 1}).encode()
     with zipfile.ZipFile(tmp_path / "old.pt", "w") as archive:
         for name, data in members.items():

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from compress.bench import BenchConfig
-from compress.distill import DistillConfig
+from compress.distill.config import DistillStage
 from compress.errors import CompressError
 from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
@@ -45,8 +45,8 @@ stages:
 """)
     recipe = read_recipe(path)
     assert [(stage.name, stage.config) for stage in recipe.stages] == [
-        ("prune", PruneConfig(macs=0.4, protect=("head",))), ("distill", DistillConfig(epochs=4)),
-        ("quantize", QuantizeConfig(ranges="minmax")), ("distill", DistillConfig(epochs=1, learning_rate=1.0)),
+        ("prune", PruneConfig(macs=0.4, protect=("head",))), ("distill", DistillStage(epochs=4)),
+        ("quantize", QuantizeConfig(ranges="minmax")), ("distill", DistillStage(epochs=1, learning_rate=1.0)),
         ("export", ExportConfig()), ("bench", BenchConfig()),
     ]  # fmt: skip
     assert recipe.targets == ("openvino-cpu", "onnxruntime-cpu", "rtx")  # each once

@@ -116,7 +116,6 @@ def test_the_demos_linear_layers_all_run_in_int8(tmp_path: Path, demo: tuple[Mod
         assert int8["MatMulIntegerToFloat"] + int8["QGemm"] + int8["QLinearMatMul"] == linear + products
     multiply = {"Gemm", "Conv", "Convolution"}
     rest = [layer.name for layer in layers if layer.type in multiply and layer.precision != "int8"]
-    # ONNX Runtime has no int8 convolution with a float result; OpenVINO has.
-    assert rest == ([] if name == "openvino-cpu" else ["image_encoder::node_conv2d", "image_encoder::node_conv2d_1"])
+    assert rest == []
     expected = run_program(convert(model), feed)["output"]
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
