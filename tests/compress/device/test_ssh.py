@@ -221,10 +221,12 @@ def test_network_gone_while_a_file_is_sent(sshd: Sshd, tmp_path: Path) -> None:
 
 
 HOST = """
+import signal
 import sys
 from pathlib import Path
 from tests.compress.device.jobs import make_job, quick
 from compress.device.ssh import ssh_command
+signal.signal(signal.SIGINT, signal.default_int_handler)     # ignored where the tests run in the background
 folder = Path(sys.argv[1])
 device = quick(ssh_command("board", sys.executable), "rpi5")
 device.agent(make_job(folder, duration_s=60), folder / "run", 120)
