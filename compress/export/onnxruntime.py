@@ -9,6 +9,7 @@ from compress.errors import CompressError
 from compress.export.building import DATA, OnnxFile, import_backend, new_folder, read_onnx
 from compress.export.onnxdata import light_model
 from compress.export.onnxruntime_lstm import quantize_lstms
+from compress.quantize.schemes import get_scheme
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.spec import TensorSpec
@@ -36,7 +37,8 @@ def build(
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(into.absolute()))
     settings.add_session_config_entry("session.disable_prepacking", "1")  # copies of the weights, for a run
     with new_folder(into):
-        light = _rewritten(source, into) if precision == "int8" and target.device == "CPU" else None
+        states = precision == "int8" and get_scheme(target.scheme).states is not None
+        light = _rewritten(source, into) if states else None
         if light is None:
             source.copy_to(into / DATA)
             light = source.light.SerializeToString(deterministic=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.export.pairs import drop_unread
+from compress.export.pairs import drop_unread, is_signed
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -22,21 +22,25 @@ _TAKEN = {"direction", "hidden_size", "activations", "input_forget"}
 
 
 def quantize_lstms(model: ModelProto) -> bool:
-    """Rewrite each LSTM whose input is quantized, or is what such a one gives; whether there was any."""
+    """Rewrite each LSTM that is to run in int8; whether there was any.
+
+    It is one that reads signed integers: activations are unsigned where a scheme has LSTMs, and one that stays float
+    may well read those of a convolution (:mod:`compress.quantize.annotate`).
+    """
     from onnx.helper import make_node, make_opsetid
     from onnx.numpy_helper import from_array, to_array
 
     graph = model.graph
     writer = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    rewritten: set[str] = set()
+    found = False
     for node in list(graph.node):
         weights = [constants[name] for name in node.input[1:3] if name in constants]
         odd = [one.name for one in node.attribute if one.name not in _TAKEN and (one.name, one.i) != ("layout", 0)]
         if node.op_type != "LSTM" or len(weights) < 2 or odd:
             continue
         source = _source(node.input[0], writer)
-        if source is None or not (source.op_type == "DequantizeLinear" or source.output[0] in rewritten):
+        if source is None or not is_signed(source, constants):
             continue
         steps = []
         for weight in weights:
@@ -48,15 +52,15 @@ def quantize_lstms(model: ModelProto) -> bool:
         inputs = [*node.input, *[""] * (8 - len(node.input)), *(step.name for step in steps)]
         made = make_node("DynamicQuantizeLSTM", inputs, list(node.output), name=node.name, domain=DOMAIN)
         made.attribute.extend(one for one in node.attribute if one.name in _TAKEN)
-        if source.op_type == "DequantizeLinear":
-            _bypass(model, node.input[0], writer)
-            made.input[0] = node.input[0]
+        _bypass(model, node.input[0], writer)
+        made.input[0] = node.input[0]
         node.CopyFrom(made)
-        rewritten.add(node.output[0])
-    if rewritten:
-        model.opset_import.append(make_opsetid(DOMAIN, 1))
+        found = True
+    if found:
+        if all(opset.domain != DOMAIN for opset in model.opset_import):
+            model.opset_import.append(make_opsetid(DOMAIN, 1))
         drop_unread(model)
-    return bool(rewritten)
+    return found
 
 
 def integers_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from compress.export.building import import_backend, new_folder, read_onnx
 from compress.export.openvino_faults import avoid_faults
 from compress.export.openvino_lstm import quantize_lstms
 from compress.export.pairs import drop_pairs
+from compress.quantize.schemes import get_scheme
 from compress.targets import Target
 from runtimes.engine import Engine, Precision, write_engine
 from runtimes.onnxgraph import read_nodes
@@ -49,7 +50,7 @@ def build(
                 model.set_friendly_name(source.light.graph.name)  # else it is OpenVINO's name of what it reads
                 _bound(model, inputs, openvino)
                 if precision == "int8":
-                    if target.device == "CPU":
+                    if get_scheme(target.scheme).states is not None and target.device == "CPU":
                         quantize_lstms(model)
                     avoid_faults(model)
                     model.validate_nodes_and_infer_types()

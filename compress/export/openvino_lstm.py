@@ -17,17 +17,17 @@ LOW, HIGH, LARGEST = np.float32(-128 / 127), np.float32(1.0), 127
 
 
 def quantize_lstms(model: Any) -> None:
-    """Rewrite each LSTMSequence of an ``openvino.Model`` whose input is quantized, or is what such a one gives.
+    """Rewrite each LSTMSequence of an ``openvino.Model`` that is to run in int8, which begins with zeros.
 
-    All begin with a state of zeros: those that are given one stay in float (:mod:`compress.quantize.annotate`).
+    It is one that reads signed integers: activations are unsigned where a scheme has LSTMs, and one that stays float
+    may well read those of a convolution (:mod:`compress.quantize.annotate`).
     """
     from openvino import opset13 as operations
 
-    rewritten: set[str] = set()
     for layer in model.get_ordered_ops():
         if layer.get_type_name() != "LSTMSequence":
             continue
-        reach = _reach(layer.input_value(0), rewritten)
+        reach = _reach(layer.input_value(0))
         read, state = (_constant(layer.input_value(place)) for place in (4, 5))
         if reach is None or read is None or state is None:
             continue
@@ -42,7 +42,6 @@ def quantize_lstms(model: Any) -> None:
             held = operations.convert(operations.constant(integers), "f32")
             layer.input(place).replace_source_output(
                 operations.multiply(held, operations.constant(steps)).output(0))
-        rewritten.add(layer.get_friendly_name())
 
 
 def integers_of(read: np.ndarray, state: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,11 +61,9 @@ def integers_of(read: np.ndarray, state: np.ndarray) -> list[tuple[np.ndarray, n
     return [(np.rint(weight / steps).astype(np.int8), steps) for weight in (read, state)]
 
 
-def _reach(value: Any, rewritten: set[str]) -> float | None:
-    """The largest magnitude of what is read: its range where it is quantized, 1 of what an int8 layer gives."""
+def _reach(value: Any) -> float | None:
+    """The largest magnitude of what is read, where that is quantized."""
     node = _source(value)
-    if node.get_type_name() == "LSTMSequence":
-        return 1.0 if node.get_friendly_name() in rewritten else None
     step = _constant(node.input_value(1)) if node.get_type_name() == "Multiply" else None
     if step is None or step.size != 1 or _quantized(node) is None:
         return None
@@ -82,11 +79,12 @@ def _source(value: Any) -> Any:
 
 
 def _quantized(multiply: Any) -> Any | None:
-    """The FakeQuantize whose integers ``multiply`` dequantizes; None where it does something else."""
-    node = multiply.input_value(0).get_node()
+    """The FakeQuantize whose signed integers ``multiply`` dequantizes; None where it does something else."""
+    node, integers = multiply.input_value(0).get_node(), ""
     while node.get_type_name() in ("Convert", "Subtract"):
+        integers = node.output(0).get_element_type().get_type_name()
         node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "FakeQuantize" else None
+    return node if node.get_type_name() == "FakeQuantize" and integers == "i8" else None
 
 
 def _bypass(value: Any) -> None:

@@ -6,15 +6,16 @@ TensorRT have, whatever is behind it; to them a quantization that nothing but fl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 _KEEPING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "MaxPool"}    # by their first input
 _CLIPPING = {"Relu", "Clip"}
-_MULTIPLYING = {"Conv", "MatMul", "Gemm", "LSTM"}
+_PAIR = {"QuantizeLinear", "DequantizeLinear"}
+_MULTIPLYING = {"Conv", "MatMul", "Gemm"}
 
 
 def drop_pairs(model: ModelProto) -> None:
@@ -42,6 +43,12 @@ def drop_unread(model: ModelProto) -> None:
     for tensor in list(model.graph.initializer):
         if tensor.name not in read:
             model.graph.initializer.remove(tensor)
+
+
+def is_signed(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a QuantizeLinear or DequantizeLinear has signed integers, as those that an int8 LSTM reads."""
+    zero = constants.get(node.input[2]) if len(node.input) > 2 and node.op_type in _PAIR else None
+    return zero is not None and zero.data_type == zero.INT8
 
 
 class _Graph:
@@ -98,7 +105,8 @@ class _Graph:
     def is_used(self, quantize: NodeProto) -> bool:
         """Whether an int8 operator reads it, or a sum of which nothing else is quantized."""
         readers = list(self._readers_of(quantize))
-        if any(reader.op_type in _MULTIPLYING for reader, _ in readers):
+        kinds = {reader.op_type for reader, _ in readers}
+        if kinds & _MULTIPLYING or ("LSTM" in kinds and is_signed(quantize, self.constants)):
             return True
         sums = [(reader, read) for reader, read in readers if reader.op_type == "Add"]
         return any(self._is_quantized_alone(reader, read) for reader, read in sums)

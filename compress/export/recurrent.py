@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, opset18, optimizer
@@ -17,6 +18,7 @@ from onnxscript import FLOAT, opset18, optimizer
 from compress.recurrent import OPERATORS
 
 op: Any = opset18  # its annotations want tensors where it takes plain lists of numbers as well
+_ZERO = onnx.helper.make_tensor("zero", onnx.TensorProto.INT8, (), [0])
 _GATES: Mapping[str, tuple[int, ...]] = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # ONNX's gate -> torch's
 
 
@@ -64,10 +66,14 @@ def _layers(
     directions = 2 if bidirectional else 1
     each = 4 if biases else 2
     hidden = int(weights[1].shape[1])
+    low = kind == "LSTM" and _is_signed(x)
     if batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
     final: list[list[Any]] = []
     for layer in range(layers):
+        if layer and low:       # what a layer gives is within -1 and 1
+            step, zero = op.Constant(value_float=1 / 127), op.Constant(value=_ZERO)
+            x = op.DequantizeLinear(op.QuantizeLinear(x, step, zero), step, zero)
         first = layer * directions
         own = [weights[each * (first + d) : each * (first + d + 1)] for d in range(directions)]
         values = [_stacked([_reordered(kind, w[i], hidden) for w in own]) for i in (0, 1)]
@@ -86,6 +92,14 @@ def _layers(
         x = op.Transpose(x, perm=[1, 0, 2])
     ends = [values[0] if layers == 1 else op.Concat(*values, axis=0) for values in zip(*final, strict=True)]
     return x, *ends
+
+
+def _is_signed(x: Any) -> bool:
+    """Whether ``x`` is dequantized from signed integers, as what an int8 LSTM reads (``compress.quantize.schemes``)."""
+    producer = x.producer()
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return False
+    return bool(producer.inputs[0].dtype == ir.DataType.INT8)
 
 
 def _reordered(kind: str, value: Any, hidden: int) -> Any:

@@ -20,12 +20,13 @@ from calibration import open_set
 from compress.export import export, onnxruntime_lstm, openvino_lstm
 from compress.model import Dim, Input, Model
 from compress.program import run_program
-from compress.quantize import quantize
+from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.annotate import find_operators
 from compress.quantize.prepare import convert
 from compress.quantize.schemes import get_scheme
 from compress.saving import export_model
 from compress.targets import get_target
+from runtimes.backends import open_engine
 
 WIDTH = 24
 
@@ -216,6 +217,37 @@ def test_a_state_that_is_given_and_a_gru_stay_in_float() -> None:
     }  # fmt: skip
     assert {o.path: o.float_reason for o in find_operators(module, (), get_scheme("arm64"))}["zeros"] == (
         "scheme 'arm64' runs recurrent layers in float")
+
+
+class Heard(nn.Module):
+    """A convolution, whose result is quantized, an LSTM that reads it, and another that reads what the first gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, 16, 3, padding=1)
+        self.first, self.second = nn.LSTM(16, 8, batch_first=True), nn.LSTM(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heard = torch.relu(self.conv(x.transpose(1, 2))).transpose(1, 2)
+        return self.head(self.second(self.first(heard)[0])[0].amax(1))
+
+
+@pytest.mark.parametrize("target", ["openvino-cpu", "onnxruntime-cpu"])
+@pytest.mark.parametrize(("kept", "low"), [((), 2), (("first",), 1), (("second",), 1), (("first", "second"), 0)])
+def test_one_that_is_kept_in_float_stays_there(tmp_path: Path, target: str, kept: tuple[str, ...], low: int) -> None:
+    """Though it reads integers: those of a convolution, or of an LSTM in int8."""
+    model, feed = model_of(Heard), {"x": sequences(16)}
+    data = open_set([{"x": sequences(48)}], model.inputs, name="noise")
+    quantized = quantize(model, data, scheme="x86-vnni", config=QuantizeConfig(keep_float=kept)).model
+    runner = open_engine(export(quantized, get_target(target), tmp_path / "engine"), threads=1)
+    try:
+        found, layers = runner.run(feed)["output"], runner.layers()
+    finally:
+        runner.close()
+    ran = [layer.precision for layer in layers if layer.type in ("LSTM", "DynamicQuantizeLSTM", "RNNSeq")]
+    assert (ran.count("int8"), len(ran)) == (low, 2)
+    assert error(found, run_program(convert(quantized), feed)["output"]) < 0.02
 
 
 def test_a_float_engine_keeps_its_lstms(tmp_path: Path) -> None:
