@@ -18,6 +18,9 @@ from compress.quantize.annotate import Operator, SchemeQuantizer, operators_of
 from compress.quantize.fold import agree
 from compress.quantize.groups import fix_groups, put_groups
 from compress.quantize.schemes import get_scheme
+from compress.quantize.views import SAME_VALUES
+
+_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 
 def int8_operators(operators: Sequence[Operator]) -> list[Operator]:
@@ -82,7 +85,25 @@ def _convert(model: Model, name: str) -> ProgramGraph:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converted = convert_pt2e(prepared)
+    _lay_out(converted)
     return dataclasses.replace(graph, program=trace(converted, model.example, graph.inputs))
+
+
+def _lay_out(module: GraphModule) -> None:
+    """Copy a view into an order of its own before it is quantized; in the ONNX there is no such copy.
+
+    torch orders the result of an operator by the steps of what it reads. Those of a view may depend on a dynamic size,
+    and the trace then asks of the size what it cannot prove.
+    """
+    for node in list(module.graph.nodes):
+        source = node.args[0] if node.target == _QUANTIZE else None
+        if isinstance(source, torch.fx.Node) and source.target in SAME_VALUES:
+            with module.graph.inserting_before(node):
+                copy = module.graph.call_function(
+                    torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
+            copy.meta = dict(source.meta)
+            node.replace_input_with(source, copy)
+    module.recompile()
 
 
 def _rename_others(graph: str, program: ExportedProgram, weights: Mapping[str, torch.Tensor]) -> None:

@@ -6,11 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import Tensor, nn
 
+from calibration import open_set
 from compress.errors import CompressError
-from compress.model import Model
+from compress.export.onnx import write_onnx
+from compress.model import Dim, Input, Model
 from compress.modelfile import read_model, write_model
 from compress.program import run_program
 from compress.quantize import QuantizeConfig, quantize
@@ -95,8 +99,6 @@ def test_a_missing_range_is_named() -> None:
 def test_tied_weights_stay_one_tensor(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = export_model(Tied(), name="tied", example={"tokens": np.zeros((2, 3), np.int64)})
-    from calibration import open_set
-
     tokens = np.random.default_rng(0).integers(0, 10, (6, 3))
     data = open_set([{"tokens": tokens}], model.inputs, name="words")
     result = quantize(model, data, scheme="x86-vnni")
@@ -118,3 +120,29 @@ def test_kept_float_layers_have_no_quantizer() -> None:
     targets = [str(node.target) for node in program.graph.nodes]
     assert sum("dequantize_per_channel" in target for target in targets) == 4
     assert sum("quantized_decomposed.quantize_per_tensor" in target for target in targets) == 6     # two results
+
+
+class Pooled(nn.Module):
+    """A layer reads a view whose steps depend on half of a dynamic size."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, sound: Tensor) -> Tensor:
+        seen = self.layer(nn.functional.max_pool2d(sound, 2).permute(0, 3, 1, 2).flatten(2))
+        return seen[0].mean(1) if isinstance(seen, tuple) else seen.mean(1)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.LSTM(8, 4, batch_first=True)])
+def test_a_view_with_a_dynamic_size_is_quantized(tmp_path: Path, layer: nn.Module) -> None:
+    sound = np.random.default_rng(0).standard_normal((16, 2, 8, 20)).astype(np.float32)
+    inputs = {"sound": Input(modality="audio", dims=("batch", None, None, Dim("time", 8, 20, 64)))}
+    model = export_model(Pooled(layer), name="pooled", example={"sound": sound[:2]}, inputs=inputs)
+    converted = convert(quantize(model, open_set([{"sound": sound}], model.inputs), scheme="x86-vnni").model)
+    for length in (8, 11, 20):
+        feed = {"sound": sound[:3, :, :, :length]}
+        expected = run_program(model, feed)["output"]
+        np.testing.assert_allclose(run_program(converted, feed)["output"], expected, atol=0.05 * np.abs(expected).max())
+    path = write_onnx(converted.graph, tmp_path / "model.onnx")
+    assert "Identity" not in {node.op_type for node in onnx.load(path).graph.node}
