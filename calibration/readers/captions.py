@@ -70,8 +70,7 @@ def _csv(table: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
     text = _text(table)
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
-        separator = "\t" if table.suffix == ".tsv" else ","
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(table, text), strict=True)
         header = next(reader, [])
         double = [name for index, name in enumerate(header) if not name or name in header[:index]]
         if double or not header:
@@ -90,6 +89,13 @@ def _csv(table: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         raise CalibrationError(f"{table}, line {reader.line_num}: is no CSV ({error}): correct the quotes") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _separator(table: Path, text: str) -> str:
+    """Of a ``.csv`` what its first line has: spreadsheets write semicolons where the comma is a decimal point."""
+    if table.suffix == ".tsv":
+        return "\t"
+    return next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), ",")
 
 
 def _jsonl(table: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:

@@ -40,6 +40,12 @@ def test_tsv(tmp_path: Path) -> None:
         ("clips.tsv, line 2", {"path": "a.wav", "sentence": "yes, please"})]
 
 
+def test_a_csv_of_semicolons(tmp_path: Path) -> None:
+    assert read(table(tmp_path, 'file;text\na.png;"yes, please; now"\nb.png;no\n')) == [
+        ("captions.csv, line 2", {"file": "a.png", "text": "yes, please; now"}),
+        ("captions.csv, line 3", {"file": "b.png", "text": "no"})]
+
+
 def test_jsonl_keeps_types(tmp_path: Path) -> None:
     text = '{"file": "a.png", "text": "é", "label": 1, "box": [1, 2.5]}\n\n{"file": "b.png"}\n'
     assert read(table(tmp_path, text, "metadata.jsonl")) == [
