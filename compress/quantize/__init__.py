@@ -128,7 +128,7 @@ def quantize(
         config: see :class:`QuantizeConfig`.
         statistics: a folder that keeps what a pass over the samples finds: one that was killed goes on, and other
             ranges are chosen without another; see :mod:`compress.quantize.statistics`.
-        progress: called with (samples done, samples in all).
+        progress: called with (samples done, samples in all), then, where rounding is learned, with (layers done, in all).
 
     Raises:
         CompressError: if the model is quantized already, nothing in it can be, a graph has no samples, or an activation
@@ -187,6 +187,6 @@ def quantize(
     settings = {"ranges": config.ranges, "percentile": config.percentile, "samples": used, "data": digest}
     quantization = Quantization(scheme=scheme, ranges=ranges, settings=settings, keep_float=config.keep_float,
                                 weight_only=alone)  # fmt: skip
-    quantized, more = choose_integers(dataclasses.replace(model, quantization=quantization), sets, config)
+    quantized, more = choose_integers(dataclasses.replace(model, quantization=quantization), sets, config, progress)
     return QuantizeResult(model=quantized, operators=tuple(table), samples=used, recovery={**recovery, **more},
                           coverage=coverage)  # fmt: skip

@@ -40,7 +40,7 @@ def scale_channels(
 
 def choose_integers(
     model: Model, sets: Mapping[str, Samples], config: QuantizeConfig,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, dict[str, int]]:  # fmt: skip
     """A quantized ``model`` with weights on their grids and biases corrected; and how many layers that was done for."""
     from compress.quantize.bias import correct_biases

@@ -30,7 +30,7 @@ POSITIONS = 256             # outputs of each channel that an iteration compares
 
 
 def learn_rounding(
-    model: Model, feeds: Mapping[str, Sequence[Feed]], progress: Callable[[str], None] | None = None
+    model: Model, feeds: Mapping[str, Sequence[Feed]], progress: Callable[[int, int], None] | None = None
 ) -> tuple[Model, int]:
     """``model`` with the weights of its int8 layers on their grids, and how many layers it was learned for.
 
@@ -41,22 +41,24 @@ def learn_rounding(
     Args:
         model: a quantized one.
         feeds: graph -> what it is run on.
-        progress: called with a few words before each block.
+        progress: called after each block with the layers of its graph that are done, and all.
     """
     rounded: dict[str, Tensor] = {}
     for graph, own in feeds.items():
         lockstep = Lockstep(model, graph, own)
         blocks = residual_blocks(lockstep.int8.nodes, lockstep.layers)
+        done = 0
         for part in lockstep.parts(blocks):
             layers = [lockstep.layers[node.name] for node in part.nodes if node.name in lockstep.layers]
             if not layers:
                 continue
-            if progress is not None:
-                progress(layers[0].path)
             choices = {layer.fake: _Choice(model.weights[layer.weight].detach(), layer) for layer in layers}
             if learn(part, choices):
                 for layer in layers:
                     lockstep.values[layer.fake] = rounded[layer.weight] = choices[layer.fake].hard()
+            done += len(layers)
+            if progress is not None:
+                progress(done, len(lockstep.layers))
     return with_weights(model, rounded), len(rounded)
 
 

@@ -62,7 +62,7 @@ def test_a_block_is_learned_as_a_whole_and_told_of() -> None:
     torch.manual_seed(0)
     model, x = model_of(Residual(), 2, 12), noise(48, 2, 12)
     plain = int8(model, x, scheme="x86")
-    told: list[str] = []
+    told: list[tuple[int, int]] = []
     parts: list[int] = []
     learn = rounding.learn
 
@@ -71,8 +71,8 @@ def test_a_block_is_learned_as_a_whole_and_told_of() -> None:
         return learn(part, choices)  # type: ignore[arg-type]
 
     with mock.patch.object(rounding, "learn", counted):
-        found, count = learn_rounding(plain, feeds(plain, x), told.append)
-    assert told == ["conv", "up", "head"]
+        found, count = learn_rounding(plain, feeds(plain, x), lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (3, 4), (4, 4)]
     assert parts == [1, 2, 1]
     assert count >= 2       # those of the block; of the convolution, with six inputs, and the head nearest may be best
     assert sqnr(model, x, found) > sqnr(model, x, plain) + 0.4
