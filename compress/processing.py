@@ -171,7 +171,7 @@ def _sample(entry: Any, name: str, spec: TensorSpec | None) -> Any:
         return np.arange(37 * 53 * 3).reshape(37, 53, 3).astype(np.uint8)
     if isinstance(entry, TextInput):
         words = () if entry.vocabulary is None else entry.vocabulary.words
-        word = next((word for index, word in enumerate(words) if index != entry.pad_id), "a")
+        word = next((word for index, word in enumerate(words) if index != entry.pad_id and word.split() == [word]), "a")
         place = "" if entry.expand is None or entry.expand.token in entry.template else entry.expand.token
         return place + word
     if isinstance(entry, AudioInput):

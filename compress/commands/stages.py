@@ -40,14 +40,17 @@ def inspect(
     "--tables", type=EXISTING, help="A folder to keep what was timed for a goal in latency: another goal on that "
     "target needs no other engines for it."
 )
+@click.option(
+    "--corpus", type=EXISTING, help="With --vocabulary: a text file, or a folder of .txt, whose tokens are used too."
+)
 @options_of(PruneConfig)
 @model_options
 @common
 def prune(
-    model: Path, data: Path, output: Path | None, tables: Path | None, config: PruneConfig, factory: str | None,
-    trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
+    model: Path, data: Path, output: Path | None, tables: Path | None, corpus: Path | None, config: PruneConfig,
+    factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Remove the least important channels, attention heads and hidden units of MODEL."""
+    """Remove the least important channels, attention heads and hidden units of MODEL, and tokens that no data uses."""
     import compress
     from compress.modelfile import write_model
 
@@ -55,7 +58,8 @@ def prune(
     progress = Progress(quiet=quiet)
     with progress.stage("prune"):
         result = compress.prune(
-            loaded, read_data(data, loaded), config, factory=factory, tables=tables, progress=progress.step
+            loaded, read_data(data, loaded), config, factory=factory, tables=tables, corpus=corpus,
+            progress=progress.step,
         )
     path = output or model.with_suffix(".pruned.pt")
     write_model(result.model, path)
@@ -64,6 +68,9 @@ def prune(
     if (timed := result.timed) is not None:
         told += (f"; {timed.original_ms:.3g} -> {timed.pruned_ms:.3g} ms on {timed.target}, "
                  f"{timed.speedup:.2f} times as fast")
+    for one in result.vocabularies:
+        told += (f"\n{one.name}: {one.after:,} of {one.before:,} rows are left, {one.covered:.2%} of the data's tokens"
+                 f"{'; as many outputs of ' + ', '.join(one.heads) if one.heads else ''}")
     written(path, result.to_json(), as_json, told)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.errors import CompressError
 from compress.model import Model
+from compress.prune.tokenfile import gone
 
 
 def check_meanings(pair: str, student: Model, teacher: Model) -> None:
@@ -17,7 +18,10 @@ def check_meanings(pair: str, student: Model, teacher: Model) -> None:
                teacher.labels[name], "class")  # fmt: skip
     ours, theirs = _vocabularies(student), _vocabularies(teacher)
     for name in [name for name in ours if name in theirs]:
-        _check(f"{pair} have different vocabularies for {name!r}", ours[name], theirs[name], "token")
+        known = theirs[name]
+        if "vocabulary" in student.channels:        # it has lost tokens, whose numbers no other has
+            known = {number: token for number, token in known.items() if number in ours[name]}
+        _check(f"{pair} have different vocabularies for {name!r}", _listed(ours[name]), _listed(known), "token")
 
 
 def _check(what: str, ours: Sequence[str], theirs: Sequence[str], thing: str) -> None:
@@ -29,7 +33,11 @@ def _check(what: str, ours: Sequence[str], theirs: Sequence[str], thing: str) ->
     raise CompressError(f"{what}: {first}; a teacher needs those of its student, in their order")
 
 
-def _vocabularies(model: Model) -> dict[str, tuple[str, ...]]:
+def _listed(tokens: Mapping[int, str]) -> list[str]:
+    return [token for _, token in sorted(tokens.items())]
+
+
+def _vocabularies(model: Model) -> dict[str, dict[int, str]]:
     """Input or output of a model -> what its ids stand for, where its processing says so."""
     if model.processing is None:
         return {}
@@ -37,13 +45,13 @@ def _vocabularies(model: Model) -> dict[str, tuple[str, ...]]:
     for name, entry in [*section.inputs.items(), *section.outputs.items()]:
         words, file = getattr(entry, "vocabulary", None), getattr(entry, "tokenizer", None)
         if words is not None:
-            found[name] = tuple(words.words)
+            found[name] = {number: word for number, word in enumerate(words.words) if word != gone(number)}
         elif file is not None:
             found[name] = _of_file(model.processing.files[file])
     return found
 
 
-def _of_file(content: bytes) -> tuple[str, ...]:
+def _of_file(content: bytes) -> dict[int, str]:
     """The tokens of a ``tokenizer.json`` by their ids; its scores and its settings may differ."""
     record = json.loads(content)
     vocabulary: Any = record["model"].get("vocab", {})
@@ -52,4 +60,4 @@ def _of_file(content: bytes) -> tuple[str, ...]:
         else {token: index for index, (token, *_) in enumerate(vocabulary)}     # of a unigram model: with a score each
     )  # fmt: skip
     ids |= {added["content"]: added["id"] for added in record.get("added_tokens", ())}
-    return tuple(token for token, _ in sorted(ids.items(), key=lambda item: item[1]))
+    return {number: token for token, number in ids.items() if token != gone(number)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from compress.errors import CompressError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from calibration.dataset import CalibrationSet
+    from compress.complexity import Complexity
     from compress.model import Graph, Model
     from compress.prune.forward import GraphFeeds
 
@@ -25,8 +26,12 @@ UNITS: Mapping[Structure, str] = {
     "channels": "channels", "heads": "heads", "recurrent": "hidden units", "width": "channels of width"}
 """What each structure is counted in."""
 
+GOALS = ("macs", "params", "size_mb", "speedup", "max_latency_ms")
+"""Fields of the config that say how much is pruned."""
+
 __all__ = [
-    "ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "TimedPrune", "load_into", "prunable", "prune",
+    "ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "PrunedVocabulary", "TimedPrune", "load_into",
+    "prunable", "prune",
 ]  # fmt: skip
 
 ROUND_TO = 8                                     # where no target says otherwise: a register of AVX2 holds 8 floats
@@ -64,8 +69,14 @@ class PruneConfig:
     max_share: float = field(
         default=0.9, metadata={"help": "largest share of its channels or heads one layer may lose, in (0, 1)"})
     samples: int = field(default=256, metadata={"help": "samples that importance is measured on"})
+    vocabulary: str | int | None = field(
+        default=None, metadata={"help": "remove the rows of token embeddings, and of the layers that score tokens, "
+                                        "that no data uses: 'used', or the most rows that may stay; ids keep their "
+                                        "numbers"})
 
     def __post_init__(self) -> None:
+        if self.vocabulary not in (None, "used") and (self.rows or 0) < 1:
+            raise CompressError(f"prune: vocabulary={self.vocabulary!r}: give 'used', or the most rows that may stay")
         for goal, what in (("macs", "MACs"), ("params", "parameters")):
             if (share := getattr(self, goal)) is not None and not 0 < share <= 1:
                 raise CompressError(f"prune: {goal}={share} is the share of {what} to keep: give a number in (0, 1]")
@@ -75,8 +86,7 @@ class PruneConfig:
             raise CompressError(f"prune: speedup={self.speedup} must be above 1")
         if self.max_latency_ms is not None and not 0 < self.max_latency_ms < math.inf:
             raise CompressError(f"prune: max_latency_ms={self.max_latency_ms} must be above 0")
-        others = [name for name in ("macs", "params", "size_mb", "speedup", "max_latency_ms")
-                  if getattr(self, name) is not None]
+        others = [name for name in GOALS if getattr(self, name) is not None]
         if self.by_latency and len(others) > 1:
             raise CompressError(f"prune: {' and '.join(others)} are goals of different kinds: a goal in latency stands "
                                 "alone")
@@ -98,6 +108,12 @@ class PruneConfig:
         """What is asked for, as the most that may be left of a model of so many MACs and parameters."""
         asked = {"macs": _times(self.macs, macs), "params": _times(self.params, params), "size_mb": self.size_mb}
         return {name: limit for name, limit in asked.items() if limit is not None} or {"macs": 0.5 * macs}
+
+    @property
+    def rows(self) -> int | None:
+        """The most rows of token embeddings that may stay; None for all that are used."""
+        given = str(self.vocabulary)
+        return int(given) if given.isdecimal() else None
 
     @property
     def by_latency(self) -> bool:
@@ -147,6 +163,17 @@ class ComponentChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrunedVocabulary:
+    """Rows of a table of token embeddings ``name`` and of the ``heads`` that score them, before and after."""
+
+    name: str
+    before: int
+    after: int
+    heads: tuple[str, ...]
+    covered: float                               # share of the tokens of the data whose rows stayed
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimedPrune:
     """Median latencies of one sample, of fp32 engines timed in turn in fresh processes; and what the table said."""
 
@@ -174,6 +201,7 @@ class PruneResult:
     skipped: Mapping[str, str]                   # module path -> why it could not be pruned
     check: float                                 # largest output difference between the zeroed original and the result
     timed: TimedPrune | None = None              # where the goal was a latency
+    vocabularies: tuple[PrunedVocabulary, ...] = ()
 
     @property
     def gave_nothing(self) -> tuple[str, ...]:
@@ -182,9 +210,13 @@ class PruneResult:
 
     def to_json(self) -> dict[str, Any]:
         """The record of the stage, without the model."""
-        timed = {} if self.timed is None else {"latency": {**vars(self.timed), "speedup": self.timed.speedup}}
+        more: dict[str, Any] = {}
+        if self.timed is not None:
+            more["latency"] = {**vars(self.timed), "speedup": self.timed.speedup}
+        if self.vocabularies:
+            more["vocabularies"] = [{**vars(one), "heads": list(one.heads)} for one in self.vocabularies]
         return {
-            **timed, "macs_before": self.macs_before, "macs_after": self.macs_after, "check_max_abs": self.check,
+            **more, "macs_before": self.macs_before, "macs_after": self.macs_after, "check_max_abs": self.check,
             "components": [vars(component) for component in self.components],
             "gave_nothing": list(self.gave_nothing),
             "groups": [vars(group) for group in self.groups],
@@ -199,9 +231,12 @@ def prune(
     *,
     factory: str | None = None,
     tables: Path | None = None,
+    corpus: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PruneResult:
     """Return a physically smaller copy of ``model`` that keeps no more of it than ``config`` says.
+
+    With a ``vocabulary`` unused rows go first, and nothing else does where no other goal is given.
 
     Args:
         model: a float model with a factory (or its live module); the layers its graphs share stay shared.
@@ -210,6 +245,7 @@ def prune(
         config: how much, by which measure, and what not.
         factory: ``package.module:function`` that the user trusts to rebuild the module.
         tables: a folder that keeps what was timed for a goal in latency, for other goals on that target.
+        corpus: a text file, or a folder of ``.txt``, whose tokens are used as well.
         progress: called with the percent done, 100, and what is being done.
 
     Raises:
@@ -217,15 +253,18 @@ def prune(
             reached (with the best that can), or a removal would change the function (naming the group).
     """
     from compress.complexity import count_model
-    from compress.model import Input
     from compress.onnxmodel import needs_module
+    from compress.prune.exporting import export_pruned
     from compress.prune.structured import Pruned, prune_to_goals, rank_module
-    from compress.saving import export_model
     from compress.steps import graph_feeds
     from runtimes.spec import largest_batch
 
     needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
     module, calls = _module(model, factory)
+    if config.vocabulary is not None:
+        return _prune_vocabulary(model, module, calls, data, config, factory, tables, corpus, progress)
+    if corpus is not None:
+        raise CompressError("prune: a corpus says which tokens are used: give a vocabulary too")
     before = count_model(model)
 
     def batches(size: int) -> Iterator[GraphFeeds]:
@@ -245,13 +284,7 @@ def prune(
         attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
         for path, changed in pruned.attributes.items():
             attributes.setdefault(path, {}).update(changed)
-        return export_model(
-            pruned.module, name=model.name, example=model.example, components=model.components, factory=model.factory,
-            inputs={spec.name: Input(
-                modality=spec.modality, dims=tuple(None if isinstance(size, int) else size for size in spec.shape),
-            ) for graph in model.graphs.values() for spec in graph.inputs},
-            graphs=calls, chain=model.chain, labels=model.labels, processing=model.processing,
-            channels={**model.channels, "attributes": attributes})
+        return export_pruned(model, pruned.module, calls, channels={**model.channels, "attributes": attributes})
 
     timed = None
     if config.by_latency:
@@ -262,14 +295,39 @@ def prune(
         pruned = prune_to_goals(ranked, config)
         smaller = export(pruned)
     after = count_model(smaller)
-    components = tuple(ComponentChange(
+    return PruneResult(
+        model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
+        macs_after=after.total.macs, components=_changes(before, after), skipped=pruned.skipped, check=pruned.check,
+        timed=timed)
+
+
+def _prune_vocabulary(
+    model: Model, module: nn.Module, calls: dict[str, Graph], data: CalibrationSet, config: PruneConfig,
+    factory: str | None, tables: Path | None, corpus: Path | None, progress: Callable[[int, int, str], None] | None,
+) -> PruneResult:
+    """Rows first, then what the other goals ask for: shares of the whole model, as ever."""
+    from compress.complexity import count_model
+    from compress.prune.vocabulary import prune_vocabulary
+
+    smaller, vocabularies, check = prune_vocabulary(model, module, calls, data, config, corpus)
+    before, after = count_model(model), count_model(smaller)
+    result = PruneResult(
+        model=smaller, removed={}, groups=(), macs_before=before.total.macs, macs_after=after.total.macs, components=(),
+        skipped={}, check=check)
+    if any(getattr(config, name) is not None for name in GOALS):
+        shares = {name: min(1.0, share * getattr(before.total, name) / getattr(after.total, name))
+                  for name in ("macs", "params") if (share := getattr(config, name)) is not None}
+        result = prune(smaller, data, replace(config, vocabulary=None, **shares), factory=factory, tables=tables,
+                       progress=progress)
+    return replace(result, macs_before=before.total.macs, components=_changes(before, count_model(result.model)),
+                   check=max(check, result.check), vocabularies=vocabularies)
+
+
+def _changes(before: Complexity, after: Complexity) -> tuple[ComponentChange, ...]:
+    return tuple(ComponentChange(
         name=component, macs_before=cost.macs, macs_after=after.components[component].macs,
         params_before=cost.params, params_after=after.components[component].params,
     ) for component, cost in before.components.items())
-    return PruneResult(
-        model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
-        macs_after=after.total.macs, components=components, skipped=pruned.skipped, check=pruned.check,
-        timed=timed)
 
 
 def load_into(module: nn.Module, model: Model) -> nn.Module:
@@ -282,13 +340,13 @@ def load_into(module: nn.Module, model: Model) -> nn.Module:
     """
     from compress.prune.channels import apply_channels
 
-    own = module.state_dict()
+    own = list(module.state_dict())
     missing = [name for name in own if name not in model.weights]
     if missing:
         raise CompressError(f"{type(module).__name__} is not the class of model {model.name!r}, which has no weight "
                             f"{missing[0]!r}")
     apply_channels(module, model.channels, model.weights)
-    module.load_state_dict({name: model.weights[name] for name in own})
+    module.load_state_dict({name: model.weights[name] for name in module.state_dict()})
     return module.eval()
 
 

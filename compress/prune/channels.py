@@ -147,12 +147,17 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
 
     Args:
         module: as the factory built it, every tensor at its full size.
-        channels: ``{"attributes": {module path: {attribute: number}}}``, what pruning rewrote besides tensors.
+        channels: what pruning rewrote besides tensors: ``{"attributes": {module path: {attribute: number}}}``, and
+            ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`).
         weights: the pruned model's state dict.
 
     Raises:
         CompressError: if the map or the weights name something the module does not have, or a tensor would grow.
     """
+    if "vocabulary" in channels:
+        from compress.prune.rows import apply_rows
+
+        apply_rows(module, channels["vocabulary"], weights)
     modules = dict(module.named_modules())
     for path, attributes in channels.get("attributes", {}).items():
         if path not in modules:
