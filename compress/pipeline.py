@@ -1,6 +1,7 @@
 """Run a recipe: the order of the stages on one page.
 
     load -> prune, distill -> (per scheme) quantize, distill, sensitivity, budget
+            in rounds, where the recipe asks for a speed-up (compress.stages.search)
          -> (per target) engines and their float controls -> parity -> bench -> bundle -> report
 
 Every stage's result is an artifact of the store, filed by what it was made from; a stage whose artifact is there is not
@@ -10,7 +11,8 @@ done again, so a run that was killed goes on where it was. :mod:`compress.stages
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from typing import Any
 from compress.bench.record import BenchRecord
 from compress.bundle import refuse_strangers
 from compress.described import described
+from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.progress import Progress
-from compress.recipe import Recipe, Stage, read_recipe
+from compress.recipe import Recipe, read_recipe
 from compress.report import report
 from compress.stages.engines import build_engines
 from compress.stages.filing import Filing
@@ -28,8 +31,9 @@ from compress.stages.measurements import compare, measure_parity, measure_speed
 from compress.stages.models import ModelFile, load_model, transform
 from compress.stages.precision import keep_budget, measure_sensitivity
 from compress.stages.results import record_of, write_bundle
+from compress.stages.search import search
 from compress.store import Store
-from compress.targets import get_target
+from compress.targets import Target, get_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,10 @@ def run(
         CompressError, CalibrationError, RuntimesError: as the stages do; what was finished stays.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise CompressError(
+            f"{recipe.path}: a recipe runs in one process, and torchrun started {processes}: run it without torchrun, "
+            "or distil alone in several (torchrun -m compress distill), and let the recipe begin with what that made")
     output = output or recipe.path.parent / "out"
     targets = [get_target(name) for name in recipe.targets]
     get_metric(recipe.metric)  # an unknown name is refused before any work, as is a file the bundle would replace
@@ -72,17 +80,21 @@ def run(
         filing = Filing(recipe=recipe, store=store, progress=progress or Progress(quiet=True))
         original = load_model(filing)
         get_metric(recipe.metric, described(original.load()))   # as is one that reads texts where there are none
-        before, after = _around_quantize(recipe.stages)
-        shipped = original
-        for stage in before:
+        shipped, quantized, settled = original, dict[str, ModelFile](), dict[str, str]()
+        if recipe.budget.speedup is not None:
+            shipped, quantized, settled = _searched(filing, original, targets, output, command)
+        for stage in recipe.on_float if recipe.budget.speedup is None else ():
             shipped = transform(filing, stage, shipped, original)
-        quantized: dict[str, ModelFile] = {}
-        for scheme in dict.fromkeys(target.scheme for target in targets) if after else ():
-            quantized[scheme] = shipped
-            for stage in after:
-                quantized[scheme] = transform(filing, stage, quantized[scheme], original, scheme)
+        for scheme in dict.fromkeys(target.scheme for target in targets) if recipe.on_int8 else ():
+            if settled.get(scheme) == "fp32":
+                continue                    # int8 is slower there, or loses too much
+            if scheme not in quantized:
+                quantized[scheme] = shipped
+                for stage in recipe.on_int8:
+                    quantized[scheme] = transform(filing, stage, quantized[scheme], original, scheme)
             measure_sensitivity(filing, quantized[scheme], scheme)
-            quantized[scheme] = keep_budget(filing, quantized[scheme], original, scheme, targets)
+            if scheme not in settled or recipe.has("budget"):
+                quantized[scheme] = keep_budget(filing, quantized[scheme], original, scheme, targets)
         bundle = None
         if recipe.has("export"):
             builds = build_engines(filing, targets, original, shipped, quantized)
@@ -101,15 +113,29 @@ def run(
     )  # fmt: skip
 
 
+def _searched(
+    filing: Filing, original: ModelFile, targets: Sequence[Target], output: Path, command: str | None
+) -> tuple[ModelFile, dict[str, ModelFile], dict[str, str]]:
+    """The models of the round that a search keeps, and by scheme the precision that ships, where that is settled.
+
+    On an interruption the report of what there is is written.
+    """
+    try:
+        best = search(filing, original, targets, output)
+    except KeyboardInterrupt:
+        if "search" in filing.sections:
+            report(record_of(filing, original, output, None, command), output)
+            filing.progress.say(f"interrupted: the best so far is in {output / 'best'}; the same command goes on")
+        raise
+    assert best.made is not None
+    settled: dict[str, str] = {
+        target.scheme: best.ships[target.name] for target in targets if target.name in best.ships}
+    quantized = {scheme: model for scheme, model in best.made.quantized.items() if settled[scheme] == "int8"}
+    return best.made.shipped, quantized, settled
+
+
 def _losses(record: Mapping[str, Any]) -> tuple[str, ...]:
     if "bench" not in record:
         return ()
     bench = BenchRecord.from_json(record["bench"])
     return (*bench.losses, *bench.failures)
-
-
-def _around_quantize(stages: Iterable[Stage]) -> tuple[list[Stage], list[Stage]]:
-    """The stages on the float model, and those from quantize on."""
-    models = [stage for stage in stages if stage.name in ("prune", "distill", "quantize")]
-    at = next((i for i, stage in enumerate(models) if stage.name == "quantize"), len(models))
-    return models[:at], models[at:]

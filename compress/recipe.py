@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from compress.bench import BenchConfig
 from compress.distill.config import DistillStage
 from compress.errors import CompressError
-from compress.prune import PruneConfig
+from compress.prune import GOALS, PruneConfig
 from compress.quantize import QuantizeConfig
 from compress.quantize.budget import BudgetConfig
 from compress.quantize.sensitivity import SensitivityConfig
@@ -49,6 +49,27 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run may lose, and what it should gain: the recipe's own keys, and flags of ``compress run``.
+
+    Without ``speedup`` the stages run once, as they stand. With it they run in rounds (:mod:`compress.stages.search`),
+    which prune further and further.
+    """
+
+    max_drop: float = 0.01                           # the most that may be lost, in the metric's own unit
+    speedup: float | Literal["most"] | None = None   # against the original's fp32 engine; most: what max_drop allows
+    rounds: int = 6                                  # of pruning, at most
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop < math.inf:
+            raise CompressError(f"max_drop must be a number of at least 0, got {self.max_drop}")
+        if self.speedup is not None and self.speedup != "most" and not 1 < self.speedup < math.inf:
+            raise CompressError(f"speedup must be above 1, or 'most', got {self.speedup}")
+        if self.rounds < 1:
+            raise CompressError(f"rounds must be at least 1, got {self.rounds}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A recipe as read: paths are absolute, stages carry their configs."""
 
@@ -58,7 +79,7 @@ class Recipe:
     validation: Path
     train: Path | None
     metric: str
-    max_drop: float
+    budget: Budget
     targets: tuple[str, ...]
     stages: tuple[Stage, ...]
     factory: str | None
@@ -72,13 +93,41 @@ class Recipe:
         """The settings of a stage; None where the recipe has no such stage."""
         return next((stage.config for stage in self.stages if stage.name == name), None)
 
+    @property
+    def max_drop(self) -> float:
+        return self.budget.max_drop
 
-_KEYS = {"version", "model", "data", "metric", "max_drop", "target", "stages", "factory", "comparisons"}
+    @property
+    def on_float(self) -> tuple[Stage, ...]:
+        """The stages from model to model before quantize; all of them where there is none."""
+        return self._models[: self._quantize]
+
+    @property
+    def on_int8(self) -> tuple[Stage, ...]:
+        """Those from quantize on, which are done for each scheme."""
+        return self._models[self._quantize :]
+
+    @property
+    def _models(self) -> tuple[Stage, ...]:
+        return tuple(stage for stage in self.stages if stage.name in ("prune", "distill", "quantize"))
+
+    @property
+    def _quantize(self) -> int:
+        names = [stage.name for stage in self._models]
+        return names.index("quantize") if "quantize" in names else len(names)
+
+
+_BUDGET = tuple(f.name for f in dataclasses.fields(Budget))
+_KEYS = {"version", "model", "data", "metric", *_BUDGET, "target", "stages", "factory", "comparisons"}
 _DATA = {"calibration", "train", "validation"}
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, instead: Mapping[str, Any] | None = None) -> Recipe:
     """Read and check a recipe; relative paths in it are relative to its folder.
+
+    Args:
+        path: the file.
+        instead: keys that stand in place of its own.
 
     Raises:
         CompressError: naming the file, the key and what was expected.
@@ -96,6 +145,7 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(raw, dict):
         raise CompressError(f"{path} is not a recipe: expected a mapping with version, model, data, target and stages")
     where = str(path)
+    raw = {**raw, **(instead or {})}
     _refuse_unknown(raw, _KEYS, where)
     for key in ("version", "model", "data", "target", "stages"):
         if key not in raw:
@@ -113,9 +163,7 @@ def read_recipe(path: Path) -> Recipe:
     targets = raw["target"] if isinstance(raw["target"], list) else [raw["target"]]
     if not targets or not all(isinstance(target, str) for target in targets):
         raise CompressError(f"{where}: target must be a target's name or a list of names, got {raw['target']!r}")
-    max_drop = raw.get("max_drop", 0.01)
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
-        raise CompressError(f"{where}: max_drop must be a number of at least 0, got {max_drop!r}")
+    budget = _budget(raw, stages, where)
     for key in ("model", "metric", "factory", "comparisons"):
         if not isinstance(raw.get(key, ""), str):
             raise CompressError(f"{where}: {key} must be a string, got {raw[key]!r}")
@@ -126,9 +174,27 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(
         path=path.resolve(), model=here / raw["model"], calibration=here / data["calibration"],
         validation=here / data["validation"], train=here / data["train"] if "train" in data else None,
-        metric=raw.get("metric", "accuracy"), max_drop=float(max_drop), targets=tuple(dict.fromkeys(targets)),
+        metric=raw.get("metric", "accuracy"), budget=budget, targets=tuple(dict.fromkeys(targets)),
         stages=stages, factory=raw.get("factory"), comparisons=raw.get("comparisons"), raw=raw,
     )  # fmt: skip
+
+
+def _budget(raw: Mapping[str, Any], stages: tuple[Stage, ...], where: str) -> Budget:
+    asked = {name: raw[name] for name in _BUDGET if name in raw}
+    for name, value in asked.items():       # nan and infinity are told with their key, and True is no number
+        kinds = {"max_drop": "a number of at least 0", "speedup": "a number above 1, or most", "rounds": "a number"}
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not right and not (name == "speedup" and value == "most"):
+            raise CompressError(f"{where}: {name} must be {kinds[name]}, got {value!r}")
+    budget: Budget = to_config(Budget, asked, where)
+    prune = next((stage.config for stage in stages if stage.name == "prune"), None)
+    if budget.speedup is not None and prune is None:
+        raise CompressError(f"{where}: speedup is what pruning is driven by: give the recipe a prune stage")
+    goals = [name for name in GOALS if budget.speedup is not None and getattr(prune, name) is not None]
+    if goals:
+        raise CompressError(f"{where}: speedup says how much is pruned: leave {' and '.join(goals)} out of the prune "
+                            "stage")
+    return budget
 
 
 def _stages(raw: Any, where: str) -> tuple[Stage, ...]:

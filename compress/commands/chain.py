@@ -32,18 +32,34 @@ def demo(folder: Path, model: str, quick: bool, seed: int, quiet: bool, as_json:
 @click.command()
 @click.argument("recipe", type=EXISTING)
 @click.option("--output", "-o", type=EXISTING, help="Folder for the results; default: out beside the recipe.")
+@click.option("--max-drop", type=float, help="In place of the recipe's max_drop: the most that may be lost, in the "
+              "metric's own unit.")
+@click.option("--speedup", help="In place of its speedup: prune in rounds until the engine is so many times as fast as "
+              "the original's in fp32; 'most' is as fast as --max-drop allows.")
+@click.option("--rounds", type=int, help="In place of its rounds: the most rounds of pruning that --speedup takes.")
 @common
-def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
+def run(
+    recipe: Path, output: Path | None, max_drop: float | None, speedup: str | None, rounds: int | None, quiet: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Run every stage of RECIPE that is not done yet; write the bundle and the report.
+
+    With a speed-up it prunes, distils and quantizes in rounds, and keeps the one that the budget says; interrupted, the
+    best so far is in the folder `best` of the results, and the same command goes on.
 
     Exit code 1: a device could not be reached or went away, or an engine that ships failed in the bench. The report
     says so, and the same command measures again.
     """
     import compress.pipeline
+    from compress.recipe import read_recipe
     from compress.report import show as print_report
 
     progress = Progress(quiet=quiet)
-    result = compress.pipeline.run(recipe, output=output, progress=progress, command=f"compress run {recipe}")
+    given = {"max_drop": max_drop, "speedup": None if speedup is None else _number(speedup), "rounds": rounds}
+    instead = {name: value for name, value in given.items() if value is not None}
+    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in instead.items())
+    result = compress.pipeline.run(
+        read_recipe(recipe, instead), output=output, progress=progress, command=f"compress run {recipe}{flags}")
     if as_json:
         click.echo(json.dumps(result.record, indent=1, allow_nan=False))
     else:
@@ -53,6 +69,14 @@ def run(recipe: Path, output: Path | None, quiet: bool, as_json: bool) -> None:
         lost = "; ".join(result.losses)
         click.echo(f"compress: {lost}; the rest was measured, and the same command measures again", err=True)
         sys.exit(1)
+
+
+def _number(text: str) -> float | str:
+    """A speed-up as a recipe has it; what is none is told by the recipe's own check."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """The schema of report.json, format ``compress.report`` version 1: every section a stage of its own may leave out.
 
 ``report.json`` is the record and the page and the tables are views of it. Sections written here are closed: a misspelt
-key is an error. ``bench``, ``parity`` and each stage's ``summary`` are what those stages wrote: what the views read of
-them is checked, what else they hold is kept.
+key is an error. ``bench``, ``parity``, ``search`` and each stage's ``summary`` are what those stages wrote: what the
+views read of them is checked, what else they hold is kept.
 
 Scores are in the metric's own unit (a share, for accuracy), a *drop* is positive where something was lost.
 """
@@ -21,7 +21,7 @@ from compress.bench.record import BenchRecord
 from compress.errors import CompressError
 from compress.metrics import find_metric
 from compress.parity import ParityResult
-from compress.report.summaries import SUMMARIES, Amount, Count, Positive
+from compress.report.summaries import SUMMARIES, Amount, Count, Positive, Search
 from compress.report.units import Unit
 from runtimes.errors import RuntimesError
 from runtimes.spec import TensorSpec
@@ -65,6 +65,7 @@ class Stage(_Closed, frozen=True, kw_only=True):
 
     stage: str
     target_scheme: str | None = None
+    round: Count | None = None  # of a search
     seconds: Amount | None = None
     peak_memory_bytes: Count | None = None
     reused: bool = False
@@ -109,6 +110,7 @@ class Record(_Closed, frozen=True, kw_only=True):
     stages: list[Stage] | None = None
     parity: ParityResult | None = None
     bench: BenchRecord | None = None
+    search: Search | None = None
     baselines: list[Baseline] | None = None
     verdict: Verdict | None = None
     bundle: BundleFacts | None = None

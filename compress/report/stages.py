@@ -42,7 +42,8 @@ def stage_rows(stages: Sequence[Stage], metric: str = "accuracy") -> tuple[Stage
 
 
 def label(stage: Stage) -> str:
-    return f"{stage.stage} for {stage.target_scheme}" if stage.target_scheme else stage.stage
+    told = f"{stage.stage} for {stage.target_scheme}" if stage.target_scheme else stage.stage
+    return told if stage.round is None else f"{told}, round {stage.round}"
 
 
 def result(stage: Stage, metric: str = "accuracy") -> str:

@@ -6,7 +6,7 @@ Keys that the report does not read are kept in report.json and ignored here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -236,6 +236,69 @@ class BudgetSummary(Open, frozen=True, kw_only=True):
     untimed: dict[str, str] = {}        # target -> why it was not
     points: list[Mixture] = []
     parts: list[MixedPart] = []
+
+
+class RoundComponent(Open, frozen=True, kw_only=True):
+    """``modality`` is what reaches it: "image", or "image + text"."""
+
+    macs: Count
+    params: Count
+    modality: str
+
+
+class RoundFigures(Open, frozen=True, kw_only=True):
+    """An engine of a round, timed beside the original's in fp32; ``components_us`` are from the backend's profile."""
+
+    latency_ms: Positive
+    speedup: Positive
+    interval: tuple[float, float]
+    score: float
+    drop: LostPoints
+    size_bytes: Count
+    components_us: dict[str, Amount] = {}
+
+
+class RoundStage(Open, frozen=True, kw_only=True):
+    stage: str
+    target_scheme: str | None = None
+    seconds: Amount = 0.0
+    summary: dict[str, Any] = {}
+
+
+class Round(Open, frozen=True, kw_only=True):
+    """``measured`` is by target and precision, ``parts`` by scheme; ``speedup`` and ``points`` are the worst of them.
+
+    ``began`` is the round whose float model it pruned until it was ``asked`` times as fast.
+    """
+
+    number: Count
+    asked: Positive
+    began: Count | None = None
+    failure: str | None = None
+    speedup: Positive | None = None
+    points: float | None = None
+    ships: dict[str, str] = {}          # target -> the precision that would ship
+    macs: Count = 0
+    params: Count = 0
+    components: dict[str, RoundComponent] = {}
+    measured: dict[str, dict[str, RoundFigures]] = {}
+    parts: dict[str, list[SensitivePart]] = {}
+    stages: list[RoundStage] = []
+
+
+class Search(Open, frozen=True, kw_only=True):
+    """``speedup`` is what was asked for, None for the most that ``max_drop`` allows."""
+
+    metric: str
+    max_drop: Amount
+    speedup: Positive | None = None
+    outcome: str
+    sentence: str
+    complete: bool = True
+    kept: Count
+    targets: list[str]
+    untimed: dict[str, str] = {}        # target -> why it was not
+    rounds: list[Round]
 
 
 SUMMARIES: Mapping[str, type[Open]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING
 
 from compress.bench.record import BenchRow, Speedup
-from compress.report import conditions, coverage, precision, shares, units
+from compress.report import conditions, coverage, precision, search, shares, units
 from compress.report.credit import credits
 from compress.report.page import verdict
 from compress.report.schema import Record, metric_of, unit_of
@@ -37,6 +37,7 @@ def print_report(record: Record, file: IO[str] | None = None) -> None:
             console.print(f"Budget: a {budget}: {said.get(found.within, 'undecidable')}.")
     looked = [table for _, found in precision.sensitivities(record) for table in precision.sensitivity_tables(found)]
     looked += [precision.budget_table(found) for _, found in precision.budgets(record) if len(found.points) > 1]
+    looked += [search.table(record.search)] if record.search else []
     tables = (_engines(record), _credit(record), _time(record), _conditions(record), *looked, _stages(record))
     for table in tables:
         if table is not None:
@@ -161,6 +162,7 @@ def _remarks(record: Record) -> list[str]:
     lines += [
         f"parity, {step.name}: {flag}" for step in (record.parity.steps if record.parity else ()) for flag in step.flags
     ]
+    lines += [f"search: {record.search.sentence}"] if record.search else []
     lines += [f"{name}: {found.sentence}" for name, found in precision.budgets(record)]
     lines += coverage.told([f"calibration: {text}" for text in coverage.findings(record)])
     return ["", *lines] if lines else []

@@ -66,7 +66,7 @@ def build_engines(
     with filing.progress.stage("export"):
         for number, (target, name, role, model, precision) in enumerate(wanted):
             filing.progress.step(number, len(wanted), name)
-            builds.append(_build(filing, name, role, target, model, precision, like))
+            builds.append(build_one(filing, name, role, target, model, precision, like))
     if not any(build.role == "shipped" and build.engines is not None for build in builds):
         raise CompressError(
             "no engine could be built: " + "; ".join(f"{b.target.name}: {b.error}" for b in builds if b.error)
@@ -106,9 +106,10 @@ def _wanted(
         yield f"shipped, nothing in int8, {target.name}", "shipped", model, target.half or target.float
 
 
-def _build(
+def build_one(
     filing: Filing, name: str, role: Role, target: Target, model: ModelFile, precision: Precision, like: Model
 ) -> Build:
+    """The engines of ``model`` for one target, one of each graph of ``like``; what cannot be built says why."""
     onnx = {graph: _onnx(filing, target, model, graph) for graph in like.graphs}
     made = Build(name=name, role=role, target=target, precision=precision,
                  onnx={graph: one.path / "model.onnx" for graph, one in onnx.items()})

@@ -108,13 +108,13 @@ def _prune(
 def _with_module(filing: Filing, model: Model) -> Model:
     """Of a Hugging Face folder, which needs no factory: with the module that it holds, and the weights of ``model``."""
     from compress.loading import load
+    from compress.prune import load_into
 
     if filing.recipe.factory is not None or not filing.recipe.model.is_dir():
         return model
     module = load(filing.recipe.model).module
     assert module is not None
-    module.load_state_dict({name: model.weights[name] for name in module.state_dict()})
-    return dataclasses.replace(model, module=module)
+    return dataclasses.replace(model, module=load_into(module, model))
 
 
 def _distill(

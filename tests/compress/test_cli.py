@@ -465,6 +465,12 @@ def test_a_missing_model(verb: str, finished: Path, tmp_path: Path) -> None:
 def test_other_missing_files(finished: Path, tmp_path: Path) -> None:
     none = tmp_path / "none"
     assert refused("run", none) == f"compress: recipe {none} does not exist"
+    recipe = finished / "recipe.yaml"
+    assert refused("run", recipe, "--speedup", "fast") == (
+        f"compress: {recipe}: speedup must be a number above 1, or most, got 'fast'")
+    assert refused("run", recipe, "--speedup", 3, "--max-drop", 0.02) == (
+        f"compress: {recipe}: speedup says how much is pruned: leave macs out of the prune stage")
+    assert refused("run", recipe, "--rounds", 0) == f"compress: {recipe}: rounds must be at least 1, got 0"
     for line in (
         refused("quantize", finished / "model.pt", "--calibration", none), refused("report", none),
         refused("bench", none), refused("inspect", finished / "model.pt", "--example", none),

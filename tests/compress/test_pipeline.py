@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -309,6 +311,18 @@ def test_refused_before_any_work(
 ) -> None:
     with pytest.raises(CompressError, match=message):
         compress.run(small.write_recipe(small_files, "bad.yaml", **changes), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_refused_in_several_processes(small_files: Path, small: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "compress",
+               "run", str(small_files / "recipe.yaml"), "--output", str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, env=small.ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    told = "a recipe runs in one process, and torchrun started 2: run it without torchrun, or distil alone in several"
+    assert done.stderr.count(told) == 2     # each says so
+    assert "pipeline.py" not in done.stderr     # in one line: the traceback is torchrun's own
     assert not (tmp_path / "out").exists()
 
 

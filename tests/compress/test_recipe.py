@@ -12,7 +12,7 @@ from compress.distill.config import DistillStage
 from compress.errors import CompressError
 from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
-from compress.recipe import ExportConfig, Recipe, read_recipe
+from compress.recipe import Budget, ExportConfig, Recipe, read_recipe
 
 GOOD: dict[str, Any] = {
     "version": 1, "model": "model.pt", "data": {"calibration": "c/", "train": "t/", "validation": "v/"},
@@ -61,6 +61,27 @@ def test_defaults(tmp_path: Path) -> None:
     assert recipe.targets == ("openvino-cpu",)
 
 
+def test_the_budget(tmp_path: Path) -> None:
+    stages = ["prune", "distill", "quantize", {"distill": {"epochs": 1}}, "export"]
+    recipe = read(tmp_path, max_drop=0, speedup=3, rounds=2, stages=stages)
+    assert recipe.budget == Budget(max_drop=0.0, speedup=3.0, rounds=2)
+    assert [stage.name for stage in recipe.on_float] == ["prune", "distill"]
+    assert [(stage.name, getattr(stage.config, "epochs", None)) for stage in recipe.on_int8] == [
+        ("quantize", None), ("distill", 1)]  # fmt: skip
+    assert read(tmp_path).budget == Budget()
+    assert [stage.name for stage in read(tmp_path, stages=["prune", "export"]).on_float] == ["prune"]
+    assert read(tmp_path, stages=["prune", "export"]).on_int8 == ()
+
+
+def test_what_stands_in_place_of_its_keys(tmp_path: Path) -> None:
+    read(tmp_path, max_drop=0.5, stages=["prune"])
+    recipe = read_recipe(tmp_path / "recipe.yaml", {"speedup": "most", "max_drop": 0.02})
+    assert recipe.budget == Budget(max_drop=0.02, speedup="most")
+    assert recipe.raw["max_drop"] == 0.02
+    with pytest.raises(CompressError, match="unknown key 'speed_up': did you mean 'speedup'"):
+        read_recipe(tmp_path / "recipe.yaml", {"speed_up": 2})
+
+
 def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     elsewhere = tmp_path / "elsewhere" / "train"
@@ -100,6 +121,15 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
         ({"max_drop": True}, "max_drop must be a number of at least 0, got True"),
         ({"max_drop": float("nan")}, "max_drop must be a number of at least 0, got nan"),
         ({"max_drop": float("inf")}, "max_drop must be a number of at least 0, got inf"),
+        ({"speedup": "fast"}, "speedup must be a number above 1, or most, got 'fast'"),
+        ({"speedup": True}, "speedup must be a number above 1, or most, got True"),
+        ({"speedup": 1, "stages": ["prune"]}, "speedup must be above 1, or 'most', got 1"),
+        ({"speedup": 2}, "speedup is what pruning is driven by: give the recipe a prune stage"),
+        ({"speedup": "most", "stages": [{"prune": {"macs": 0.5, "params": 0.5}}]},
+         "speedup says how much is pruned: leave macs and params out of the prune stage"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"rounds": "many"}, "rounds must be a number, got 'many'"),
+        ({"rounds": 1.5}, "Expected `int`, got `float`"),
         ({"model": 5}, "model must be a string, got 5"),
         ({"metric": ["a"]}, "metric must be a string, got ['a']"),
         ({"factory": 1}, "factory must be a string, got 1"),

@@ -192,3 +192,41 @@ def budget_stage() -> dict[str, Any]:
         ],
     }  # fmt: skip
     return {"stage": "budget", "target_scheme": "x86-vnni", "seconds": 40.0, "summary": summary}
+
+
+@pytest.fixture
+def search() -> dict[str, Any]:
+    """The section of a search of three rounds, as a run records it: the second is kept, the third loses too much."""
+    def figures(ms: float, points: float, size: int, **components: float) -> dict[str, Any]:
+        return {"latency_ms": ms, "speedup": 4.0 / ms, "interval": [3.9 / ms, 4.1 / ms], "score": 0.98 - points / 100,
+                "drop": {"points": points, "interval": [points - 0.3, points + 0.4]}, "size_bytes": size,
+                "components_us": components}  # fmt: skip
+
+    def done(number: int, share: float, ms: float, points: float, *stages: dict[str, Any]) -> dict[str, Any]:
+        see, read = round(200_000_000 * share), 20_000_000
+        part = {"layers": 3, "reached": True, "float": None, "int8": effect(1e-3, points / 2)}
+        return {
+            "number": number, "began": number - 1 if number else None, "asked": 1.5 if number else 1.0, "failure": None,
+            "speedup": 4.0 / ms, "points": points, "ships": {"openvino-cpu": "int8"}, "macs": see + read,
+            "params": 1_000_000, "components": {"see": {"macs": see, "params": 900_000, "modality": "image"},
+                                                "read": {"macs": read, "params": 100_000, "modality": "text"}},
+            "measured": {"openvino-cpu": {
+                "fp32": figures(2 * ms, points / 4, 4_000_000, see=1500 * ms, read=500.0),
+                "int8": figures(ms, points, 1_000_000, see=800 * ms, read=250.0)}},
+            "parts": {"x86-vnni": [{"kind": "component", "name": "see", "modality": "image", **part},
+                                   {"kind": "modality", "name": "image", "modality": "image", **part}]},
+            "stages": [*stages, {"stage": "measure", "target_scheme": None, "seconds": 30.0, "summary": {}}],
+        }  # fmt: skip
+
+    pruned = {"stage": "prune", "target_scheme": None, "seconds": 20.0,
+              "summary": {"macs_before": 220_000_000, "macs_after": 120_000_000}}  # fmt: skip
+    low = {"stage": "quantize", "target_scheme": "x86-vnni", "seconds": 2.0, "summary": {}}
+    failed = {"number": 3, "began": 1, "asked": 1.22, "stages": [pruned],
+              "failure": "cannot prune to <b>1.22</b> times"}  # fmt: skip
+    return {
+        "metric": "accuracy", "max_drop": 0.01, "speedup": None, "complete": True, "outcome": "met", "kept": 1,
+        "sentence": "kept: 4 times as fast as the original's fp32 engine with a drop of 0.004, round 1 of 3",
+        "targets": ["openvino-cpu"], "untimed": {"rtx": "its engines are built here"},
+        "rounds": [done(0, 1.0, 2.0, 0.0, low), done(1, 0.5, 1.0, 0.4, pruned, low),
+                   done(2, 0.25, 0.7, 1.8, pruned, low), failed],
+    }  # fmt: skip

@@ -285,7 +285,7 @@ def test_precisions_have_four_styles() -> None:
 
 
 def test_the_schema_is_the_templates(example: dict[str, Any]) -> None:
-    assert set(example) == set(Record.__struct_fields__)
+    assert {*example, "search"} == set(Record.__struct_fields__)
 
 
 def test_only_an_engine_that_keeps_the_budget_on_an_undisturbed_machine_is_green(
