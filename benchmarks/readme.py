@@ -1,6 +1,6 @@
-"""Write the README's figures from the committed records: python benchmarks/readme.py [REPORT.json]
+"""Write the figures of the README and of docs/ from the committed records: python benchmarks/readme.py [REPORT.json]
 
-With a report.json of `make demo`, that becomes the committed record first. `--check` only says whether the README is
+With a report.json of `make demo`, that becomes the committed record first. `--check` only says whether the pages are
 what the records give, and exits with 1 if not.
 """
 
@@ -16,10 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers.table import peers_lines
+from benchmarks.pruning.table import clip_line, pruning_lines
 from compress.report import read_record, show
 
 HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results", HERE.parent / "README.md"
+PAGES = (README, HERE.parent / "docs/pruning.md")
 RECORD = RESULTS / "demo.json"
 BACKENDS = {"openvino-cpu": "OpenVINO", "onnxruntime-cpu": "ONNX Runtime"}
 
@@ -77,6 +79,12 @@ def peers_block() -> str:
     return "\n".join([told, "", *peers_lines(record)]) + "\n"
 
 
+def pruning_block() -> str:
+    """Scores and speed of pruned networks beside those of other ways to them, and what pruning a CLIP takes."""
+    record, clip = _read(RESULTS / "pruning.json"), _read(RESULTS / "pruning_clip.json")
+    return "\n".join([f"On {_where(record['machine'])}.", "", *pruning_lines(record), "", clip_line(clip)]) + "\n"
+
+
 def _head(names: list[str]) -> str:
     return "| " + " | ".join(names) + " |"
 
@@ -113,13 +121,16 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def written(readme: str) -> str:
-    """The README with its figures anew."""
-    for name, block in (("demo", demo_block), ("models", models_block), ("peers", peers_block)):
-        if f"<!-- {name} -->" in readme:
-            before, rest = readme.split(f"<!-- {name} -->\n")
-            readme = f"{before}<!-- {name} -->\n{block()}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
-    return readme
+BLOCKS = {"demo": demo_block, "models": models_block, "peers": peers_block, "pruning": pruning_block}
+
+
+def written(page: str) -> str:
+    """The page with its figures anew."""
+    for name, block in BLOCKS.items():
+        if f"<!-- {name} -->" in page:
+            before, rest = page.split(f"<!-- {name} -->\n")
+            page = f"{before}<!-- {name} -->\n{block()}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+    return page
 
 
 def main() -> None:
@@ -130,11 +141,12 @@ def main() -> None:
     if options.report is not None:
         text = json.dumps(read_record(options.report), indent=1, ensure_ascii=False)
         RECORD.write_text(text + "\n", encoding="utf-8")
-    readme = README.read_text(encoding="utf-8")
-    made = written(readme)
-    if options.check and made != readme:
-        sys.exit("README.md is not what benchmarks/results gives: run python benchmarks/readme.py")
-    README.write_text(made, encoding="utf-8")
+    for page in PAGES:
+        held = page.read_text(encoding="utf-8")
+        made = written(held)
+        if options.check and made != held:
+            sys.exit(f"{page.name} is not what benchmarks/results gives: run python benchmarks/readme.py")
+        page.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

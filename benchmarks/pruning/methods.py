@@ -1,0 +1,134 @@
+"""Ways to a network of half the multiply-accumulates: this project's, its grouping by magnitude, and Torch-Pruning's.
+
+Torch-Pruning prunes as its README says: ``MagnitudePruner`` with one ratio for all layers, the layers that give the
+outputs left alone, the attention's heads named, and the numbers that modules repeat set by hand behind it. Where its
+graph breaks on a layer, that layer is left alone too, as its users do (``IGNORED``). The ratio is the smallest with no
+more multiply-accumulates than ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from calibration import CalibrationSet
+    from compress.model import Model
+
+TARGET = "openvino-cpu"
+PROJECT = {"ours": "taylor", "magnitude": "magnitude"}          # method -> importance
+METHODS = (*PROJECT, "torch-pruning", "scratch")
+STEPS = 7               # halvings of the interval in which the ratio of Torch-Pruning lies
+
+OUTPUTS: Mapping[str, Sequence[str]] = {        # the layers that give a model's outputs
+    "digits-vqa": ("head.answer",), "video": ("head.2",), "attention-vqa": ("decoder.2",),
+    "spoken-command": ("action.4", "transcript"),
+}  # fmt: skip
+IGNORED: Mapping[str, Sequence[str]] = {        # what Torch-Pruning cannot follow or cuts wrongly
+    "video": ("frame_encoder.out",), "attention-vqa": ("attention",),       # a GRU reads it; its queries are an LSTM's
+}  # fmt: skip
+
+
+def pruned(method: str, model: Model, data: CalibrationSet, macs: float) -> Model:
+    """``model`` with at most the share ``macs`` of its multiply-accumulates."""
+    from compress.prune import PruneConfig, prune
+
+    if method in PROJECT:
+        config = PruneConfig(macs=macs, target=TARGET, importance=PROJECT[method])  # type: ignore[arg-type]
+        return prune(model, data, config).model
+    return by_torch_pruning(model, macs)
+
+
+def by_torch_pruning(model: Model, macs: float) -> Model:
+    from compress.complexity import count_model
+
+    limit = macs * count_model(model).total.macs
+    low, high, best = 0.0, 0.95, None
+    for _ in range(STEPS):
+        ratio = (low + high) / 2
+        made = exported(model, _uniform(model, ratio))
+        if count_model(made).total.macs <= limit:
+            high, best = ratio, made
+        else:
+            low = ratio
+    if best is None:
+        raise SystemExit(f"Torch-Pruning reaches no {macs:.0%} of the multiply-accumulates of {model.name}")
+    return best
+
+
+def _uniform(model: Model, ratio: float) -> nn.Module:
+    import torch
+    import torch_pruning as tp
+
+    from compress.factory import build_module
+    from compress.targets import get_target
+
+    module = copy.deepcopy(build_module(model))
+    layers = dict(module.named_modules())
+    heads = {layers[f"{path}.{name}"]: layer.heads for path, layer in layers.items() for name in "qkv"
+             if hasattr(layer, "heads")}  # fmt: skip
+    feed = {name: torch.from_numpy(array) for name, array in model.example.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of parameters that it finds in no layer
+        pruner = tp.pruner.MagnitudePruner(
+            module, feed, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio,
+            ignored_layers=[layers[path] for path in (*OUTPUTS[model.name], *IGNORED.get(model.name, ()))],
+            round_to=get_target(TARGET).multiple, num_heads=dict(heads), forward_fn=_called, output_transform=_tensors,
+        )
+        pruner.step()
+    for path, layer in layers.items():
+        if layers.get(f"{path}.q") in heads:
+            layer.heads = pruner.num_heads[layer.q]
+            layer.head_dim = layer.q.out_features // layer.heads
+    with torch.no_grad():
+        module(**feed)
+    return module.eval()
+
+
+def _called(module: nn.Module, feed: Mapping[str, torch.Tensor]) -> Any:
+    return module(**feed)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return list(output.values()) if isinstance(output, dict) else [output]
+
+
+def exported(model: Model, module: nn.Module) -> Model:
+    """``module`` as ``model`` is, with the channel map that gives a fresh network its shapes."""
+    from compress.model import Input
+    from compress.saving import export_model
+
+    inputs = {spec.name: Input(modality=spec.modality, dims=tuple(
+        None if isinstance(size, int) else size for size in spec.shape)) for spec in model.inputs}
+    changed = {path: {"heads": layer.heads, "head_dim": layer.head_dim} for path, layer in module.named_modules()
+               if hasattr(layer, "head_dim")}  # fmt: skip
+    return export_model(
+        module, name=model.name, example=model.example, components=model.components, factory=model.factory,
+        inputs=inputs, labels=model.labels, processing=model.processing, channels={"attributes": changed})
+
+
+def untrained(model: Model, seed: int) -> Model:
+    """A network of ``model``'s shape with the weights that its factory draws, scaled to the inputs that are left.
+
+    A weight is drawn for the whole network and cut; its standard deviation is that of layers with as few inputs.
+    """
+    import torch
+
+    from compress.factory import resolve
+    from compress.weights import with_weights
+
+    assert model.factory is not None
+    torch.manual_seed(seed)
+    whole = resolve(model.factory.reference, "factory")(**model.factory.kwargs).state_dict()
+    drawn = {}
+    for name, value in model.weights.items():
+        cut = whole[name][tuple(slice(0, size) for size in value.shape)].clone()
+        scaled = value.dim() > 1 and "weight" in name and "embedding" not in name and "table" not in name
+        drawn[name] = cut * (math.sqrt(whole[name][0].numel() / value[0].numel()) if scaled else 1.0)
+    return with_weights(model, drawn)
