@@ -34,9 +34,15 @@ class Criterion:
 
     def __call__(self, student: Values, teacher: Values, labels: Labels) -> Losses:
         parts = {part: self._mean(part, student, teacher, labels) for part in self.terms}
-        total = torch.stack([self.weights[part] * loss for part, loss in parts.items()]).sum()
+        weighed = [_times(self.weights[part], loss) for part, loss in parts.items()]
+        total = torch.stack(weighed).sum() if len(weighed) > 1 else weighed[0]
         return Losses(total=total, parts={part: loss.detach() for part, loss in parts.items()})
 
     def _mean(self, part: str, student: Values, teacher: Values, labels: Labels) -> Tensor:
-        terms = self.terms[part]
-        return torch.stack([term.weight * term.loss(student, teacher, labels).double() for term in terms]).mean()
+        losses = [_times(term.weight, term.loss(student, teacher, labels).double()) for term in self.terms[part]]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+
+
+def _times(weight: float, loss: Tensor) -> Tensor:
+    """No operator where there is nothing to do: of a small model's step they are a good part, forward and backward."""
+    return loss if weight == 1 else weight * loss

@@ -127,7 +127,7 @@ def _place(run: Run, batch: int) -> tuple[bool, int]:
 def _backward(run: Run, batch: Batch, among: int) -> dict[str, float]:
     """Add a batch's gradient, as one of ``among``, and return its losses: ``loss``, and each part of it."""
     losses = run.criterion(run.learner(batch.feed), run.teacher(batch), batch.labels)
-    (losses.total / among).backward()  # type: ignore[no-untyped-call]
+    (losses.total if among == 1 else losses.total / among).backward()  # type: ignore[no-untyped-call]
     values = torch.stack([losses.total.detach(), *losses.parts.values()]).tolist()
     return dict(zip(("loss", *losses.parts), values, strict=True))
 
@@ -136,8 +136,9 @@ def _update(run: Run, training: Training, state: State, loss: float) -> None:
     """One step of the optimizer down the gradient that was added up."""
     config, optimizer = run.config, training.optimizer
     assert config.learning_rate is not None
-    run.workers.join(run.learner.parameters())
-    trained = [value for value in run.learner.parameters() if value.grad is not None]
+    held = optimizer.param_groups[0]["params"]      # the learner's, without a walk through its modules
+    run.workers.join(held)
+    trained = [value for value in held if value.grad is not None]
     total = get_total_norm([value.grad for value in trained if value.grad is not None])
     norm = float(total)
     (loss,) = run.workers.mean([loss])

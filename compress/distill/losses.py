@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import huber_loss, log_softmax, normalize
+from torch.nn.functional import huber_loss, log_softmax, mse_loss, normalize
 
 SMALLEST = 1e-7     # a share below counts as this: what float32 rounds a sigmoid's 1 - p to
 ANGLES = 2.0        # of the angles' loss beside the distances', as in the experiments of Park et al.
@@ -44,8 +44,7 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     Source: the hint of Romero et al. 2015, arXiv:1412.6550, equation 3, without its half and with features of
     different sizes made comparable.
     """
-    signal = teacher.square().mean()
-    return (student - teacher).square().mean() / torch.where(signal > 0, signal, 1.0)
+    return mse_loss(student, teacher) / (float(teacher.square().mean()) or 1.0)
 
 
 def attention_divergence(student: Tensor, teacher: Tensor) -> Tensor:
