@@ -124,6 +124,19 @@ def sensitivity_view(record: dict[str, Any]) -> Any:
     return Group(*sensitivity_tables(found), f"{whole}; {found.samples} samples")
 
 
+def curves_view(record: dict[str, Any], sentence: str) -> Any:
+    """The tables of the sensitivity in a record of :func:`compress.prune`, where it has one, and the sentence."""
+    if "sensitivity" not in record:
+        return sentence
+    import msgspec
+    from rich.console import Group
+
+    from compress.report.pruning import curve_tables
+    from compress.report.summaries import PruneCurves
+
+    return Group(*curve_tables(msgspec.convert(record["sensitivity"], PruneCurves)), sentence)
+
+
 def budget_view(record: dict[str, Any], sentence: str) -> Any:
     """The trade-off of a record of :func:`compress.budget`."""
     import msgspec

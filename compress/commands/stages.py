@@ -43,23 +43,32 @@ def inspect(
 @click.option(
     "--corpus", type=EXISTING, help="With --vocabulary: a text file, or a folder of .txt, whose tokens are used too."
 )
+@click.option("--validation", type=EXISTING, help="With --sensitivity: the labelled set that --metric is told on.")
+@click.option("--metric", help="With --validation: whose drop is told; without one the outputs' signal over noise.")
 @options_of(PruneConfig)
 @model_options
 @common
 def prune(
-    model: Path, data: Path, output: Path | None, tables: Path | None, corpus: Path | None, config: PruneConfig,
-    factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool, as_json: bool,
+    model: Path, data: Path, output: Path | None, tables: Path | None, corpus: Path | None, validation: Path | None,
+    metric: str | None, config: PruneConfig, factory: str | None, trust_pickle: bool, example: Path | None, quiet: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Remove the least important channels, attention heads and hidden units of MODEL, and tokens that no data uses."""
     import compress
+    from compress.commands.precision import curves_view
+    from compress.described import described
+    from compress.metrics import get_metric
     from compress.modelfile import write_model
 
+    if (validation is None) != (metric is None) or (metric is not None and not config.sensitivity):
+        raise CompressError("prune: --validation and --metric go together, with --sensitivity")
     loaded = read_model(model, factory, trust_pickle, example)
     progress = Progress(quiet=quiet)
     with progress.stage("prune"):
         result = compress.prune(
             loaded, read_data(data, loaded), config, factory=factory, tables=tables, corpus=corpus,
-            progress=progress.step,
+            validation=None if validation is None else read_data(validation, loaded),
+            metric=None if metric is None else get_metric(metric, described(loaded)), progress=progress.step,
         )
     path = output or model.with_suffix(".pruned.pt")
     write_model(result.model, path)
@@ -71,7 +80,8 @@ def prune(
     for one in result.vocabularies:
         told += (f"\n{one.name}: {one.after:,} of {one.before:,} rows are left, {one.covered:.2%} of the data's tokens"
                  f"{'; as many outputs of ' + ', '.join(one.heads) if one.heads else ''}")
-    written(path, result.to_json(), as_json, told)
+    record = {"output": str(path), **result.to_json()}
+    show(record, as_json, lambda: curves_view(record, f"{path}: {told}"))
 
 
 @click.command()

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from calibration.dataset import CalibrationSet
     from compress.complexity import Complexity
+    from compress.metrics import Metric
     from compress.model import Graph, Model
+    from compress.prune.curves import Curves
     from compress.prune.forward import GraphFeeds
 
 Importance = Literal["taylor", "fisher", "activation", "magnitude"]
@@ -73,10 +75,16 @@ class PruneConfig:
         default=None, metadata={"help": "remove the rows of token embeddings, and of the layers that score tokens, "
                                         "that no data uses: 'used', or the most rows that may stay; ids keep their "
                                         "numbers"})
+    sensitivity: bool = field(
+        default=False, metadata={"help": "measure as well what each component, modality and group costs that alone "
+                                         "keeps 75, 50 and 25 % of its widths"})
 
     def __post_init__(self) -> None:
         if self.vocabulary not in (None, "used") and (self.rows or 0) < 1:
             raise CompressError(f"prune: vocabulary={self.vocabulary!r}: give 'used', or the most rows that may stay")
+        if self.sensitivity and self.vocabulary is not None and not any(getattr(self, name) for name in GOALS):
+            raise CompressError("prune: sensitivity looks at channels and heads, of which a vocabulary alone removes "
+                                "none: give another goal too")
         for goal, what in (("macs", "MACs"), ("params", "parameters")):
             if (share := getattr(self, goal)) is not None and not 0 < share <= 1:
                 raise CompressError(f"prune: {goal}={share} is the share of {what} to keep: give a number in (0, 1]")
@@ -202,6 +210,7 @@ class PruneResult:
     check: float                                 # largest output difference between the zeroed original and the result
     timed: TimedPrune | None = None              # where the goal was a latency
     vocabularies: tuple[PrunedVocabulary, ...] = ()
+    curves: Curves | None = None                 # where sensitivity was asked for
 
     @property
     def gave_nothing(self) -> tuple[str, ...]:
@@ -215,6 +224,8 @@ class PruneResult:
             more["latency"] = {**vars(self.timed), "speedup": self.timed.speedup}
         if self.vocabularies:
             more["vocabularies"] = [{**vars(one), "heads": list(one.heads)} for one in self.vocabularies]
+        if self.curves is not None:
+            more["sensitivity"] = self.curves.to_json()
         return {
             **more, "macs_before": self.macs_before, "macs_after": self.macs_after, "check_max_abs": self.check,
             "components": [vars(component) for component in self.components],
@@ -232,6 +243,8 @@ def prune(
     factory: str | None = None,
     tables: Path | None = None,
     corpus: Path | None = None,
+    validation: CalibrationSet | None = None,
+    metric: Metric | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PruneResult:
     """Return a physically smaller copy of ``model`` that keeps no more of it than ``config`` says.
@@ -246,6 +259,8 @@ def prune(
         factory: ``package.module:function`` that the user trusts to rebuild the module.
         tables: a folder that keeps what was timed for a goal in latency, for other goals on that target.
         corpus: a text file, or a folder of ``.txt``, whose tokens are used as well.
+        validation, metric: of the sensitivity: labelled samples, and whose drop on them is told; by default the
+            outputs' signal over noise on ``data``.
         progress: called with the percent done, 100, and what is being done.
 
     Raises:
@@ -262,7 +277,9 @@ def prune(
     needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
     module, calls = _module(model, factory)
     if config.vocabulary is not None:
-        return _prune_vocabulary(model, module, calls, data, config, factory, tables, corpus, progress)
+        smaller = _prune_vocabulary(model, module, calls, data, config, corpus)
+        return _prune_further(model, smaller, data, config, factory=factory, tables=tables, validation=validation,
+                              metric=metric, progress=progress)
     if corpus is not None:
         raise CompressError("prune: a corpus says which tokens are used: give a vocabulary too")
     before = count_model(model)
@@ -286,6 +303,12 @@ def prune(
             attributes.setdefault(path, {}).update(changed)
         return export_pruned(model, pruned.module, calls, channels={**model.channels, "attributes": attributes})
 
+    curves = None
+    if config.sensitivity:
+        from compress.prune.curves import measure_curves
+
+        looked_at = data if validation is None else validation
+        curves = measure_curves(ranked, model, looked_at, metric, config.samples, progress)
     timed = None
     if config.by_latency:
         from compress.prune.latency import prune_to_latency
@@ -298,29 +321,37 @@ def prune(
     return PruneResult(
         model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
         macs_after=after.total.macs, components=_changes(before, after), skipped=pruned.skipped, check=pruned.check,
-        timed=timed)
+        timed=timed, curves=curves)
 
 
 def _prune_vocabulary(
     model: Model, module: nn.Module, calls: dict[str, Graph], data: CalibrationSet, config: PruneConfig,
-    factory: str | None, tables: Path | None, corpus: Path | None, progress: Callable[[int, int, str], None] | None,
+    corpus: Path | None,
 ) -> PruneResult:
-    """Rows first, then what the other goals ask for: shares of the whole model, as ever."""
     from compress.complexity import count_model
     from compress.prune.vocabulary import prune_vocabulary
 
     smaller, vocabularies, check = prune_vocabulary(model, module, calls, data, config, corpus)
     before, after = count_model(model), count_model(smaller)
-    result = PruneResult(
-        model=smaller, removed={}, groups=(), macs_before=before.total.macs, macs_after=after.total.macs, components=(),
-        skipped={}, check=check)
-    if any(getattr(config, name) is not None for name in GOALS):
-        shares = {name: min(1.0, share * getattr(before.total, name) / getattr(after.total, name))
-                  for name in ("macs", "params") if (share := getattr(config, name)) is not None}
-        result = prune(smaller, data, replace(config, vocabulary=None, **shares), factory=factory, tables=tables,
-                       progress=progress)
+    return PruneResult(
+        model=smaller, removed={}, groups=(), macs_before=before.total.macs, macs_after=after.total.macs,
+        components=_changes(before, after), skipped={}, check=check, vocabularies=vocabularies)
+
+
+def _prune_further(
+    model: Model, smaller: PruneResult, data: CalibrationSet, config: PruneConfig, **given: Any,
+) -> PruneResult:
+    """What the goals beside a vocabulary ask for: shares of the whole ``model``, as ever."""
+    from compress.complexity import count_model
+
+    if not any(getattr(config, name) is not None for name in GOALS):
+        return smaller
+    before, after = count_model(model), count_model(smaller.model)
+    shares = {name: min(1.0, share * getattr(before.total, name) / getattr(after.total, name))
+              for name in ("macs", "params") if (share := getattr(config, name)) is not None}
+    result = prune(smaller.model, data, replace(config, vocabulary=None, **shares), **given)
     return replace(result, macs_before=before.total.macs, components=_changes(before, count_model(result.model)),
-                   check=max(check, result.check), vocabularies=vocabularies)
+                   check=max(smaller.check, result.check), vocabularies=smaller.vocabularies)
 
 
 def _changes(before: Complexity, after: Complexity) -> tuple[ComponentChange, ...]:

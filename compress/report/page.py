@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.bench.record import BenchRecord, BenchRow
-from compress.report import conditions, coverage, precision, search, shares, units
+from compress.report import conditions, coverage, precision, pruning, search, shares, units
 from compress.report.components import component_rows, total
 from compress.report.credit import credits
 from compress.report.plots import Lines, Point, Scatter, lines, scatter
@@ -34,7 +34,7 @@ def render(record: Record, digest: str) -> str:
                  "short"):  # fmt: skip
         environment.filters[name] = getattr(units, name)
     environment.globals.update(filters=units, facts=facts, layers=layers, conditions=conditions, shares=shares,
-                               precision=precision, searched=search)
+                               precision=precision, pruned=pruning, searched=search)
     environment.filters["precision_class"] = precision_class
     return environment.get_template("report.html").render(digest=digest, r=record, **context(record))
 
@@ -81,6 +81,7 @@ def context(record: Record) -> dict[str, Any]:
         "covered_components": coverage.components(record),
         "findings": coverage.findings(record),
         "sensitivities": precision.sensitivities(record),
+        "pruning_curves": pruning.pruning_curves(record),
         "budgets": precision.budgets(record),
         "machines": machines(record),
         "recipe": _yaml(record.recipe) if record.recipe else None,

@@ -98,7 +98,7 @@ def noise_plot(found: SensitivitySummary) -> Scatter | None:
         told = f"alone in int8: {decibels(effect)}, {change(effect, found.metric)}"
         points.append(
             Point(
-                x=effect.noise, y=_signed(effect.drop.points, found.metric), series=modalities.index(part.modality) % 4,
+                x=effect.noise, y=signed(effect.drop.points, found.metric), series=modalities.index(part.modality) % 4,
                 label=part.name if len(points) < LABELLED else "", title=f"{part.name}, {part.modality}\n{told}",
             )
         )  # fmt: skip
@@ -188,12 +188,12 @@ def _curve(found: BudgetSummary, target: str) -> Scatter | None:
             continue
         lost = point.predicted.points if guess or point.drop is None else point.drop.points
         interval = None if guess or point.drop is None else point.drop.interval
-        ends = None if interval is None else (_signed(interval[1], found.metric), _signed(interval[0], found.metric))
+        ends = None if interval is None else (signed(interval[1], found.metric), signed(interval[0], found.metric))
         best = point.name == found.best
         told = f"{units.change(lost, unit)}{' points' if unit.share else ''}, {units.milliseconds(time)}"
         points.append(
             Point(
-                x=time, y=_signed(lost, found.metric), filled=not guess, square=best, y_interval=ends,
+                x=time, y=signed(lost, found.metric), filled=not guess, square=best, y_interval=ends,
                 series=1 if best else 4 if guess else 0,
                 label="" if guess else f"{point.name} (chosen)" if best else point.name,
                 title=f"{point.name}{', not built' if guess else ''}\n{len(point.float)} of {len(found.parts)} parts "
@@ -202,7 +202,7 @@ def _curve(found: BudgetSummary, target: str) -> Scatter | None:
         )  # fmt: skip
     if not points:
         return None
-    allowed = _signed(100 * found.max_drop, found.metric)
+    allowed = signed(100 * found.max_drop, found.metric)
     return scatter(
         points, x_label=f"latency on {target}, ms (faster to the left)",
         y_label=f"change of {found.metric}" + (", points" if unit.share else ""), x_text=units.bare, y_text=units.bare,
@@ -210,7 +210,7 @@ def _curve(found: BudgetSummary, target: str) -> Scatter | None:
     )  # fmt: skip
 
 
-def _signed(points: float, metric: str) -> float:
+def signed(points: float, metric: str) -> float:
     """A drop in hundredths as the axis has it: a change, in points or in the metric's own unit."""
     unit = unit_of(metric)
     changed = points if unit.lower_is_better else -points

@@ -27,6 +27,47 @@ class ComponentChange(Open, frozen=True, kw_only=True):
     params_after: Count
 
 
+class LostPoints(Open, frozen=True, kw_only=True):
+    """A drop in hundredths of the metric, with its interval."""
+
+    points: float
+    interval: tuple[float, float]
+    verdict: str = ""
+
+
+class Effect(Open, frozen=True, kw_only=True):
+    """What a change does: ``noise`` is the power of the outputs' difference over their own, None where infinite."""
+
+    noise: Amount | None = None
+    sqnr_db: float | None = None
+    drop: LostPoints | None = None
+    failure: str | None = None
+
+
+class PrunePoint(Effect, frozen=True, kw_only=True):
+    """Every group of a part keeps the share ``kept`` of its units, all of the model ``macs`` of its MACs."""
+
+    kept: Positive
+    macs: Amount
+
+
+class PruneCurve(Open, frozen=True, kw_only=True):
+    kind: str
+    name: str
+    groups: Count
+    modality: str = ""
+    points: list[PrunePoint]
+
+
+class PruneCurves(Open, frozen=True, kw_only=True):
+    """What each part costs that is pruned alone; ``whole`` is the metric's value of the model as it is."""
+
+    metric: str | None = None
+    whole: float | None = None
+    samples: Count
+    parts: list[PruneCurve]
+
+
 class PruneSummary(Open, frozen=True, kw_only=True):
     macs_before: Count
     macs_after: Count
@@ -35,6 +76,7 @@ class PruneSummary(Open, frozen=True, kw_only=True):
     skipped: dict[str, str] = {}  # module -> why nothing could be removed
     gave_nothing: list[str] = []  # components that are as large as before
     check_max_abs: float | None = None  # largest output difference between the zeroed original and the result
+    sensitivity: PruneCurves | None = None
 
 
 class Epoch(Open, frozen=True, kw_only=True):
@@ -159,23 +201,6 @@ class NotBuilt(Open, frozen=True, kw_only=True):
 class ExportSummary(Open, frozen=True, kw_only=True):
     built: list[BuiltEngine] = []
     not_built: list[NotBuilt] = []
-
-
-class LostPoints(Open, frozen=True, kw_only=True):
-    """A drop in hundredths of the metric, with its interval."""
-
-    points: float
-    interval: tuple[float, float]
-    verdict: str = ""
-
-
-class Effect(Open, frozen=True, kw_only=True):
-    """What int8 does: ``noise`` is the power of the outputs' difference over their own, None where that is infinite."""
-
-    noise: Amount | None = None
-    sqnr_db: float | None = None
-    drop: LostPoints | None = None
-    failure: str | None = None
 
 
 class SensitivePart(Open, frozen=True, kw_only=True):

@@ -82,7 +82,10 @@ def transform(
     inputs = {"model": model.digest}
     if stage.name == "distill":
         inputs |= {"teacher": _teacher_digest(filing, stage.config, original), "metric": filing.recipe.metric}
-    for kind in READS[stage.name]:
+    told = stage.name == "prune" and stage.config.sensitivity
+    if told:
+        inputs["metric"] = filing.recipe.metric
+    for kind in (*READS[stage.name], *(("validation",) if told else ())):
         inputs[kind] = filing.data(kind, model.load()).digest
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
@@ -101,8 +104,13 @@ def _prune(
 ) -> Any:
     from compress.prune import prune
 
-    return prune(_with_module(filing, model.load()), filing.sets["calibration"], config, factory=filing.recipe.factory,
-                 tables=filing.store.root / "latencies", progress=filing.progress.step)  # fmt: skip
+    loaded = _with_module(filing, model.load())
+    return prune(
+        loaded, filing.sets["calibration"], config, factory=filing.recipe.factory,
+        tables=filing.store.root / "latencies", progress=filing.progress.step,
+        validation=filing.sets["validation"] if config.sensitivity else None,
+        metric=get_metric(filing.recipe.metric, described(loaded)) if config.sensitivity else None,
+    )  # fmt: skip
 
 
 def _with_module(filing: Filing, model: Model) -> Model:
