@@ -11,6 +11,7 @@ done again, so a run that was killed goes on where it was. :mod:`compress.stages
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def run(
             "or distil alone in several (torchrun -m compress distill), and let the recipe begin with what that made")
     output = output or recipe.path.parent / "out"
     targets = [get_target(name) for name in recipe.targets]
+    recipe = _rounded(recipe, targets)
     get_metric(recipe.metric)  # an unknown name is refused before any work, as is a file the bundle would replace
     refuse_strangers(output / "bundle")
     with Store(output / "store") as store:
@@ -111,6 +113,16 @@ def run(
         output=output, report=paths.html, bundle=bundle, record=record, done=filing.done, reused=filing.reused,
         losses=_losses(record),
     )  # fmt: skip
+
+
+def _rounded(recipe: Recipe, targets: Sequence[Target]) -> Recipe:
+    """Where prune says neither how to round nor for what, widths stay multiples of what all the targets' rows say."""
+    multiple = math.lcm(*(target.multiple for target in targets))
+    stages = tuple(
+        dataclasses.replace(stage, config=dataclasses.replace(stage.config, round_to=multiple))
+        if stage.name == "prune" and stage.config.round_to is None and stage.config.target is None else stage
+        for stage in recipe.stages)
+    return dataclasses.replace(recipe, stages=stages)
 
 
 def _searched(

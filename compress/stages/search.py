@@ -19,7 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compress.described import described
 from compress.errors import CompressError
+from compress.evaluate import targets_of
+from compress.metrics import get_metric
 from compress.recipe import Budget
 from compress.stages.filing import Filing
 from compress.stages.models import ModelFile
@@ -76,11 +79,13 @@ def search(filing: Filing, original: ModelFile, targets: Sequence[Target], outpu
     """The round that keeps ``recipe.budget`` best, or comes nearest; what every round gave is the section ``search``.
 
     Raises:
-        CompressError: if no target can be timed from here, or round 0 fails.
+        CompressError: if no target can be timed from here, the validation set has no targets, or round 0 fails.
         KeyboardInterrupt: when interrupted, with the section written as far as it is known.
     """
     budget, rounds = filing.recipe.budget, list[Round]()
     timed, untimed = _timed(targets)
+    model = original.load()
+    targets_of(filing.data("validation", model), get_metric(filing.recipe.metric, described(model)).output)
     before = len(filing.stages)
     best: Round | None = None
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import compress
 import runtimes
 from calibration.errors import CalibrationError
 from compress.errors import CompressError
-from compress.pipeline import RunResult
+from compress.pipeline import RunResult, _rounded
 from compress.progress import Progress
 from compress.quantize.collect import Collector
+from compress.recipe import read_recipe
 from compress.store import DiskFullError
+from compress.targets import get_target
 
 Copy = Callable[[Path], Path]
 BUILT = [("original", "fp32"), ("control", "fp32"), ("original", "bf16"), ("control", "bf16"), ("shipped", "int8")]
@@ -292,6 +295,20 @@ def test_a_full_disk_is_not_a_target_that_cannot_be_built(
     with pytest.raises(DiskFullError, match=r"cannot keep what stage 'engine' makes in .*: no space left on the disk"):
         compress.run(folder / "recipe.yaml")
     assert list((folder / "out/store/tmp").iterdir()) == []
+
+
+def test_widths_suit_the_kernels_of_all_targets(small_files: Path, small: ModuleType) -> None:
+    first = get_target("openvino-cpu")
+    targets = [dataclasses.replace(first, multiple=multiple) for multiple in (16, 8, 24)]
+
+    def rounded(**settings: Any) -> int | None:
+        recipe = read_recipe(small.write_recipe(small_files, "round.yaml", stages=[{"prune": settings}, "quantize"]))
+        found: int | None = _rounded(recipe, targets).stages[0].config.round_to
+        return found
+
+    assert rounded() == 48
+    assert rounded(round_to=4) == 4
+    assert rounded(target="rpi5") is None       # prune asks that row itself
 
 
 # --- refused before any work ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import calibration
 import compress
 from compress.errors import CompressError
 from compress.modelfile import read_model
@@ -147,6 +148,17 @@ def test_no_target_can_be_timed(small: ModuleType, small_files: Path, tmp_path: 
     with pytest.raises(CompressError, match=r"none of the targets can be timed from here \(rtx: its engines are built "
                                             r"here, and run on its own device; rpi5: it has no address\)"):
         compress.run(recipe, output=tmp_path / "out")
+
+
+def test_what_cannot_be_scored_is_refused_before_any_work(
+    small: ModuleType, small_files: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unlabelled"
+    calibration.write(folder, small.samples(8, 3)[0])
+    data = {"calibration": "calibration/", "train": "train/", "validation": str(folder)}
+    with pytest.raises(CompressError, match="data set 'validation' has no targets"):
+        compress.run(written(small, small_files, data=data), output=tmp_path / "out")
+    assert [one["stage"] for one in small.stages(tmp_path / "out").values()] == ["load"]
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
