@@ -21,6 +21,8 @@ from compress.model import Factory, Graph, Input, Model, ModelProcessing, Progra
 from compress.modelfile import check_finite, write_model
 from compress.processing import read_processing, section_of
 from compress.program import named_outputs, trace
+from compress.prune.absent import absent
+from compress.prune.branches import without
 from runtimes.errors import RuntimesError
 from runtimes.spec import Dim, Feed, Modality, TensorSpec, check_feed
 
@@ -150,12 +152,26 @@ def _trace_graph(module: nn.Module, graph: Graph, feed: Feed, specs: Mapping[str
     try:
         outputs = named_outputs(module.eval(), example, graph.method)
         program = trace(module, example, inputs, graph.method)
+        if gone := absent(module):
+            without(program, frozenset(gone))
+            _check_left_out(program, example, outputs)
     finally:
         module.train(training)
     inputs = bounded(program, inputs)
     specified = _output_specs(program, inputs, list(outputs))
     _check_outputs(program, specified, names)
     return ProgramGraph(program=program, inputs=inputs, outputs=specified, method=graph.method)
+
+
+def _check_left_out(program: ExportedProgram, example: Feed, outputs: Mapping[str, torch.Tensor]) -> None:
+    """The program, from which branches were left out, computes what the module does in which they are zero."""
+    with torch.no_grad():
+        feed = {name: torch.from_numpy(np.array(value)) for name, value in example.items()}
+        found = program.module(check_guards=False)(**feed)
+    for (name, expected), value in zip(outputs.items(), found, strict=False):
+        if value.shape != expected.shape or not torch.allclose(value, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise CompressError(f"output {name!r} is another once the branches that were removed are left out of the "
+                                "exported program: protect them when the model is pruned")
 
 
 def _check_outputs(program: ExportedProgram, outputs: Sequence[TensorSpec], inputs: Sequence[str]) -> None:

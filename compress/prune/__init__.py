@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from compress.prune.forward import GraphFeeds
 
 Importance = Literal["taylor", "fisher", "activation", "magnitude"]
-Structure = Literal["channels", "heads", "recurrent", "width"]
+Structure = Literal["channels", "heads", "recurrent", "blocks", "width"]
 
 UNITS: Mapping[Structure, str] = {
-    "channels": "channels", "heads": "heads", "recurrent": "hidden units", "width": "channels of width"}
+    "channels": "channels", "heads": "heads", "recurrent": "hidden units", "blocks": "whole blocks",
+    "width": "channels of width"}
 """What each structure is counted in."""
 
 GOALS = ("macs", "params", "size_mb", "speedup", "max_latency_ms")
@@ -58,7 +59,8 @@ class PruneConfig:
     structures: tuple[Structure, ...] = field(
         default=("channels", "heads", "recurrent"), metadata={
             "help": "what may shrink: channels (and feed-forward widths), heads, recurrent (hidden units of LSTM, GRU "
-                    "and RNN), width (of embeddings and whole residual streams)"})
+                    "and RNN), blocks (whole residual branches: attention, feed-forward), width (of embeddings and "
+                    "whole residual streams)"})
     round_to: int | None = field(
         default=None, metadata={"help": "channel counts stay multiples of this, for the kernels; default: what "
                                         "the target's row says, without a target 8"})
@@ -295,13 +297,16 @@ def prune(
         if progress:
             progress(done * 2 // 5 if config.by_latency else done, of, what)
 
-    ranked = rank_module(module, calls, batches, before.modules, config, told, classes=classes)
+    ranked = rank_module(module, calls, batches, before.modules, config, told, classes=classes,
+                         programs={name: graph.program for name, graph in model.graphs.items()})
 
     def export(pruned: Pruned) -> Model:
         attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
         for path, changed in pruned.attributes.items():
             attributes.setdefault(path, {}).update(changed)
-        return export_pruned(model, pruned.module, calls, channels={**model.channels, "attributes": attributes})
+        gone = {"absent": pruned.absent} if pruned.absent else {}
+        return export_pruned(model, pruned.module, calls,
+                             channels={**model.channels, "attributes": attributes, **gone})
 
     curves = None
     if config.sensitivity:
@@ -372,7 +377,7 @@ def load_into(module: nn.Module, model: Model) -> nn.Module:
     from compress.prune.channels import apply_channels
 
     own = list(module.state_dict())
-    missing = [name for name in own if name not in model.weights]
+    missing = [name for name in own if name not in model.weights and name not in model.channels.get("absent", {})]
     if missing:
         raise CompressError(f"{type(module).__name__} is not the class of model {model.name!r}, which has no weight "
                             f"{missing[0]!r}")
@@ -388,12 +393,14 @@ def prunable(
 
     Tried on the model's own example. Raises CompressError as :func:`prune` does.
     """
+    from compress.prune.branches import Residuals
     from compress.prune.forward import tensors
     from compress.prune.structured import find_groups
     from compress.steps import split
 
     module, calls = _module(model, factory)
-    groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config)
+    residuals = Residuals(module, {name: graph.program for name, graph in model.graphs.items()})
+    groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config, residuals=residuals)
     return tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups), skipped
 
 

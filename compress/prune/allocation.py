@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,14 +12,18 @@ from compress.errors import CompressError
 from compress.prune.costs import Costs
 from compress.prune.groups import Group
 
-Block = tuple[float, int, int, tuple[int, ...]]
+Step = tuple[float, int, int, tuple[int, ...]]
 """Score, group, position in it, units."""
+
+Allowed = Callable[[Sequence[int]], bool]
+"""Whether all of these groups, which are branches, may go."""
 
 SHARES = {"macs": "MACs", "params": "parameters"}          # goals that are told as a share of the whole
 
 
 def allocate(
     costs: Costs, importance: Sequence[np.ndarray], goals: Mapping[str, float], *, round_to: int, max_share: float,
+    allowed: Allowed = lambda branches: True,
 ) -> list[tuple[int, ...]]:
     """Units each group loses, so that of every resource in ``goals`` no more stays than it says.
 
@@ -27,34 +32,54 @@ def allocate(
         importance: per group, shape ``(units,)``, in one scale over all groups.
         goals: resource -> the most that may be left of it, in its own unit.
         round_to: channel counts stay multiples of this; heads go one at a time.
-        max_share: the largest share of its units a group may lose.
+        max_share: the largest share of its units a group may lose, and the largest of all branches that may go.
+        allowed: branches that may not go together are not taken.
 
     Raises:
         CompressError: if a goal cannot be reached; says the least that can.
     """
-    blocks: list[Block] = []
+    waiting: list[Step] = []
     for number, (group, scores) in enumerate(zip(costs.groups, importance, strict=True)):
         per_cost = scores / max(costs.share(number, goals), 1e-30)
         worst = 0.0
         for position, units in enumerate(steps(group, scores, round_to, max_share)):
-            worst = max(worst, float(np.mean(per_cost[list(units)])))    # the blocks of a group go in order
-            blocks.append((worst, number, position, units))
+            worst = max(worst, float(np.mean(per_cost[list(units)])))    # the steps of a group go in order
+            waiting.append((worst, number, position, units))
+    most = most_branches(costs.groups, max_share)
     removed: list[list[int]] = [[] for _ in costs.groups]
-    taken: list[Block] = []
-    for block in sorted(blocks):
-        if _met(costs, goals):
-            break
-        costs.take(block[1], block[3])
-        removed[block[1]].extend(block[3])
-        taken.append(block)
+    taken: list[Step] = []
+    heapq.heapify(waiting)
+    while waiting and not _met(costs, goals):
+        step = heapq.heappop(waiting)
+        _, number, position, units = step
+        if costs.groups[number].branch is not None:
+            score = float(importance[number][0]) / max(costs.saved(number, units, goals), 1e-30)
+            if score > step[0] * (1 + 1e-9):     # less is left of it than there was: it may be another's turn
+                heapq.heappush(waiting, (score, number, position, units))
+                continue
+            gone = [other for other, own in enumerate(removed) if own and costs.groups[other].branch is not None]
+            if len(gone) >= most or not allowed([*gone, number]):
+                continue
+        elif costs.saved(number, units, goals) <= 0:                     # its branch is gone
+            continue
+        costs.take(number, units)
+        removed[number].extend(units)
+        taken.append(step)
     if not _met(costs, goals):
         raise CompressError(_unreachable(costs, goals, round_to, max_share))
     _give_back(costs, removed, taken, goals)
     return [tuple(sorted(units)) for units in removed]
 
 
+def most_branches(groups: Sequence[Group], max_share: float) -> int:
+    """How many branches may go at most."""
+    return math.floor(max_share * sum(group.branch is not None for group in groups))
+
+
 def steps(group: Group, scores: np.ndarray, round_to: int, max_share: float) -> list[tuple[int, ...]]:
     """The units of a group that may go, the least important first, in the steps in which they may."""
+    if group.branch is not None:
+        return [(0,)]
     order = [int(unit) for unit in np.argsort(scores, kind="stable")]
     step = 1 if group.kind == "heads" else round_to
     least = max(step, math.ceil(group.units * (1 - max_share) / step - 1e-9) * step)
@@ -71,9 +96,9 @@ def _met(costs: Costs, goals: Mapping[str, float]) -> bool:
     return all(costs.reached[goal] <= limit * (1 + 1e-9) for goal, limit in goals.items())
 
 
-def _give_back(costs: Costs, removed: list[list[int]], taken: Sequence[Block], goals: Mapping[str, float]) -> None:
-    """The last block may have saved more than was needed: put back, most important first, what still fits."""
-    full: set[int] = set()                                # a group's blocks are put back last first, or not at all
+def _give_back(costs: Costs, removed: list[list[int]], taken: Sequence[Step], goals: Mapping[str, float]) -> None:
+    """The last step may have saved more than was needed: put back, most important first, what still fits."""
+    full: set[int] = set()                                # a group's steps are put back last first, or not at all
     for _, number, _, units in reversed(taken):
         if number in full:
             continue

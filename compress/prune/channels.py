@@ -15,6 +15,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RNNS = (nn.LSTM, nn.GRU, nn.RNN)
+ABSENT = "absent_tensors"                        # attribute: which of a module's tensors went with a whole branch
 
 
 class Place(NamedTuple):
@@ -37,7 +38,8 @@ def is_norm(layer: nn.Module) -> bool:
     """
     if isinstance(layer, (*BATCH_NORMS, nn.GroupNorm)) or not type(layer).__name__.endswith("Norm"):
         return False
-    held = {name: p for name, p in layer._parameters.items() if p is not None}
+    gone = {name: layer._buffers[name] for name in layer.__dict__.get(ABSENT, ())}
+    held = {name: p for name, p in {**layer._parameters, **gone}.items() if p is not None}
     return ("weight" in held and set(held) <= {"weight", "bias"} and not layer._modules
             and all(p.dim() == 1 for p in held.values()))
 
@@ -148,7 +150,8 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
     Args:
         module: as the factory built it, every tensor at its full size.
         channels: what pruning rewrote besides tensors: ``{"attributes": {module path: {attribute: number}}}``, and
-            ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`).
+            ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`);
+            ``"absent": {name of a tensor: shape}`` of branches that were removed (:mod:`compress.prune.absent`).
         weights: the pruned model's state dict.
 
     Raises:
@@ -168,6 +171,10 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
                 raise CompressError(
                     f"the channel map sets {path}.{name} to {value!r}: it may only replace whole numbers")
             setattr(modules[path], name, value)
+    if "absent" in channels:
+        from compress.prune.absent import apply_absent
+
+        apply_absent(module, channels["absent"])
     tied = ties(module)
     for key, weight in weights.items():
         path, _, name = key.rpartition(".")

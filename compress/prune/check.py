@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from compress.errors import CompressError
+from compress.prune.absent import silence, take_out
+from compress.prune.branches import Branch
 from compress.prune.channels import RNNS, Place, Role, axis_of, cut, is_depthwise, is_norm, tie, ties, weight_of
 from compress.prune.forward import Calls, Tensors, call
 from compress.prune.groups import Group
 
 TOLERANCE = 1e-4                                 # of the largest output; fp32 sums in another order differ by ~1e-6
 
-Removal: TypeAlias = Mapping[str, tuple[Group, tuple[int, ...]]]
-"""Group name -> the group and the units it loses."""
+Removal: TypeAlias = Mapping[Any, tuple[Group, tuple[int, ...]]]
+"""By any key, a group and the units it loses."""
 
 
 class FunctionChangedError(Exception):
@@ -42,6 +44,7 @@ def remove(module: nn.Module, removal: Removal) -> dict[str, dict[str, int]]:
             for name, value in per_unit.items():
                 setattr(module.get_submodule(path), name, value * kept)
                 attributes.setdefault(path, {})[name] = value * kept
+    take_out(module, {key for branch in _branches(removal) for key in branch.tensors})
     return attributes
 
 
@@ -49,7 +52,8 @@ def zero(module: nn.Module, removal: Removal) -> None:
     """Silence the units, in place and at full size: the function the smaller module must have.
 
     The weights that read them are zeroed, also those of a recurrent layer that read its own hidden units. A norm over
-    a width that shrinks is told to normalise over what is left: that is what removing channels there means.
+    a width that shrinks is told to normalise over what is left: that is what removing channels there means. Of a
+    branch the result is zero.
     """
     for (path, role, tensor), channels in _channels(removal, ("in", "out")).items():
         layer = module.get_submodule(path)
@@ -61,6 +65,11 @@ def zero(module: nn.Module, removal: Removal) -> None:
             layer.__dict__["forward"] = _over_the_rest(layer, channels)
         elif role == "in":
             _zero_columns(layer, "weight", channels, axis_of(layer, role))
+    silence(module, {path for branch in _branches(removal) for path in branch.last})
+
+
+def _branches(removal: Removal) -> list[Branch]:
+    return [group.branch for group, units in removal.values() if group.branch is not None and units]
 
 
 def _zero_columns(layer: nn.Module, name: str, channels: Sequence[int], axis: int) -> None:
@@ -96,11 +105,16 @@ def _over_the_rest(layer: nn.Module, channels: Sequence[int]) -> Callable[[torch
 @contextmanager
 def restored(module: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
     """Whatever happens inside to the layers of ``groups``, they are as before after."""
+    groups = list(groups)
+    branches = [group.branch for group in groups if group.branch is not None]
     paths = {edit.path for group in groups for edit in group.edits} | {p for g in groups for p in g.attributes}
+    paths |= {path for branch in branches for path in branch.last}
+    paths |= {key.rpartition(".")[0] for branch in branches for key in branch.tensors}
     before = []
     for path in sorted(paths):
         layer = module.get_submodule(path)
-        held = {"_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)}
+        held = {"_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers),
+                "_non_persistent_buffers_set": set(layer._non_persistent_buffers_set)}
         before.append((layer, layer.__dict__ | held))
     try:
         yield
@@ -174,7 +188,7 @@ def trials(
         elif some:
             firsts = [candidates[number][0] for number in some]
             try:
-                compare(module, {group.name: (group, _drawn(group)) for group in firsts}, calls, feed)
+                compare(module, {number: (group, _drawn(group)) for number, group in enumerate(firsts)}, calls, feed)
             except FunctionChangedError:
                 waiting += [some[len(some) // 2:], some[:len(some) // 2]]
             else:
@@ -189,7 +203,7 @@ def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: 
     """The first of ``alternatives`` that loses a third of its units and keeps its function, or why none does."""
     reason = ""
     for group in alternatives:
-        if group.units < 2:
+        if group.units < 2 and group.branch is None:
             return "it has one unit"
         try:
             compare(module, {group.name: (group, _drawn(group))}, calls, feed)
@@ -215,11 +229,11 @@ def prove(module: nn.Module, removal: Removal, calls: Calls, feed: Tensors) -> f
         return compare(module, removal, calls, feed)
     except FunctionChangedError as error:
         fault, reason = "the groups together", error
-        for name, (group, units) in removal.items():
+        for group, units in removal.values():
             try:
-                compare(module, {name: (group, units)}, calls, feed)
+                compare(module, {group.name: (group, units)}, calls, feed)
             except FunctionChangedError as alone:
-                fault, reason = f"group {name!r}", alone
+                fault, reason = f"{'branch' if group.branch else 'group'} {group.name!r}", alone
                 break
         raise CompressError(f"pruning {fault} would change the function of the model: {reason}. Nothing was pruned; "
                             f"name it in PruneConfig.protect to leave it whole") from reason

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 from compress.prune.channels import RNNS, Place, width_of
-from compress.prune.groups import Group
+from compress.prune.groups import WHOLE, Group
 
 Units = Sequence[int]
 
@@ -19,6 +20,13 @@ class Item:
 
     amount: float
     places: tuple[Place, ...]
+
+
+class Held(NamedTuple):
+    """What one parameter, by its id, costs."""
+
+    parameter: int
+    item: Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,7 @@ class Costs:
             for item in resource.items:
                 for place in dict.fromkeys(item.places):
                     self._reading.setdefault(place, {}).setdefault(name, []).append(item)
-        self._sizes = [[(edit.place, [len(channels) for channels in edit.index]) for edit in g.edits] for g in groups]
+        self._sizes = [group.sides for group in groups]
 
     def unit(self, number: int, resource: str) -> float:
         """What one unit of group ``number`` costs while every other group is whole (its mean, if units differ)."""
@@ -67,6 +75,15 @@ class Costs:
     def share(self, number: int, goals: Iterable[str]) -> float:
         """The share of the model's costs that one unit of group ``number`` is, added up over ``goals``."""
         return sum(self.unit(number, goal) / max(self.resources[goal].total, 1e-30) for goal in goals)
+
+    def saved(self, number: int, units: Units, goals: Iterable[str]) -> float:
+        """The share of the model's costs, added up over ``goals``, that goes with these ``units`` as things stand."""
+        before = dict(self.reached)
+        self.take(number, units)
+        found = sum((before[goal] - self.reached[goal]) / max(self.resources[goal].total, 1e-30) for goal in goals)
+        self.give(number, units)
+        self.reached = before
+        return found
 
     def take(self, number: int, units: Units) -> None:
         """Group ``number`` loses ``units``."""
@@ -102,9 +119,9 @@ def resources_of(module: nn.Module, groups: Sequence[Group], macs: Mapping[str, 
     """
     widths = widths_of(module, groups)
     work: dict[str, list[Item]] = {}             # module path -> items
-    held: list[Item] = []
+    held: list[Held] = []
     counted: set[int] = set()
-    for path in sorted({place.path for place in widths}):
+    for path in sorted({place.path for place in widths if place.tensor != WHOLE}):
         layer = module.get_submodule(path)
         sides = [place for place in (Place(path, "in"), Place(path, "out")) if place in widths]
         tensors = {name: p for name, p in layer._parameters.items() if p is not None}
@@ -121,21 +138,43 @@ def resources_of(module: nn.Module, groups: Sequence[Group], macs: Mapping[str, 
         for name, parameter in tensors.items():
             if id(parameter) not in counted and parts[name]:
                 counted.add(id(parameter))
-                held.append(Item(float(parameter.numel()), parts[name]))
+                held.append(Held(id(parameter), Item(float(parameter.numel()), parts[name])))
     for group in groups:
         if group.kind == "heads" and macs.get(group.name) and group.name not in work:
             work[group.name] = [Item(float(macs[group.name]), (group.consumers[0].place,))]
+    _of_branches(module, groups, macs, work, held)
     whole = {id(p): p.numel() for p in module.parameters()}
     return [
         Resource(name="macs", items=tuple(item for items in work.values() for item in items),
                  fixed=float(sum(macs.values()) - sum(macs.get(path, 0) for path in work))),
-        Resource(name="params", items=tuple(held), fixed=float(sum(whole.values()) - sum(i.amount for i in held))),
+        Resource(name="params", items=tuple(one.item for one in held),
+                 fixed=float(sum(whole.values()) - sum(one.item.amount for one in held))),
     ]
 
 
+def _of_branches(
+    module: nn.Module, groups: Iterable[Group], macs: Mapping[str, int], work: dict[str, list[Item]], held: list[Held],
+) -> None:
+    """What is a branch's alone goes with it, whatever is left of it."""
+    keys = {key: id(parameter) for key, parameter in module.named_parameters(remove_duplicate=False)}
+    sizes = {id(parameter): parameter.numel() for parameter in module.parameters()}
+    for group in groups:
+        if group.branch is None:
+            continue
+        ((whole, _),) = group.sides
+        for path in group.branch.modules:
+            items = work.get(path) or ([Item(float(macs[path]), ())] if macs.get(path) else [])
+            work[path] = [Item(item.amount, (*item.places, whole)) for item in items]
+        own = {keys[key] for key in group.branch.tensors if key in keys}
+        known = {one.parameter for one in held}
+        held += [Held(parameter, Item(float(sizes[parameter]), ())) for parameter in sorted(own - known)]
+        held[:] = [Held(id_, Item(item.amount, (*item.places, whole))) if id_ in own else Held(id_, item)
+                   for id_, item in held]
+
+
 def widths_of(module: nn.Module, groups: Iterable[Group]) -> dict[Place, int]:
-    return {edit.place: width_of(module.get_submodule(edit.path), edit.role, edit.tensor)
-            for group in groups for edit in group.edits}
+    return {place: 1 if place.tensor == WHOLE else width_of(module.get_submodule(place.path), place.role, place.tensor)
+            for group in groups for place, _ in group.sides}
 
 
 def _tensor(path: str, name: str, axes: int, sides: Sequence[Place], widths: Mapping[Place, int]) -> tuple[Place, ...]:

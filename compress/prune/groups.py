@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from compress.prune import Structure
+from compress.prune.branches import Branch
 from compress.prune.channels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, Place, Role, is_depthwise, width_of
 from compress.prune.forward import Calls, Tensors, call
 
 OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
+WHOLE = "#"                                      # in a place: it is no tensor, but a branch as a whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Group:
     """Units that can each be removed from every layer of the group at once.
 
     They are hidden channels, attention heads, hidden units of a recurrent layer, or the width that a whole stream of
-    layers has in common, as the residual stream of a transformer.
+    layers has in common, as the residual stream of a transformer. A residual branch is a group of one unit.
     """
 
     name: str                                    # the first producer's module path, or the attention module's
@@ -51,6 +53,13 @@ class Group:
     units: int
     edits: tuple[Edit, ...]
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # path -> attribute -> its value per unit
+    branch: Branch | None = None                 # that is the group's only unit
+
+    @property
+    def sides(self) -> tuple[tuple[Place, tuple[int, ...]], ...]:
+        """What it takes from, and how many channels with each unit; of a branch that is the place of all of it."""
+        whole = () if self.branch is None else ((Place(self.branch.name, "out", WHOLE), (1,)),)
+        return whole + tuple((edit.place, tuple(map(len, edit.index))) for edit in self.edits)
 
     @property
     def producers(self) -> tuple[Edit, ...]:

@@ -35,9 +35,9 @@ def rank(
         CompressError: if there are no samples, or a score is not finite; names the group.
     """
     if measure == "magnitude":
-        scores = relative(magnitude(module, groups), costs)
+        scores = relative(magnitude(module, groups), costs, groups)
     elif measure == "activation":
-        scores = relative(activation(module, groups, calls, batches), costs)
+        scores = relative(activation(module, groups, calls, batches), costs, groups)
     elif measure == "fisher":
         scores = fisher(module, groups, calls, batches, classes)
     else:
@@ -48,7 +48,13 @@ def rank(
     return scores
 
 
-def relative(scores: Sequence[np.ndarray], costs: Sequence[float]) -> list[np.ndarray]:
-    """Each group's scores over their mean, times what one of its units costs."""
-    return [score / max(float(score.mean()), 1e-30) * cost for score, cost in zip(scores, costs, strict=True)]
+def relative(
+    scores: Sequence[np.ndarray], costs: Sequence[float], groups: Sequence[Group] = (),
+) -> list[np.ndarray]:
+    """Each group's scores over their mean, times what one of its units costs; of all branches as of one group."""
+    branches = {number for number, group in enumerate(groups) if group.branch is not None}
+    mean = float(np.mean([scores[number] for number in branches])) if branches else 0.0
+    cost = float(np.mean([costs[number] for number in branches])) if branches else 0.0
+    return [own / max(mean if number in branches else float(own.mean()), 1e-30)
+            * (cost if number in branches else costs[number]) for number, own in enumerate(scores)]
 

@@ -27,8 +27,8 @@ from compress.distill.checkpoint import model_digest
 from compress.errors import CompressError
 from compress.model import Model
 from compress.prune import PruneConfig, TimedPrune
-from compress.prune.allocation import steps
-from compress.prune.structured import Pruned, Ranked, cut_module
+from compress.prune.allocation import most_branches, steps
+from compress.prune.structured import Pruned, Ranked, cut_module, within
 from compress.quantize.knapsack import choose
 from compress.quantize.rig import Rig, Variant
 from compress.store import atomic_write
@@ -110,8 +110,9 @@ def _rig(
 
 
 def layers_of(ranked: Ranked) -> list[str]:
-    """The paths of all layers that a group changes, and of attention, whose heads are one."""
+    """The paths of all layers that a group changes, of attention, whose heads are one, and of what a branch has."""
     found = {edit.path for group in ranked.groups for edit in group.edits if not edit.tensor}
+    found |= {path for group in ranked.groups if group.branch is not None for path in group.branch.modules}
     return sorted(found | {group.name for group in ranked.groups if group.kind == "heads"})
 
 
@@ -134,7 +135,8 @@ def _table(
     variants = [(tuple(1.0 for _ in ranked.groups), whole)]
     for number, share in enumerate((*SHARES, 1 - config.max_share)):
         tell(BEGIN + 5 * number, 100, "engines for the table of latencies")
-        chosen = [_to_share(group.units, own, share) for group, own in zip(ranked.groups, ladder, strict=True)]
+        chosen = [() if group.branch is not None else _to_share(group.units, own, share)
+                  for group, own in zip(ranked.groups, ladder, strict=True)]
         left = tuple(1 - len(units) / group.units for group, units in zip(ranked.groups, chosen, strict=True))
         if left != variants[-1][0]:
             variants.append((left, rig.build(f"{share:.0%}", export(cut_module(ranked, chosen)), "fp32")))
@@ -167,10 +169,13 @@ class Prices:
 
     def __init__(self, ranked: Ranked, table: Sequence[Measured]) -> None:
         """A layer of two groups is half of each. What the profile does not explain of an engine's latency is shared
-        among the groups as what it explains, or as the multiply-accumulates where it explains nothing."""
+        among the groups as what it explains, or as the multiply-accumulates where it explains nothing. Of a branch all
+        that its layers take goes with it, or its share of the work."""
         number = {path: at for at, path in enumerate(layers_of(ranked))}
         owners: dict[int, list[int]] = {}
         for at, group in enumerate(ranked.groups):
+            if group.branch is not None:
+                continue
             names = {edit.path for edit in group.edits if not edit.tensor}
             for path in names | ({group.name} if group.kind == "heads" else set()):
                 owners.setdefault(number[path], []).append(at)
@@ -195,6 +200,11 @@ class Prices:
             shares, savings = np.array([share for share, _ in found]), np.array([saving for _, saving in found])
             # a smaller width saves no less: what noise says otherwise is not believed
             self._points.append((shares, np.maximum.accumulate(savings[::-1])[::-1]))
+        for at, group in enumerate(ranked.groups):
+            if group.branch is not None:         # what its layers take in the whole engine
+                time = (sum(whole.layers_ms.get(number[path], 0.0) for path in group.branch.modules)
+                        or ranked.costs.share(at, ["macs"]) * whole.latency_ms)
+                self._points[at] = np.array([0.0, 1.0]), np.array([time, 0.0])
 
     def saving_ms(self, group: int, share: float) -> float:
         """What is saved where ``group`` keeps this share of its units."""
@@ -203,9 +213,11 @@ class Prices:
 
 
 def solve(
-    ranked: Ranked, ladder: Sequence[Sequence[Units]], prices: Prices, saving_ms: float,
+    ranked: Ranked, ladder: Sequence[Sequence[Units]], prices: Prices, saving_ms: float, max_share: float = 0.9,
 ) -> tuple[list[Units], float] | None:
     """The units to remove that are missed least of those that save ``saving_ms``, and what they save; None if none do.
+
+    Where a branch goes, what is in it is left whole: there is nothing more to be saved in it.
     """
     options: list[list[Units]] = []
     for own in ladder:
@@ -219,12 +231,42 @@ def solve(
     most = [max(mine) for mine in savings]
     if sum(most) < saving_ms:
         return None
-    chosen = choose(missed, [[top - saving for saving in mine] for top, mine in zip(most, savings, strict=True)],
-                    sum(most) - saving_ms)
-    if chosen is None:
-        return None
+    limits = _limits(ranked, max_share)
+    while True:
+        chosen = choose(missed, [[top - saving for saving in mine] for top, mine in zip(most, savings, strict=True)],
+                        sum(most) - saving_ms, limits)
+        if chosen is None:
+            return None
+        gone = [at for at, number in enumerate(chosen) if number and ranked.groups[at].branch is not None]
+        if ranked.allowed(gone):
+            break
+        limits.append((gone, len(gone) - 1))
     units = [tuple(sorted(mine[number])) for mine, number in zip(options, chosen, strict=True)]
     return units, sum(mine[number] for mine, number in zip(savings, chosen, strict=True))
+
+
+def _limits(ranked: Ranked, max_share: float) -> list[tuple[list[int], int]]:
+    """How many branches may go, and that nothing else of one does that goes."""
+    branches = [(at, group.branch) for at, group in enumerate(ranked.groups) if group.branch is not None]
+    found = [([at for at, _ in branches], most_branches(ranked.groups, max_share))] if branches else []
+    for at, branch in branches:
+        tensors = set(branch.tensors)
+        found += [([at, other], 1) for other, group in enumerate(ranked.groups) if within(group, tensors)
+                  or (group.branch is not None and set(group.branch.tensors) < tensors)]
+    return found
+
+
+def _least(ranked: Ranked, ladder: Sequence[Sequence[Units]], max_share: float) -> list[Units]:
+    """All that may go, with as many branches as may, the least important first."""
+    branches = [at for at, group in enumerate(ranked.groups) if group.branch is not None]
+    gone: list[int] = []
+    for at in sorted(branches, key=lambda at: float(ranked.scores[at].sum())):
+        if len(gone) < most_branches(ranked.groups, max_share) and ranked.allowed([*gone, at]):
+            gone.append(at)
+    tensors = {key for branch in ranked.branches(gone) for key in branch.tensors}
+    return [() if within(group, tensors) or (group.branch is not None and at not in gone)
+            else tuple(sorted(unit for step in own for unit in step))
+            for at, (group, own) in enumerate(zip(ranked.groups, ladder, strict=True))]
 
 
 def _search(
@@ -236,9 +278,9 @@ def _search(
     for number in range(ROUNDS):
         limit = config.limit_ms(whole.latency_ms)
         needed = max(0.0, whole.latency_ms - limit)
-        found = solve(ranked, ladder, prices, needed * scale)
+        found = solve(ranked, ladder, prices, needed * scale, config.max_share)
         if found is None:                        # the table says that it cannot be: the least there is shows it
-            least = [tuple(sorted(unit for step in own for unit in step)) for own in ladder]
+            least = _least(ranked, ladder, config.max_share)
             found = least, sum(prices.saving_ms(at, 1 - len(units) / ranked.groups[at].units)
                                for at, units in enumerate(least))
         units, predicted = found

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compress.prune import Structure
+from compress.prune.absent import is_absent
 from compress.prune.channels import BATCH_NORMS, RNNS, Place, axis_of, is_norm, is_per_channel, ties, width_of
 from compress.prune.forward import Calls, Tensors
 from compress.prune.groups import Edit, Group
@@ -136,13 +137,14 @@ def _refusal(
         kind = type(reader).__name__
         if isinstance(reader, nn.MultiheadAttention) or BESIDE in path:
             return f"its channels pass through {path.partition(BESIDE)[0]!r} ({kind}), whose size is tied to them"
-        if "weight" not in reader._parameters and not isinstance(reader, (*RNNS, *BATCH_NORMS)):
+        if not ("weight" in reader._parameters or isinstance(reader, (*RNNS, *BATCH_NORMS)) or is_absent(reader)):
             return f"layer {path!r} computes its weight (a parametrization): it has none to cut"
         if getattr(reader, "groups", 1) != 1 and not is_per_channel(reader):
             return f"its channels pass through the grouped convolution {path!r}"
         if claimed.get(path) == place_of(module, path).role:
             return f"its channels meet those of attention heads in {path!r}"
-    if "weight" not in layer._parameters and not source.tensor and not isinstance(layer, RNNS):
+    if ("weight" not in layer._parameters and not source.tensor and not isinstance(layer, RNNS)
+            and not is_absent(layer)):
         return "it computes its weight (a parametrization): it has none to cut"
     if getattr(layer, "groups", 1) != 1 and not is_per_channel(layer):
         return "it is a grouped convolution"

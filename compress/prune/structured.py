@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
 from torch import nn
+from torch.export import ExportedProgram
 
 from compress.errors import CompressError
 from compress.prune import PruneConfig, PrunedGroup
+from compress.prune.absent import absent, is_absent, take_out
 from compress.prune.allocation import allocate
+from compress.prune.branches import Branch, Residuals
 from compress.prune.channels import Place, Role, width_of
 from compress.prune.check import prove, remove, trials
 from compress.prune.costs import Costs, Resource, resources_of, widths_of
@@ -26,7 +29,7 @@ from compress.prune.tracing import TracingError
 
 CHECKED = 8                                      # samples the zeroed-channels check runs on
 TRACED = 2                                       # samples that show what reads which channel
-BATCH = 32
+BATCH = 16                                       # samples at once: what a backward pass through a CLIP keeps fits
 PROTECTED = "left whole by protect"
 TRIALS = 60                                      # percent of the progress that finding groups is
 
@@ -44,6 +47,11 @@ class Pruned:
     skipped: Mapping[str, str]
     check: float
 
+    @property
+    def absent(self) -> dict[str, list[int]]:
+        """Shapes of the tensors of branches that are gone, by name: part of the channel map."""
+        return {key: list(shape) for key, shape in absent(self.module).items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
@@ -57,11 +65,21 @@ class Ranked:
     costs: Costs
     goals: Mapping[str, float]
     skipped: Mapping[str, str]
+    residuals: Residuals = field(default_factory=lambda: Residuals(nn.Module(), {}))
+
+    def branches(self, numbers: Iterable[int]) -> list[Branch]:
+        found = (self.groups[number].branch for number in numbers)
+        return [branch for branch in found if branch is not None]
+
+    def allowed(self, numbers: Iterable[int]) -> bool:
+        """Whether every input of the model is still read without these branches."""
+        return not self.residuals.unread(branch.last for branch in self.branches(numbers))
 
 
 def rank_module(
     module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[GraphFeeds]], macs: Mapping[str, int],
     config: PruneConfig, progress: Progress | None = None, *, classes: frozenset[str] = frozenset(),
+    programs: Mapping[str, ExportedProgram] | None = None,
 ) -> Ranked:
     """Find what can be pruned in ``module``, which is left as it was, and rank it.
 
@@ -73,6 +91,7 @@ def rank_module(
         config: how much, and what not.
         progress: called with the percent done, 100, and what is being done.
         classes: the outputs that are scores of classes, as :func:`compress.prune.forward.call` names them.
+        programs: the graphs of ``module``, in which branches are found; without them none are.
 
     Raises:
         CompressError: if nothing can be pruned.
@@ -82,13 +101,14 @@ def rank_module(
     if few is None:
         raise CompressError("pruning needs calibration samples, and there are none")
     pair = next(tensors(feed) for feed in batches(TRACED))
-    groups, skipped = find_groups(module, calls, few, config, progress, traced=pair)
+    residuals = Residuals(module, programs or {})
+    groups, skipped = find_groups(module, calls, few, config, progress, traced=pair, residuals=residuals)
     costs = Costs(groups, widths_of(module, groups), _resources(module, groups, macs, config))
     goals = config.goals(round(costs.resources["macs"].total), round(costs.resources["params"].total))
     scores = rank(config.importance, module, groups, [costs.share(number, goals) for number in range(len(groups))],
                   calls, _told(_first(batches, config.samples), config, progress), classes)
     return Ranked(module=module, calls=calls, few=few, groups=tuple(groups), scores=tuple(scores), costs=costs,
-                  goals=goals, skipped=skipped)
+                  goals=goals, skipped=skipped, residuals=residuals)
 
 
 def prune_to_goals(ranked: Ranked, config: PruneConfig) -> Pruned:
@@ -97,7 +117,8 @@ def prune_to_goals(ranked: Ranked, config: PruneConfig) -> Pruned:
     Raises:
         CompressError: if a goal cannot be reached, or a removal would change the function.
     """
-    chosen = allocate(ranked.costs, ranked.scores, ranked.goals, round_to=config.multiple, max_share=config.max_share)
+    chosen = allocate(ranked.costs, ranked.scores, ranked.goals, round_to=config.multiple, max_share=config.max_share,
+                      allowed=ranked.allowed)
     return cut_module(ranked, chosen)
 
 
@@ -108,27 +129,37 @@ def cut_module(ranked: Ranked, chosen: Sequence[tuple[int, ...]]) -> Pruned:
         CompressError: if the removal would change the function.
     """
     module = copy.deepcopy(ranked.module)
-    removal = {group.name: (group, units) for group, units in zip(ranked.groups, chosen, strict=True) if units}
+    gone = ranked.branches(number for number, units in enumerate(chosen) if units)
+    unused = set(ranked.residuals.unused(path for branch in gone for path in branch.last)) if gone else set()
+    removal = {(group.name, group.kind): (group, units) for group, units in zip(ranked.groups, chosen, strict=True)
+               if units and not within(group, unused)}
     check = prove(module, removal, ranked.calls, ranked.few)
     before = {edit.path: width_of(module.get_submodule(edit.path), "out")
               for group in ranked.groups for edit in group.producers if not edit.tensor}
     attributes = remove(module, removal)
+    take_out(module, unused)                     # what several branches share is unused once all of them are gone
     call(module, ranked.calls, ranked.few)
-    gone = {path: width - width_of(module.get_submodule(path), "out") for path, width in before.items()}
+    lost = {path: width - width_of(module.get_submodule(path), "out") for path, width in before.items()}
     return Pruned(
         module=module, attributes=attributes, skipped=ranked.skipped, check=check,
-        removed={path: number for path, number in gone.items() if number},
+        removed={path: number for path, number in lost.items() if number},
         groups=tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units - len(units))
                      for g, units in zip(ranked.groups, chosen, strict=True)))
 
 
+def within(group: Group, tensors: Collection[str]) -> bool:
+    """Whether all that a group cuts is among ``tensors``."""
+    return group.branch is None and all(
+        f"{edit.path}.{edit.tensor or 'weight'}" in tensors for edit in group.edits)
+
+
 def find_groups(
     module: nn.Module, calls: Calls, feed: Tensors, config: PruneConfig, progress: Progress | None = None, *,
-    traced: Tensors | None = None,
+    traced: Tensors | None = None, residuals: Residuals | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Every group that a trial on ``feed`` shows can be pruned, and module path -> reason for what cannot.
 
-    ``traced`` may be fewer samples, that what is tied is found with.
+    ``traced`` may be fewer samples, that what is tied is found with; ``residuals`` has the branches.
 
     Raises:
         CompressError: if none is left.
@@ -136,10 +167,14 @@ def find_groups(
     heads, skipped, claimed = find_head_groups(module)
     channels, reasons = _channel_groups(module, calls, feed if traced is None else traced, claimed)
     skipped |= reasons
+    branches, reasons = _branch_groups(residuals, config)
+    skipped |= reasons
     wanted: list[tuple[Group, ...]] = []
     groups: list[Group] = []
     kept = 0
-    for alternatives in (*heads, *channels):
+    for alternatives in (*heads, *channels, *branches):
+        if _is_gone(module, alternatives[0]):
+            continue
         reason = _unwanted(alternatives[0], config)
         if reason is None:
             wanted.append(alternatives)
@@ -151,17 +186,33 @@ def find_groups(
         if progress:
             progress(TRIALS * done // len(wanted), 100, "what can be removed")
 
-    for alternatives, found in zip(wanted, trials(module, wanted, calls, feed, told), strict=True):
+    widths = [one for one in wanted if one[0].branch is None]
+    # a branch that is silent hides what is wrong with a group in it: they are not tried together
+    rest = [one for one in wanted if one[0].branch is not None]
+    decided = [*trials(module, widths, calls, feed, told),
+               *trials(module, rest, calls, feed, lambda done: told(len(widths) + done))]
+    for alternatives, found in zip((*widths, *rest), decided, strict=True):
         if isinstance(found, str):
             skipped[alternatives[0].name] = found
         else:
             groups.append(found)
+    modules = dict(module.named_modules())
+    skipped = {path: reason for path, reason in skipped.items() if path not in modules or not is_absent(modules[path])}
     if not groups and kept:
         raise CompressError(f"protect={list(config.protect)} leaves nothing to prune: all {kept} groups match it")
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(skipped.items(), 3))
         raise CompressError(f"nothing in the model can be pruned ({why or 'it has no Linear or convolution layer'})")
     return groups, skipped
+
+
+def _branch_groups(
+    residuals: Residuals | None, config: PruneConfig,
+) -> tuple[list[tuple[Group, ...]], dict[str, str]]:
+    if residuals is None or "blocks" not in config.structures:
+        return [], {}
+    branches, skipped = residuals.branches()
+    return [(Group(name=branch.name, kind="blocks", units=1, edits=(), branch=branch),) for branch in branches], skipped
 
 
 def _channel_groups(
@@ -188,13 +239,21 @@ def _channels(group: Group) -> Iterator[tuple[Place, int]]:
     return ((edit.place, channel) for edit in group.edits for unit in edit.index for channel in unit)
 
 
+def _is_gone(module: nn.Module, group: Group) -> bool:
+    """Whether a group is all of branches that were removed before."""
+    return bool(group.edits) and all(is_absent(module.get_submodule(edit.path), edit.tensor) for edit in group.edits)
+
+
 def _unwanted(group: Group, config: PruneConfig) -> str | None:
     """Why the settings leave a group whole."""
-    if any(_matches(path, config.protect) for path in (group.name, *(edit.path for edit in group.edits))):
+    paths = {group.name, *(edit.path for edit in group.edits)}
+    if group.branch is not None:
+        paths = {*group.branch.last, *group.branch.modules, *(key.rpartition(".")[0] for key in group.branch.tensors)}
+    if any(_matches(path, config.protect) for path in paths):
         return PROTECTED
     if group.kind not in config.structures:
         return f"{group.kind} is not among the structures that may shrink"
-    if group.kind != "heads" and group.units <= config.multiple:
+    if group.kind not in ("heads", "blocks") and group.units <= config.multiple:
         return f"it has {group.units} channels, no more than round_to={config.multiple}"
     return None
 

@@ -9,7 +9,10 @@ import numpy as np
 from compress.errors import CompressError
 
 
-def choose(times: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float) -> tuple[int, ...] | None:
+def choose(
+    times: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float,
+    limits: Sequence[tuple[Sequence[int], int]] = (),
+) -> tuple[int, ...] | None:
     """The choice of each part with the least sum of times whose costs add up to at most ``budget``; None if none does.
 
     The multiple-choice knapsack problem, solved as a whole by SciPy's mixed-integer programming (HiGHS).
@@ -18,6 +21,7 @@ def choose(times: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], b
         times: of each part, the time of each of its choices; below 0 where a choice saves time.
         costs: the same for what they cost, none below 0; infinite where a choice is not to be had.
         budget: infinite where cost does not matter.
+        limits: of these parts at most so many take another choice than their first.
 
     Raises:
         CompressError: if the solver gives up, which it does not do for want of a solution.
@@ -34,6 +38,10 @@ def choose(times: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], b
     scale = cost[allowed].max(initial=0.0) or 1.0      # the solver's tolerances are absolute, a cost may be 1e-9
     if np.isfinite(budget):
         constraints.append(LinearConstraint(np.where(allowed, cost, 0.0)[None] / scale, -np.inf, budget / scale))
+    first = np.concatenate([[0], np.cumsum([len(part) for part in times])])[:-1]
+    for parts, most in limits:       # as many as the parts, less those that take their first
+        row = csr_matrix((np.ones(len(parts)), ([0] * len(parts), first[list(parts)])), shape=(1, len(owner)))
+        constraints.append(LinearConstraint(row, len(parts) - most, np.inf))
     found = milp(
         time / (np.abs(time).max(initial=0.0) or 1.0), integrality=np.ones(len(owner)),
         bounds=Bounds(0, allowed.astype(float)), constraints=constraints, options={"mip_rel_gap": 0.0},

@@ -7,6 +7,7 @@ import pytest
 
 from compress.errors import CompressError
 from compress.prune.allocation import allocate as allocate_units
+from compress.prune.branches import Branch
 from compress.prune.channels import Place
 from compress.prune.costs import Costs, Item, Resource
 from compress.prune.groups import Edit, Group
@@ -114,3 +115,52 @@ def test_a_layer_is_never_emptied_and_the_best_reachable_share_is_named():
 
 def test_equal_units_are_taken_in_their_order():
     assert allocate(chain(4, 8, 4), [np.ones(8)], macs=0.5, round_to=1, max_share=0.9) == [(0, 1, 2, 3)]
+
+
+def blocks(*hidden):
+    """Branches ``x + down(up(x))`` on a stream of 10, with so many hidden units: group 2 i is one, 2 i + 1 its units.
+
+    A branch has 20 MACs for each unit.
+    """
+    groups, widths, items = [], {}, []
+    for number, width in enumerate(hidden):
+        branch = Branch(last=(f"{number}",), first=None, tensors=(f"{number}.weight",), modules=())
+        index = tuple((unit,) for unit in range(width))
+        edit = Edit(path=f"up{number}", role="out", index=index)
+        groups += [Group(name=f"{number}", kind="blocks", units=1, edits=(), branch=branch),
+                   Group(name=f"up{number}", kind="channels", units=width, edits=(edit,))]
+        ((whole, _),) = groups[-2].sides
+        widths |= {whole: 1, edit.place: width}
+        items.append(Item(20 * width, (edit.place, whole)))
+    return Costs(groups, widths, [Resource(name="macs", items=tuple(items))])
+
+
+def test_a_branch_goes_as_a_whole_where_it_is_missed_less_than_its_units():
+    costs = blocks(8, 8)
+    importance = [np.array([4.0]), np.full(8, 1.0), np.array([40.0]), np.full(8, 2.0)]
+    # 4 for 160 MACs are less than 1 for 20; its units are then worth nothing, and are left
+    assert allocate(costs, importance, macs=0.5, round_to=1, max_share=0.9) == [(0,), (), (), ()]
+    assert costs.reached["macs"] == 160
+    # half of it would do: units that were missed less went before, and the whole is given back
+    removed = allocate(blocks(8, 8), [np.array([9.0]), *importance[1:]], macs=0.8, round_to=1, max_share=0.9)
+    assert removed == [(), (0, 1, 2, 3), (), ()]
+
+
+def test_what_is_left_of_a_branch_is_what_it_saves():
+    # 8 for 160 MACs is less than 1.1 for 20; but 7 of the other's units at 0.1 go first, and of its own two at 0.1 too
+    units = np.array([0.1, 0.1, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2])
+    removed = allocate(blocks(8, 8), [np.array([8.0]), units, np.array([100.0]), np.full(8, 1.1)], macs=0.5, round_to=1,
+                       max_share=0.9)
+    # after two of its units are gone it saves 120 MACs for 8, 1.33 for 20: the other's units are cheaper
+    assert removed == [(), (0, 1), (), (0, 1, 2, 3, 4, 5)]
+
+
+def test_no_more_branches_go_than_max_share_and_none_that_may_not():
+    importance = [np.array([1.0]), np.full(8, 9.0)] * 2
+    with pytest.raises(CompressError, match=r"cannot prune to 10% of the MACs: the smallest share .* is 12.5%"):
+        allocate(blocks(8, 8), importance, macs=0.1, round_to=2, max_share=0.75)  # one of 2 branches, 6 of 8 units
+    seen = []
+    removed = allocate(blocks(8, 8), importance, macs=0.5, round_to=1, max_share=0.9,
+                       allowed=lambda branches: seen.append(list(branches)) or branches != [0])
+    assert removed == [(), (), (0,), ()]
+    assert seen == [[0], [2]]

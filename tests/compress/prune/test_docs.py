@@ -29,4 +29,4 @@ def test_every_goal() -> None:
 def test_every_structure_and_measure() -> None:
     assert tuple(cells("What shrinks")) == get_args(Structure)
     assert tuple(cells("What is missed least")) == get_args(Importance)
-    assert set(get_args(Structure)) - set(PruneConfig().structures) == {"width"}
+    assert set(get_args(Structure)) - set(PruneConfig().structures) == {"blocks", "width"}

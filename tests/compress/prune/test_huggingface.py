@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+import compress
 from calibration import CalibrationSet, open_set
+from compress.errors import CompressError
+from compress.export.rtx_libraries import ensure_rtx_libraries
 from compress.loading import load
 from compress.model import Model
+from compress.modelfile import read_model, write_model
 from compress.program import model_runner, program_runner
 from compress.prune import PruneConfig, load_into, prune
+from compress.targets import get_target
 from tests.compress.huggingface.folders import bert, bundle, clip, opened, siglip, vit
 from tests.compress.huggingface.generators import reader, whisper
 from tests.compress.huggingface.pairs import blip, vilt
@@ -63,6 +68,62 @@ def test_every_family(tmp_path: Path, name: str, make: Callable[[Path], Any]) ->
         ours = program_runner(graph)({spec.name: result.model.example[spec.name] for spec in graph.inputs})
         for spec, value in zip(graph.outputs, theirs, strict=False):
             np.testing.assert_allclose(ours[spec.name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=spec.name)
+
+
+
+
+@pytest.mark.parametrize(("name", "make", "blocks", "left"), [
+    ("bert", bert, 4, {}), ("vit", vit, 4, {}), ("clip", clip, 8, {}),
+    *(pytest.param(name, make, *rest, marks=pytest.mark.slow) for name, make, *rest in (
+        ("siglip", siglip, 9, {}), ("vilt", vilt, 4, {}), ("blip", blip, 8, {"crossattention.output.dense": 2}),
+        ("whisper", whisper, 6, {"encoder_attn.out_proj": 2}))),
+])
+def test_whole_blocks_of_every_family(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], blocks: int, left: dict[str, int],
+) -> None:
+    """``left`` are branches that alone read an input of their graph."""
+    model = load(make(tmp_path / name))
+    result = prune(model, samples(model), PruneConfig(params=0.75, structures=("blocks",), importance="activation"))
+    found = [group for group in result.groups if group.kind == "blocks"]
+    assert len(found) == blocks
+    for ending, number in left.items():
+        assert [reason.startswith("nothing else reads input") for path, reason in result.skipped.items()
+                if path.endswith(ending)] == [True] * number
+    gone = {group.name for group in found if not group.after}
+    assert gone
+    assert not {name.rpartition(".")[0] for name in result.model.weights} & gone
+    write_model(result.model, tmp_path / "small.pt")
+    small = read_model(tmp_path / "small.pt")
+    again = load_into(load(tmp_path / name).module, small)  # type: ignore[arg-type]
+    for graph in small.graphs.values():          # the library's class, with what is left, computes what the file does
+        method = again if graph.method == "forward" else getattr(again, str(graph.method))
+        given = {spec.name: small.example[spec.name] for spec in graph.inputs}
+        with torch.no_grad():
+            feed = {name: torch.from_numpy(np.array(value)) for name, value in given.items()}
+            values = torch.utils._pytree.tree_leaves(method(**feed))
+        for (output, value), own in zip(program_runner(graph)(given).items(), values, strict=False):
+            np.testing.assert_allclose(value, own.numpy(), rtol=1e-4, atol=1e-5, err_msg=output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "make"), [("clip", clip), ("whisper", whisper)])
+def test_the_pruned_network_is_built_for_tensorrt(
+    tmp_path: Path, name: str, make: Callable[[Path], Any],
+) -> None:
+    try:
+        ensure_rtx_libraries()
+    except CompressError as error:
+        pytest.skip(str(error))
+    model = load(make(tmp_path / name))
+    config = PruneConfig(params=0.6, structures=("blocks", *EVERYTHING), round_to=4, importance="activation")
+    small = prune(model, samples(model), config).model
+    for graph in small.graphs:
+        whole, engine = (
+            compress.export(one, get_target("rtx"), tmp_path / f"{kind}-{graph}", graph=graph, precision="fp32")
+            for kind, one in (("whole", model), ("small", small)))
+        assert engine.state == "built, not run"
+        sizes = [one.path.joinpath(one.entry).stat().st_size for one in (whole, engine)]
+        assert sizes[1] < sizes[0]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -19,6 +20,7 @@ from compress.errors import CompressError
 from compress.model import Model
 from compress.prune import PruneConfig, prune
 from compress.prune.allocation import steps
+from compress.prune.branches import Branch
 from compress.prune.channels import Place
 from compress.prune.costs import Costs, Item, Resource
 from compress.prune.groups import Edit, Group
@@ -65,9 +67,9 @@ class StandIn:
         assert precision == "fp32"
         self.built.append(name)
         own = {int(number.split("-")[0]): model.weights[f"{path}.weight"].numel() / 10
-               for number, path in self.components.items()}
+               for number, path in self.components.items() if f"{path}.weight" in model.weights}
         return SimpleNamespace(rounds_ms=[], latency_ms=1 + sum(own.values()) / 1e3,
-                               part_us=lambda number: 0.8 * own[number])
+                               part_us=lambda number: 0.8 * own[number] if number in own else None)
 
     def time(self, variants: list[Any], rounds: int) -> None:
         for variant in variants:
@@ -185,6 +187,78 @@ def test_the_least_missed_units_that_save_enough() -> None:
     assert solve(own, ladder, prices, 4.0) == ([(0,), (0,)], 4.0)  # type: ignore[arg-type]
     assert solve(own, ladder, prices, 8.0) == ([(0, 1), (0, 1)], 8.0)  # type: ignore[arg-type]
     assert solve(own, ladder, prices, 13.0) is None  # type: ignore[arg-type]
+
+
+def with_a_branch(missed: float) -> Ranked:
+    """As :func:`ranked`, whose first group is all within a branch."""
+    own = ranked([np.ones(4), np.full(4, 3.0)])
+    branch = Branch(last=("a",), first=None, tensors=("a.weight",), modules=("a", "between"))
+    whole = Group(name="a", kind="blocks", units=1, edits=(), branch=branch)
+    ((place, _),) = whole.sides
+    groups = (*own.groups, whole)
+    macs = Resource(name="macs", items=(Item(10, (Place("a", "in"), place)), Item(30, (Place("b", "in"),))))
+    return dataclasses.replace(own, groups=groups, scores=(*own.scores, np.array([missed])),
+                               costs=Costs(groups, {**own.costs.widths, place: 1}, [macs]))
+
+
+def test_a_branch_saves_what_all_of_its_layers_take() -> None:
+    table = [Measured(shares=(1, 1, 1), latency_ms=10, layers_ms={0: 2, 1: 6, 2: 1}),     # a, b, and what is between
+             Measured(shares=(0.5, 0.5, 1), latency_ms=6, layers_ms={0: 1, 1: 4, 2: 1})]
+    prices = Prices(with_a_branch(1.0), table)
+    assert prices.saving_ms(2, 0.0) == 3
+    assert prices.saving_ms(2, 1.0) == 0
+    assert prices.saving_ms(0, 0.5) == pytest.approx(4 / 3)
+    blind = [dataclasses.replace(engine, layers_ms={}) for engine in table]
+    assert Prices(with_a_branch(1.0), blind).saving_ms(2, 0.0) == pytest.approx(10 / 4)   # a quarter of the work
+
+
+@pytest.mark.parametrize(("missed", "saving", "expected"), [
+    (2.5, 3.0, ([(), (), (0,)], 5.0)),           # 5 ms for 2.5, where 3 units of the first are 3 ms for 3
+    (3.5, 3.0, ([(0, 1, 2), (), ()], 3.0)),
+    (2.5, 8.0, ([(), (0,), (0,)], 8.0)),         # and what is in it saves nothing beside
+])
+def test_a_branch_goes_alone_or_in_parts(missed: float, saving: float, expected: object) -> None:
+    own = with_a_branch(missed)
+    prices = SimpleNamespace(saving_ms=lambda group, share: (1 - share) * (4, 12, 5)[group])
+    ladder = [steps(group, scores, 1, 0.75) for group, scores in zip(own.groups, own.scores, strict=True)]
+    assert solve(own, ladder, prices, saving, max_share=1.0) == expected  # type: ignore[arg-type]
+    assert solve(own, ladder, prices, 15.0, max_share=1.0) is None  # type: ignore[arg-type]  # 5 and 9
+    found = solve(own, ladder, prices, saving, max_share=0.9)  # type: ignore[arg-type]
+    assert found is not None
+    assert found[0][2] == ()                     # the only branch there is, of which 0.9 may go
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.up, self.down = (nn.ModuleList(nn.Linear(a, b) for _ in range(3)) for a, b in ((32, 128), (128, 32)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(x).relu())
+        return self.leave(x)
+
+
+def test_branches_compete_for_a_latency(stand_in: type[StandIn]) -> None:
+    torch.manual_seed(0)
+    module = Residual().eval()
+    with torch.no_grad():
+        module.down[1].weight.mul_(1e-3)
+        module.down[1].bias.zero_()
+    model = export_model(module, name="residual", example={"x": np.zeros((2, 16), np.float32)})
+    x = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
+    config = PruneConfig(speedup=1.45, target="onnxruntime-cpu", structures=("blocks", "channels"), round_to=8)
+    result = prune(model, open_set([{"x": x}], model.inputs, name="noise"), config)
+    assert result.timed is not None
+    # 1 ms and 2.5216 for the weights; the branch that adds nothing has 0.8192 of them
+    assert result.timed.original_ms == pytest.approx(1 + (16 * 32 + 32 * 4 + 3 * 2 * 32 * 128) / 1e4)
+    assert result.timed.speedup >= 1.45
+    after = {(group.kind, group.name): group.after for group in result.groups}
+    assert after["blocks", "down.1"] == 0
+    assert after["channels", "up.1"] == 128      # which went with it
+    assert {after["blocks", "down.0"], after["blocks", "down.2"]} == {1}
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from compress.errors import CompressError
 from compress.factory import build_module
 from compress.model import Factory, Input, Quantization
 from compress.modelfile import read_model, write_model
-from compress.program import run_program
+from compress.program import module_path, run_program
 from compress.prune import PruneConfig, load_into, prunable, prune
 from compress.prune import structured as structured_module
 from compress.saving import export_model
@@ -146,6 +147,89 @@ def test_the_targets_row_says_how_to_round():
     assert PruneConfig(target="onnxruntime-cpu", round_to=4).multiple == 4
     with pytest.raises(CompressError, match="unknown target 'toaster'"):
         _ = PruneConfig(target="toaster").multiple
+
+
+def weaken(module, *branches):
+    """The last layers of these branches add next to nothing."""
+    with torch.no_grad():
+        for path in branches:
+            module.get_submodule(path).weight.mul_(1e-3)
+            module.get_submodule(path).bias.zero_()
+
+
+GONE = "image_encoder.blocks.1.attention.out", "image_encoder.blocks.0.down"
+
+
+@pytest.fixture(scope="module")
+def without_blocks(demo, samples):
+    module = copy.deepcopy(demo.module)
+    weaken(module, *GONE)
+    weak = dataclasses.replace(demo, module=module, weights=dict(module.state_dict()))
+    return weak, prune(weak, samples, PruneConfig(macs=0.75, structures=("blocks", "recurrent")))
+
+
+def test_whole_blocks_that_add_nothing_go_first(demo, samples, without_blocks):
+    weak, result = without_blocks
+    gone = {group.name for group in result.groups if group.kind == "blocks" and group.after == 0}
+    assert gone == set(GONE)
+    assert result.macs_after <= 0.75 * result.macs_before
+    lost = {f"image_encoder.blocks.1.{name}" for name in ("norm1", "attention.q", "attention.k", "attention.v",
+                                                          "attention.out")}
+    lost |= {f"image_encoder.blocks.0.{name}" for name in ("norm2", "up", "down")}
+    left = {name.rpartition(".")[0] for name in result.model.weights}
+    assert {name.rpartition(".")[0] for name in weak.weights} - left == lost
+    assert set(result.model.channels["absent"]) == {f"{path}.{name}" for path in lost for name in ("weight", "bias")}
+    for graph in result.model.graphs.values():               # nothing of them is computed
+        modules = {module_path(node) for node in graph.program.graph.nodes}
+        assert not modules & (lost | {"image_encoder.blocks.1.attention"})
+    feed = samples.first(3)
+    np.testing.assert_allclose(run_program(result.model, feed)["output"], call(result.model.module, feed), rtol=1e-4,
+                               atol=1e-5)
+
+
+def test_a_model_without_some_blocks_is_saved_loaded_rebuilt_and_pruned_again(samples, without_blocks, tmp_path):
+    _, result = without_blocks
+    write_model(result.model, tmp_path / "pruned.model.pt")
+    loaded = read_model(tmp_path / "pruned.model.pt")
+    rebuilt = build_module(loaded)
+    assert equal(dict(rebuilt.state_dict()), dict(result.model.module.state_dict()))
+    feed = samples.first(3)
+    expected = run_program(result.model, feed)["output"]
+    np.testing.assert_array_equal(run_program(loaded, feed)["output"], expected)
+    np.testing.assert_allclose(call(load_into(digits_vqa.build(**SIZE), loaded), feed), expected, rtol=1e-4, atol=1e-5)
+    again = prune(loaded, samples, PruneConfig(
+        macs=0.8, structures=("blocks", "channels", "width"), importance="activation"))
+    assert again.macs_before == result.macs_after
+    assert set(again.model.channels["absent"]) >= set(result.model.channels["absent"])
+    assert not {group.name for group in again.groups} & {*GONE, "image_encoder.blocks.0.up"}
+    np.testing.assert_allclose(
+        run_program(again.model, feed)["output"], call(build_module(again.model), feed), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_blocks_by_every_measure(demo, samples, without_blocks):
+    weak, _ = without_blocks
+    for importance in ("fisher", "activation"):
+        result = prune(weak, samples, PruneConfig(macs=0.75, structures=("blocks",), importance=importance))
+        assert {group.name for group in result.groups if group.after == 0} == set(GONE), importance
+    # by their weights alone: a block of which many are small
+    with torch.no_grad():
+        module = copy.deepcopy(demo.module)
+        for name, value in module.image_encoder.blocks[1].named_parameters():
+            if name.startswith(("up", "down", "norm2")):
+                value.mul_(1e-3)
+    light = dataclasses.replace(demo, module=module, weights=dict(module.state_dict()))
+    result = prune(light, samples, PruneConfig(macs=0.9, structures=("blocks",), importance="magnitude"))
+    assert {group.name for group in result.groups if group.after == 0} == {"image_encoder.blocks.1.down"}
+
+
+def test_protect_keeps_a_block_of_which_it_names_a_part(demo):
+    config = PruneConfig(structures=("blocks",), protect=("text_encoder", "*.norm1", "fusion.blocks.0.up"))
+    groups, skipped = prunable(demo, config)
+    assert {group.name for group in groups} == {"image_encoder.blocks.0.down", "image_encoder.blocks.1.down"}
+    for name in ("text_encoder.blocks.0.attention.out", "fusion.blocks.0.down"):
+        assert skipped[name] == "left whole by protect"
+    assert skipped["fusion.blocks.0.attention.out"] == "nothing else reads input 'image'"
 
 
 @pytest.mark.slow

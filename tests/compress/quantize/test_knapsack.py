@@ -48,6 +48,16 @@ def test_by_hand() -> None:
     assert choose(times, costs, math.inf) == (0, 0, 0)
 
 
+def test_limits_hold_parts_that_may_not_change_together() -> None:
+    """Without limits all three take their second choice, which saves 5, 4 and 3."""
+    times, costs = [[5, 0], [4, 0], [3, 0]], [[0.0, 1.0]] * 3
+    assert choose(times, costs, 3) == (1, 1, 1)
+    assert choose(times, costs, 3, limits=[([0, 1], 1)]) == (1, 0, 1)
+    assert choose(times, costs, 3, limits=[([0, 1], 1), ([0, 2], 1)]) == (0, 1, 1)   # 7 are more than 5
+    assert choose(times, costs, 3, limits=[([0, 1, 2], 0)]) == (0, 0, 0)
+    assert choose(times, [[1.0, 0.0]] * 3, 0, limits=[([1], 0)]) is None               # it may not, and has to
+
+
 def test_costs_and_times_may_be_tiny() -> None:
     assert choose([[1e-9, 2e-9], [1e-9, 2e-9]], [[1e-12, 0], [2e-12, 0]], 1.5e-12) == (0, 1)
 
