@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/pruning"), help="what is made is kept here")
     parser.add_argument("--trained", type=Path, default=Path("build/models"), help="where the reference models are")
     parser.add_argument("--macs", type=float, default=MACS, help="share of the multiply-accumulates to keep")
+    parser.add_argument("--samples", type=int, help="to train on, in place of the model's own number")
+    parser.add_argument("--epochs", type=int, help="to train for, in place of the model's own number")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--again", action="store_true", help="make rows that there are")
     parser.add_argument("--threads", type=int, default=2)
@@ -54,7 +56,7 @@ def main() -> None:
         if "prepare" in options.steps:
             _run("models", name, folder, options.trained.resolve())
             prepare(read_case(folder))
-        case = read_case(folder)
+        case = read_case(folder, options.samples, options.epochs)
         if "train" in options.steps:
             for seed in options.seeds:
                 for method in methods:
@@ -74,12 +76,12 @@ def _wanted(pairs: Sequence[str]) -> dict[str, list[str]]:
     return wanted
 
 
-def read_case(folder: Path) -> dict[str, Any]:
-    """With what this comparison trains on; written again for the processes."""
+def read_case(folder: Path, samples: int | None = None, epochs: int | None = None) -> dict[str, Any]:
+    """With what this comparison trains on, or what is asked for; written again for the processes."""
     file = folder / "case.json"
     case: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    samples, epochs = TRAINED[case["name"]]
-    case |= {"folder": str(folder), "samples": samples, "epochs": epochs}
+    own = TRAINED[case["name"]]
+    case |= {"folder": str(folder), "samples": samples or own[0], "epochs": epochs or own[1]}
     file.write_text(json.dumps(case, indent=1), encoding="utf-8")
     return case
 
@@ -99,13 +101,18 @@ def prepare(case: dict[str, Any]) -> None:
 def train(case: Mapping[str, Any], method: str, seed: int, options: argparse.Namespace) -> None:
     """One row, where there is none."""
     key = f"{options.macs:g}"
-    held = read()["models"].get(case["name"], {}).get("results", {}).get(key, {}).get(method, {}).get("seeds", {})
-    if str(seed) in held and not options.again:
+    ways = read()["models"].get(case["name"], {}).get("results", {}).get(key, {})
+    if str(seed) in ways.get(method, {}).get("seeds", {}) and not options.again:
         return
-    made = json.loads(_run("recovery", Path(case["folder"]) / "case.json", method, str(seed), key))
+    ours = ways.get("ours", {}).get("seeds", {}).get(str(seed), {})
+    if method == "scratch" and not ours:
+        raise SystemExit(f"{case['name']}: ours goes first, whose shape and time the network from scratch has")
+    made = json.loads(_run("recovery", Path(case["folder"]) / "case.json", method, str(seed), key,
+                           str(ours.get("processor_s", 0))))
     record = read()
     model = record["models"].setdefault(case["name"], {"results": {}})
-    model |= {name: case[name] for name in ("metric", "network", "samples", "epochs")}
+    model |= {name: case[name] for name in ("metric", "network")}
+    made |= {name: case[name] for name in ("samples", "epochs")}
     kept = model["results"].setdefault(key, {}).setdefault(method, {"seeds": {}})
     kept |= {name: made.pop(name) for name in ("macs_kept", "params_kept", "before") if name in made}
     kept["seeds"][str(seed)] = made

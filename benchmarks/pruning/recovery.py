@@ -1,16 +1,18 @@
 """One way to a smaller network, and what it answers right before and after it was trained for a while.
 
-    python -m benchmarks.pruning.recovery CASE METHOD SEED MACS
+    python -m benchmarks.pruning.recovery CASE METHOD SEED MACS SECONDS
 
 CASE is the ``case.json`` of a model. Prints the row on standard output, and leaves engines for OpenVINO beside the
 case, in ``built-MACS/METHOD/GRAPH`` those of the first seed, which are timed. Scores are those of the engines on the
-whole validation set. The pruned network learns from the original's answers (``compress.distill`` as it is by default),
-one of the same shape from scratch from the labels, as its own kind of network is trained in ``compress.zoo``; both on
-the same samples for the same number of epochs.
+whole validation set. The pruned network learns from the original's answers (``compress.distill`` as it is by default)
+on some of the training set, one of the same shape from scratch from the labels of the same samples, as its own kind of
+network is trained in ``compress.zoo``, for SECONDS of the processor's time, which is what ours took. The demo's has all
+images of the training set for that, and asks its own questions about them.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -26,6 +28,7 @@ import numpy as np
 from benchmarks.peers.engines import Result, found, whole
 from benchmarks.pruning.methods import TARGET, exported, pruned, untrained
 from benchmarks.pruning.models import WIDE
+from compress.zoo.samples import count_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,12 +39,13 @@ if TYPE_CHECKING:
     from compress.zoo.tasks import Tasks
 
 BATCH = 64
+TRIED = 8               # steps that tell how long one takes
 SHAPE_OF = "ours"       # whose shape the network from scratch has
 INT8 = ("ours",)
 SCORES = "scores.npy"   # beside the engines: those of each sample
 
 
-def row(case: Mapping[str, Any], method: str, seed: int, macs: float) -> dict[str, Any]:
+def row(case: Mapping[str, Any], method: str, seed: int, macs: float, seconds: float) -> dict[str, Any]:
     """What is kept of ``case``'s network, its scores, and how long it trained."""
     import compress
     from calibration import open_set
@@ -58,7 +62,7 @@ def row(case: Mapping[str, Any], method: str, seed: int, macs: float) -> dict[st
         made["before"] = score(case, small, into)
     started = time.process_time()
     if method == "scratch":
-        learnt = from_scratch(case, untrained(small, seed), train, seed)
+        learnt = from_scratch(case, untrained(small, seed), train, seed, seconds)
     else:
         config = compress.DistillConfig(epochs=case["epochs"], batch_size=BATCH, seed=seed)
         learnt = compress.distill(small, model, train, config=config).model
@@ -121,33 +125,50 @@ def score(case: Mapping[str, Any], model: Model, into: Path) -> dict[str, Any]:
     return told
 
 
-def from_scratch(case: Mapping[str, Any], model: Model, data: CalibrationSet, seed: int) -> Model:
-    """``model`` trained on the labels as ``compress.zoo`` trains its kind."""
+def from_scratch(case: Mapping[str, Any], model: Model, data: CalibrationSet, seed: int, seconds: float) -> Model:
+    """``model`` trained on the labels as ``compress.zoo`` trains its kind, for so long of the processor's time.
+
+    A few steps of a copy tell how many that is: both ways end with the learning rate at zero.
+    """
     from compress.factory import build_module
 
+    train = _fit if case["name"] in WIDE else _train_demo
     network = build_module(model).train().requires_grad_(True)
-    if case["name"] in WIDE:
-        _fit(case, network, data, seed)
-    else:
-        from compress.zoo import digits_questions
-        from compress.zoo.training import TrainConfig, train
-
-        images, digits = digits_questions.splits()["train"]
-        steps = case["epochs"] * -(-len(data) // BATCH)
-        config = TrainConfig(seed=seed)
-        train(network, images, digits,  # type: ignore[arg-type]
-              dataclasses.replace(config, epochs=(steps + 0.5) * config.batch / len(images)))
+    started = time.process_time()
+    tried = train(case, copy.deepcopy(network), data, seed, None)
+    train(case, network, data, seed, tried * seconds / (time.process_time() - started))
     return exported(model, network.eval())
 
 
-def _fit(case: Mapping[str, Any], network: nn.Module, data: CalibrationSet, seed: int) -> None:
+def _train_demo(
+    case: Mapping[str, Any], network: nn.Module, data: CalibrationSet, seed: int, epochs: float | None
+) -> float:  # fmt: skip
+    """As the demo's network: several new questions about each image at every step, deformed. Returns the epochs."""
+    from compress.zoo import digits_questions
+    from compress.zoo.training import TrainConfig, train
+
+    images, digits = digits_questions.splits()["train"]
+    few = TRIED * TrainConfig().batch / len(images)
+    config = TrainConfig(seed=seed, epochs=few if epochs is None else epochs)
+    train(network, images, digits, config)  # type: ignore[arg-type]
+    return config.epochs
+
+
+def _fit(case: Mapping[str, Any], network: nn.Module, data: CalibrationSet, seed: int, epochs: float | None) -> float:
+    """As the other reference models: whole epochs. Returns how many."""
     from compress.zoo import get_reference
     from compress.zoo.fitting import fit
     from compress.zoo.tasks import loss_of
 
     reference = get_reference(case["name"])
-    config = dataclasses.replace(reference.fit, epochs=case["epochs"], rate=WIDE[case["name"]].rate, seed=seed)
-    fit(network, parts(data, reference.tasks), functools.partial(loss_of, tasks=reference.tasks), config)
+    learnt = parts(data, reference.tasks)
+    config = dataclasses.replace(reference.fit, rate=WIDE[case["name"]].rate, seed=seed,
+                                 epochs=1 if epochs is None else max(1, round(epochs)))
+    if epochs is None:
+        sizes = np.cumsum([count_of(target) for _, target in learnt])
+        learnt = learnt[:int(np.searchsorted(sizes, reference.fit.batch * TRIED)) + 1]
+    fit(network, learnt, functools.partial(loss_of, tasks=reference.tasks), config)
+    return config.epochs if epochs is not None else sum(count_of(target) for _, target in learnt) / len(data)
 
 
 def parts(data: CalibrationSet, tasks: Tasks) -> Parts:
@@ -161,9 +182,9 @@ def parts(data: CalibrationSet, tasks: Tasks) -> Parts:
 
 
 def main() -> None:
-    file, method, seed, macs = sys.argv[1:]
+    file, method, seed, macs, seconds = sys.argv[1:]
     case = json.loads(Path(file).read_text(encoding="utf-8"))
-    print(json.dumps(row(case, method, int(seed), float(macs))))
+    print(json.dumps(row(case, method, int(seed), float(macs), float(seconds))))
 
 
 if __name__ == "__main__":
