@@ -10,10 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.model import Model
+from compress.prune.sparsity import masked
 
 
 def with_weights(model: Model, trained: Mapping[str, Tensor]) -> Model:
-    """``model`` with the tensors of ``trained`` in place of its own; tied weights stay tied, ``model`` as it was."""
+    """``model`` with the tensors of ``trained`` in place of its own; tied weights stay tied, ``model`` as it was.
+
+    Weights in the 2:4 pattern keep their zeros, whatever ``trained`` has there.
+    """
+    trained = masked(model.weights, model.channels.get("sparse", ()), trained)
     owners = {storage(model.weights[name]): value for name, value in trained.items()}
     weights = {name: owners.get(storage(value), value) for name, value in model.weights.items()}
     graphs = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,16 @@ class Traced:
         with torch.no_grad():
             outputs, _ = self.run({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()})
         return {name: value.numpy() for name, value in outputs.items()}
+
+
+def keep_zeros(bound: Bound, names: Iterable[str]) -> None:
+    """What is zero in these parameters has no gradient from now on: without weight decay AdamW leaves it there."""
+    parameters = bound.named()
+    for name in names:
+        if name in parameters:
+            parameter = parameters[name]
+            left = (parameter.detach() != 0).to(parameter.dtype)
+            parameter.register_hook(functools.partial(torch.mul, left))  # type: ignore[no-untyped-call]
 
 
 def bind(model: Model, features: Sequence[Feature] = ()) -> Bound:

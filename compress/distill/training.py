@@ -10,7 +10,7 @@ import numpy as np
 from calibration import CalibrationSet
 from compress.distill import DistillResult
 from compress.distill.batches import Batches
-from compress.distill.bound import bind
+from compress.distill.bound import bind, keep_zeros
 from compress.distill.checkpoint import Checkpoint, run_key
 from compress.distill.config import DistillConfig
 from compress.distill.criterion import Criterion
@@ -64,6 +64,7 @@ def train_student(
     tokens = teacher_tokens(teacher, data, lambda text: report(0, config.epochs, text))
     batches = Batches(data, size, config.seed, labels=labels, more=tokens, share=(workers.rank, workers.count))
     module = bind(student, matched.student)
+    keep_zeros(module, student.channels.get("sparse", ()))
     folder = None if scratch is None else scratch / f"teacher-{workers.rank}"
     with Teacher(
         bind(teacher, matched.teacher), batches, epochs=config.epochs, precision=config.precision, folder=folder,

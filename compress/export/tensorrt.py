@@ -22,6 +22,7 @@ from typing import Any
 from compress.errors import CompressError
 from compress.export.building import OnnxFile, new_folder, read_onnx
 from compress.export.rtx_libraries import RtxLibraries, ensure_rtx_libraries
+from compress.export.sparsity import sparse_weights
 from compress.targets import Target
 from runtimes.built import RECIPE_FORMAT, RECIPE_VERSION, run_builder
 from runtimes.engine import Engine, Precision, write_engine
@@ -30,6 +31,7 @@ from runtimes.records import write_json
 from runtimes.spec import TensorSpec
 
 BUILD_TIMEOUT_S = 1800
+SPARSE = "SPARSE_WEIGHTS"                  # the builder's flag: weights in the 2:4 pattern may go to sparse kernels
 FIRST_STRONG = (10, 0)                     # the TensorRT release whose networks can be strongly typed
 
 # Highest opset -> TensorRT release: docs/operators.md of onnx/onnx-tensorrt; that of 10.0 lists INT4, new in opset 21
@@ -77,16 +79,18 @@ def build(
 
 def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, precision: Precision) -> Made:
     libraries = ensure_rtx_libraries()
+    data = _typed(source, target, precision)
+    sparse, of = sparse_weights(data)
     job: dict[str, Any] = {
         "module": libraries.module,
         "python_path": None if libraries.python_path is None else str(libraries.python_path),
         "typing": "strong",
-        "flags": [],
+        "flags": [SPARSE] if sparse else [],
         "workspace_mib": None,
         "profile": profile,
         "inspect": False,
     }
-    result = _run_builder(_typed(source, target, precision), job, libraries, source, into)
+    result = _run_builder(data, job, libraries, source, into)
     varying = "" if result["fixed_addresses"] else "; at random addresses: a second build may differ in tensors' names"
     return {
         "entry": "model.engine",
@@ -95,6 +99,7 @@ def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, p
         "notes": [
             "built ahead of time, without a GPU: never run or inspected, so the layers' real precision is unverified"
             + varying,
+            *([_told(sparse, of)] if sparse else []),
             f"layers of the parsed network: {_counts(result['layers'])}",
             f"tensors of the parsed network: {_counts(result['tensors'])}",
             *(f"warning of the builder: {text}" for text in dict.fromkeys(result["warnings"])),
@@ -103,7 +108,8 @@ def _build_rtx(source: OnnxFile, target: Target, into: Path, profile: Profile, p
 
 
 def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile, precision: Precision) -> Made:
-    how = recipe(source.path, source.opset, target, profile, precision)
+    sparse, of = sparse_weights(source.read())
+    how = recipe(source.path, source.opset, target, profile, precision, sparse=bool(sparse))
     data = _typed(source, target, precision) if how["typing"] == "strong" else source.read()
     (into / "model.onnx").write_bytes(data)
     write_json(into / "build.json", how)
@@ -111,15 +117,18 @@ def _write_recipe(source: OnnxFile, target: Target, into: Path, profile: Profile
         "entry": "model.onnx",
         "built_with": {},
         "state": "build on the device",
-        "notes": ["the engine is built from model.onnx on the device, as build.json says; written, never run"],
+        "notes": ["the engine is built from model.onnx on the device, as build.json says; written, never run",
+                  *([_told(sparse, of)] if sparse else [])],
     }
 
 
-def recipe(onnx: Path, opset: int, target: Target, profile: Profile, precision: Precision) -> dict[str, Any]:
+def recipe(
+    onnx: Path, opset: int, target: Target, profile: Profile, precision: Precision, *, sparse: bool = False
+) -> dict[str, Any]:
     """How the engine is built on the device (format ``compress.build``), read by :mod:`runtimes.built`.
 
-    ``typing`` follows the release of TensorRT in the target's row; ``releases`` are those the file can be built with,
-    ``trtexec`` the same build by hand.
+    ``sparse`` says that weights are in the 2:4 pattern. ``typing`` follows the release of TensorRT in the target's row;
+    ``releases`` are those the file can be built with, ``trtexec`` the same build by hand.
     """
     oldest = next((version for highest, version in sorted(_OLDEST_PARSER.items()) if opset <= highest), None)
     if oldest is None:
@@ -137,6 +146,7 @@ def recipe(onnx: Path, opset: int, target: Target, profile: Profile, precision: 
     workspace_mib = target.memory_gib * _MIB_PER_GIB // 4 if target.memory_gib else None  # the GPU shares the memory
     allowed = {"INT8": precision == "int8", "FP16": _half(target, precision)}
     flags = [] if strong else [flag for flag, wanted in allowed.items() if wanted]
+    flags += [SPARSE] if sparse else []
     return {
         "format": RECIPE_FORMAT,
         "version": RECIPE_VERSION,
@@ -154,7 +164,8 @@ def recipe(onnx: Path, opset: int, target: Target, profile: Profile, precision: 
 
 def _trtexec(strong: bool, flags: list[str], profile: Profile, workspace_mib: int | None) -> str:
     command = ["trtexec", "--onnx=model.onnx", "--saveEngine=model.engine", "--skipInference"]
-    command += ["--stronglyTyped"] if strong else [f"--{flag.lower()}" for flag in flags]
+    command += ["--stronglyTyped"] if strong else [f"--{flag.lower()}" for flag in flags if flag != SPARSE]
+    command += ["--sparsity=enable"] if SPARSE in flags else []
     if workspace_mib:
         command.append(f"--memPoolSize=workspace:{workspace_mib}M")
     if any(low != high for low, _, high in profile.values()):  # trtexec refuses shapes for a static model
@@ -162,6 +173,10 @@ def _trtexec(strong: bool, flags: list[str], profile: Profile, workspace_mib: in
             shapes = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in profile.items())
             command.append(f"--{kind}Shapes={','.join(shapes)}")
     return shlex.join(command)
+
+
+def _told(sparse: int, of: int) -> str:
+    return f"{sparse} of {of} weights are 2:4 sparse: TensorRT may use its sparse kernels, where it finds them faster"
 
 
 def _half(target: Target, precision: Precision) -> bool:

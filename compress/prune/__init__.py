@@ -77,11 +77,19 @@ class PruneConfig:
         default=None, metadata={"help": "remove the rows of token embeddings, and of the layers that score tokens, "
                                         "that no data uses: 'used', or the most rows that may stay; ids keep their "
                                         "numbers"})
+    sparsity: Literal["2:4"] | None = field(
+        default=None, metadata={"help": "zero two of every four neighbouring inputs of the weights of Linear layers "
+                                        "and convolutions, for TensorRT's sparse kernels; others gain nothing"})
     sensitivity: bool = field(
         default=False, metadata={"help": "measure as well what each component, modality and group costs that alone "
                                          "keeps 75, 50 and 25 % of its widths"})
 
     def __post_init__(self) -> None:
+        if self.sparsity not in (None, "2:4"):
+            raise CompressError(f"prune: sparsity={self.sparsity!r} is unknown: give 2:4")
+        if self.sensitivity and self.sparsity is not None and all(getattr(self, name) is None for name in GOALS):
+            raise CompressError("prune: sensitivity looks at channels and heads, of which sparsity alone removes none: "
+                                "give another goal too")
         if self.vocabulary not in (None, "used") and (self.rows or 0) < 1:
             raise CompressError(f"prune: vocabulary={self.vocabulary!r}: give 'used', or the most rows that may stay")
         if self.sensitivity and self.vocabulary is not None and not any(getattr(self, name) for name in GOALS):
@@ -128,6 +136,17 @@ class PruneConfig:
     @property
     def by_latency(self) -> bool:
         return self.speedup is not None or self.max_latency_ms is not None
+
+    def check_sparsity(self) -> None:
+        """Refuse sparse weights for a target that has no kernels for them."""
+        from compress.targets import get_target
+
+        if self.sparsity is not None and self.target is not None:
+            target = get_target(self.target)
+            if target.backend not in ("tensorrt", "tensorrt_rtx"):
+                raise CompressError(
+                    f"prune: sparsity={self.sparsity} is of use on TensorRT alone, and {target.name!r} runs on "
+                    f"{target.backend}: it would cost accuracy and gain nothing: leave it out")
 
     def limit_ms(self, original_ms: float) -> float:
         """The most that the engine may take, where the original's takes this."""
@@ -213,6 +232,7 @@ class PruneResult:
     timed: TimedPrune | None = None              # where the goal was a latency
     vocabularies: tuple[PrunedVocabulary, ...] = ()
     curves: Curves | None = None                 # where sensitivity was asked for
+    sparse: tuple[str, ...] = ()                 # weights in the 2:4 pattern
 
     @property
     def gave_nothing(self) -> tuple[str, ...]:
@@ -226,6 +246,8 @@ class PruneResult:
             more["latency"] = {**vars(self.timed), "speedup": self.timed.speedup}
         if self.vocabularies:
             more["vocabularies"] = [{**vars(one), "heads": list(one.heads)} for one in self.vocabularies]
+        if self.sparse:
+            more["sparse"] = list(self.sparse)
         if self.curves is not None:
             more["sensitivity"] = self.curves.to_json()
         return {
@@ -277,6 +299,10 @@ def prune(
     from runtimes.spec import largest_batch
 
     needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
+    if config.sparsity is not None:
+        config.check_sparsity()
+        return _prune_then_sparsify(model, data, config, factory=factory, tables=tables, corpus=corpus,
+                                    validation=validation, metric=metric, progress=progress)
     module, calls = _module(model, factory)
     if config.vocabulary is not None:
         smaller = _prune_vocabulary(model, module, calls, data, config, corpus)
@@ -305,8 +331,8 @@ def prune(
         for path, changed in pruned.attributes.items():
             attributes.setdefault(path, {}).update(changed)
         gone = {"absent": pruned.absent} if pruned.absent else {}
-        return export_pruned(model, pruned.module, calls,
-                             channels={**model.channels, "attributes": attributes, **gone})
+        kept = {name: held for name, held in model.channels.items() if name != "sparse"}     # the fours are others now
+        return export_pruned(model, pruned.module, calls, channels={**kept, "attributes": attributes, **gone})
 
     curves = None
     if config.sensitivity:
@@ -327,6 +353,39 @@ def prune(
         model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
         macs_after=after.total.macs, components=_changes(before, after), skipped=pruned.skipped, check=pruned.check,
         timed=timed, curves=curves)
+
+
+def _prune_then_sparsify(
+    model: Model, data: CalibrationSet, config: PruneConfig, *, factory: str | None, **more: Any,
+) -> PruneResult:
+    """What else is asked for, if anything is, and of what is left two of every four weights less."""
+    from compress.complexity import count_model
+    from compress.prune.exporting import export_pruned
+    from compress.prune.sparsity import make_sparse, sparse_layers
+    from compress.steps import graph_feeds
+    from runtimes.spec import largest_batch
+
+    if any(getattr(config, name) is not None for name in (*GOALS, "vocabulary")):
+        result = prune(model, data, replace(config, sparsity=None), factory=factory, **more)
+    else:
+        whole = count_model(model)
+        result = PruneResult(model=model, removed={}, groups=(), macs_before=whole.total.macs, skipped={}, check=0.0,
+                             macs_after=whole.total.macs, components=_changes(whole, whole))
+    left = result.model
+    module, calls = _module(left, factory)
+    paths = sparse_layers(module, config.protect)
+    if not paths:
+        raise CompressError(f"model {left.name!r} has no weight of whole fours of inputs that can be 2:4 sparse: leave "
+                            "out sparsity, or list less in protect")
+
+    def batches(size: int) -> Iterator[GraphFeeds]:
+        most = size if left.chain is None else largest_batch(left.inputs, size)
+        return (graph_feeds(left, feed) for feed in data.batches(most))
+
+    make_sparse(module, paths, calls, batches, config.samples)
+    names = tuple(sorted(f"{path}.weight" for path in paths))
+    return replace(result, sparse=names,
+                   model=export_pruned(left, module, calls, channels={**left.channels, "sparse": list(names)}))
 
 
 def _prune_vocabulary(

@@ -66,6 +66,41 @@ def test_recipe_of_an_int8_engine(tmp_path: Path) -> None:
     }
 
 
+def _sparse(path: Path) -> Path:
+    """The file with half of every four inputs of its weight zero."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        if array.ndim == 2:
+            array[::4], array[1::4] = 0, 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def test_weights_in_the_2_4_pattern_set_the_builders_flag(tmp_path: Path) -> None:
+    for number, (make, precision) in enumerate(((tiny.floating, "fp16"), (tiny.quantized, "int8"))):
+        recipe = _recipe(_sparse(make(tmp_path / f"{number}.onnx")), tmp_path / str(number), precision)  # type: ignore[arg-type]
+        assert recipe["flags"] == ["SPARSE_WEIGHTS"]
+        assert "--stronglyTyped --sparsity=enable" in recipe["trtexec"]
+        assert read_engine(tmp_path / str(number)).notes[-1].startswith("1 of 1 weights are 2:4 sparse")
+    older = dataclasses.replace(NANO, tensorrt="8.6", opset=17)
+    weak = _recipe(_sparse(tiny.floating(tmp_path / "17.onnx", opset=17)), tmp_path / "e16", "fp16", older)
+    assert weak["flags"] == ["FP16", "SPARSE_WEIGHTS"]
+    assert "--fp16 --sparsity=enable" in weak["trtexec"]
+
+
+@pytest.mark.usefixtures("_rtx")
+def test_an_engine_of_sparse_weights_is_built_with_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = []
+    run = module.run_builder
+    monkeypatch.setattr(module, "run_builder", lambda data, job, *rest: (jobs.append(job), run(data, job, *rest))[1])
+    engine = _build(_sparse(tiny.quantized(tmp_path / "q.onnx")), tmp_path / "sparse", "int8")
+    _build(tiny.quantized(tmp_path / "q.onnx"), tmp_path / "dense", "int8")
+    assert [job["flags"] for job in jobs] == [["SPARSE_WEIGHTS"], []]
+    assert "1 of 1 weights are 2:4 sparse" in engine.notes[1]
+
+
 def test_a_strongly_typed_file_is_written_in_the_types_of_its_engine(tmp_path: Path) -> None:
     floating, quantized = tiny.floating(tmp_path / "f.onnx"), tiny.quantized(tmp_path / "q.onnx")
     assert (_recipe(floating, tmp_path / "fp32", "fp32")["typing"], _types(tmp_path / "fp32")) == ("strong", {"FLOAT"})
