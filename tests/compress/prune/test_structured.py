@@ -226,4 +226,4 @@ def test_samples_bounds_what_importance_reads(networks, calls):
             yield {"forward": [{"x": np.zeros((size, 5, 32), np.float32)}]}
 
     prune_module(networks.Block(), calls, batches, {}, PruneConfig(samples=40))
-    assert next(read) == 1 + 1 + 2  # a batch for the check, one to trace with; 40 samples in batches of 32
+    assert next(read) == 1 + 1 + 3  # a batch for the check, one to trace with; 40 samples in batches of 16
