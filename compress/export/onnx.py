@@ -17,6 +17,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.export.components import component_of_nodes, component_prefix
+from compress.export.decomposed import decomposed
 from compress.export.onnxdata import onnx_parts, size_of, write_parts
 from compress.export.recurrent import TRANSLATIONS, fold_recurrent_weights
 from compress.export.tables import gather_integers
@@ -44,12 +45,13 @@ def write_onnx(
     names = [spec.name for spec in graph.inputs]
     if has_groups(graph.program):
         opset = max(opset, FIRST_OPSET)
+    translations = {**TRANSLATIONS, **GROUPS}
     try:
         with _quiet():
             exported = torch.onnx.export(
-                graph.program, dynamo=True, opset_version=opset, input_names=names,
+                decomposed(graph.program, translations), dynamo=True, opset_version=opset, input_names=names,
                 output_names=[spec.name for spec in graph.outputs], optimize=True, verbose=False,
-                custom_translation_table={**TRANSLATIONS, **GROUPS},
+                custom_translation_table=translations,
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever went wrong in its own hierarchy
         cause: BaseException = error

@@ -1,0 +1,75 @@
+"""A program as torch's ONNX exporter wants it: made of operators that it has a translation for, none of them in place.
+
+The exporter gets there by tracing every program once more, which takes it as long as all the rest. A program that is
+made of such operators already, as those that have been quantized mostly are, is given to it as one that need not be.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.onnx._internal.exporter import _decomp, _registration
+
+aten = torch.ops.aten
+_DROPPED = {     # checks, which the exporter removes
+    aten._assert_async.msg, aten._assert_scalar.default, aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range_for_size.default,
+}  # fmt: skip
+
+
+class _Decomposed(ExportedProgram):
+    """A program that decomposes into itself."""
+
+    def run_decompositions(self, *_: Any, **__: Any) -> ExportedProgram:
+        return self
+
+
+def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> ExportedProgram:
+    """``program`` for the exporter: a copy that it traces no more where it need not, or itself.
+
+    Args:
+        program: is left as it is, which the exporter does not promise.
+        translated: operators of our own that have a translation.
+    """
+    module = GraphModule(program.graph_module, copy.deepcopy(program.graph_module.graph))
+    module.meta.update(program.graph_module.meta)
+    for node in module.graph.nodes:
+        _copy_cast(node)
+    known = _torchs() | set(translated)
+    if not all(_is_known(node, known) for node in module.graph.nodes):
+        return program
+    return _Decomposed(
+        root=module, graph=module.graph, graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=program.state_dict, constants=program.constants, range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph, example_inputs=program.example_inputs,
+    )  # fmt: skip
+
+
+@functools.cache
+def _torchs() -> frozenset[Any]:
+    """What the exporter can translate."""
+    return frozenset(_decomp.get_onnx_implemented_overloads(_registration.ONNXRegistry.from_torchlib()))
+
+
+def _is_known(node: Node, known: Collection[Any]) -> bool:
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    if node.target in _DROPPED or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return node.target in known and not (schema is not None and schema.is_mutable)
+
+
+def _copy_cast(node: Node) -> None:
+    """``to`` may give its input back; the exporter knows the one that always copies."""
+    if node.target is aten.to.dtype and len(node.args) == 2:
+        node.kwargs = {"dtype": node.args[1]}
+        node.args = node.args[:1]
+        node.target = aten._to_copy.default
