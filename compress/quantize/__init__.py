@@ -128,7 +128,7 @@ def quantize(
         config: see :class:`QuantizeConfig`.
         statistics: a folder that keeps what a pass over the samples finds: one that was killed goes on, and other
             ranges are chosen without another; see :mod:`compress.quantize.statistics`.
-        progress: called with (samples done, samples in all), then, where rounding is learned, with (layers done, in all).
+        progress: called with (samples done, samples in all); then, where rounding is learned, with layers.
 
     Raises:
         CompressError: if the model is quantized already, nothing in it can be, a graph has no samples, or an activation

@@ -23,6 +23,7 @@ from compress.quantize.views import SAME_VALUES
 from runtimes.spec import Feed, TensorSpec, largest_batch
 
 BATCH = 32
+LARGEST = 1 << 26       # values of a tensor in a batch of several samples
 STEPS = 32      # of a decoder on each sample: what tokens do to the ranges shows in the first ones
 
 
@@ -49,6 +50,7 @@ class Collector:
         self.tensors: dict[str, TensorStatistics] = {}      # by the node that computes the values
         self.statistics: dict[str, TensorStatistics] = {}   # by the node that an operator reads
         batch = _batch_symbol(module, graph.inputs)
+        self.at_once = max(1, min(BATCH, LARGEST // _most_values(module, batch)))      # samples in a batch
         for node in sources(module, operators):
             root = _root(node)
             if root.name not in self.tensors:
@@ -123,7 +125,8 @@ class _Watch(nn.Module):
 
 def collect(
     run: Callable[[Feed], object], inputs: Sequence[TensorSpec], data: CalibrationSet,
-    progress: Callable[[int], None] | None = None, *, done: int = 0, before: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None, *, done: int = 0, at_once: int = BATCH,
+    before: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """Give ``run`` every sample of ``data``, as many at a time as ``inputs`` allow; told how many are done.
 
@@ -133,10 +136,11 @@ def collect(
         data: the samples.
         progress: called after each feed with the number of samples done.
         done: samples that were done before: they are left out.
+        at_once: the most samples in a feed.
         before: called before each feed, with the places of its first sample and behind its last.
     """
     start = 0
-    for feed in data.batches(largest_batch(inputs, BATCH)):
+    for feed in data.batches(largest_batch(inputs, at_once)):
         end = start + feed[inputs[0].name].shape[inputs[0].batch_axis or 0]
         if end > done:
             if before is not None:
@@ -185,6 +189,19 @@ def _batch_symbol(module: GraphModule, inputs: Sequence[TensorSpec]) -> Any:
         if isinstance(size, torch.SymInt):
             return size.node.expr
     return None
+
+
+def _most_values(module: GraphModule, batch: Any) -> int:
+    """Values of the largest tensor that ``module`` makes of one sample, with other dynamic sizes as in its example."""
+    values = [node.meta.get("val") for node in module.graph.nodes]
+    sizes = [value.numel() for value in values if isinstance(value, Tensor)]
+    most = 1
+    for size in sizes:
+        if isinstance(size, torch.SymInt) and batch in size.node.expr.free_symbols:
+            known = size.node.shape_env.backed_var_to_val
+            given = {symbol: known.get(symbol, 1) for symbol in size.node.expr.free_symbols}
+            most = max(most, int(size.node.expr.subs({**given, batch: 1})))
+    return most
 
 
 def _batch_axis(node: Node, batch: Any) -> int | None:

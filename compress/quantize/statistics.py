@@ -74,7 +74,8 @@ def gather(
 
         run = collecting_chain(model, collectors) if name == CHAIN else collectors[name]
         inputs = model.inputs if name == CHAIN else model.graphs[name].inputs
-        collect.collect(run, inputs, own.used, functools.partial(told, name), done=done[name], before=place)
+        collect.collect(run, inputs, own.used, functools.partial(told, name), done=done[name], before=place,
+                        at_once=min(collector.at_once for collector in watching))  # fmt: skip
 
 
 def _key(model: Model, sets: Mapping[str, Samples]) -> str:

@@ -12,6 +12,7 @@ from calibration import Histogram, open_set
 from compress.errors import CompressError
 from compress.model import Model
 from compress.quantize import QuantizeConfig, quantize
+from compress.quantize import collect as collect_module
 from compress.quantize.annotate import find_operators
 from compress.quantize.collect import Collector, collect
 from compress.quantize.schemes import get_scheme
@@ -88,3 +89,20 @@ def test_progress_counts_samples() -> None:
     told: list[tuple[int, int]] = []
     quantize(model, samples(model, 70), scheme="x86-vnni", progress=lambda done, total: told.append((done, total)))
     assert told == [(32, 70), (64, 70), (70, 70)]
+
+
+def test_large_tensors_are_collected_a_few_samples_at_a_time() -> None:
+    """The largest has 4 values a sample, whatever the weights have: of 23 values there is room for 5 samples."""
+    model = make(TwoReaders)
+    told: list[int] = []
+    with mock.patch.object(collect_module, "LARGEST", 23):
+        few = quantize(model, samples(model, 12), scheme="x86-vnni", progress=lambda done, _: told.append(done))
+    assert told == [5, 10, 12]
+    many = quantize(model, samples(model, 12), scheme="x86-vnni")
+    assert few.model.quantization is not None
+    assert many.model.quantization is not None
+    for name, ends in many.model.quantization.ranges["forward"].items():
+        np.testing.assert_allclose(few.model.quantization.ranges["forward"][name], ends, rtol=0.02)
+    with mock.patch.object(collect_module, "LARGEST", 1):
+        quantize(model, samples(model, 2), scheme="x86-vnni", progress=lambda done, _: told.append(done))
+    assert told == [5, 10, 12, 1, 2]
