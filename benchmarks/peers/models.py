@@ -2,10 +2,11 @@
 
     python -m benchmarks.peers.models NAME FOLDER TRAINED
 
-Trained are the reference models of ``compress.zoo``. For their speed alone there are, with random weights, a CLIP
-ViT-B/32 and a Whisper of the base size as transformers builds them, and a MobileNetV2 beside a small text tower. In the
-folder of a case there is its model file, and of every graph the fp32 ONNX and the feeds it sees in the float chain on
-the calibration samples: what this project is given are the model file and the samples, the peers get ONNX and feeds.
+Trained are the reference models of ``compress.zoo``, and the dual encoder with uneven channels. For their speed alone
+there are, with random weights, a CLIP ViT-B/32 and a Whisper of the base size as transformers builds them, and a
+MobileNetV2 beside a small text tower. In the folder of a case there is its model file, and of every graph the fp32 ONNX
+and the feeds it sees in the float chain on the calibration samples: what this project is given are the model file and
+the samples, the peers get ONNX and feeds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.peers.uneven import UNEVEN
 from compress.zoo import MODELS
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 300
 RANDOM = {"clip-b32": 300, "whisper-base": 32, "mobilenet-text": 300}     # name -> calibration samples
-CASES = (*MODELS, *RANDOM)
+CASES = (*MODELS, UNEVEN.name, *RANDOM)
 
 
 def prepare(name: str, folder: Path, trained: Path) -> None:
@@ -52,8 +54,12 @@ def _trained(name: str, source: Path) -> dict[str, Any]:
     from calibration import open_set
     from compress import load
     from compress.zoo import make
+    from compress.zoo.reference import make_reference
 
-    make(name, source)
+    if name == UNEVEN.name:
+        make_reference(UNEVEN, source)
+    else:
+        make(name, source)
     recipe = yaml.safe_load((source / "recipe.yaml").read_text(encoding="utf-8"))
     data = open_set(source / "calibration", load(source / "model.pt").inputs)
     return {
@@ -124,7 +130,7 @@ def _samples(folder: Path, **arrays: np.ndarray) -> None:
     write(folder / "calibration", arrays)
 
 
-def clip(folder: Path) -> Model:
+def clip(folder: Path, samples: int = RANDOM["clip-b32"]) -> Model:
     """ViT-B/32 with pictures of 224x224 and texts of 77 tokens, a graph for each tower."""
     import numpy as np
     import torch
@@ -146,7 +152,7 @@ def clip(folder: Path) -> Model:
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    image = rng.standard_normal((RANDOM["clip-b32"], 3, 224, 224), dtype=np.float32)
+    image = rng.standard_normal((samples, 3, 224, 224), dtype=np.float32)
     tokens = rng.integers(3, 49000, (len(image), 77))
     _samples(folder, image=image, tokens=tokens)
     graphs = {"image": Graph("see", inputs=("image",)), "text": Graph("read", inputs=("tokens",))}

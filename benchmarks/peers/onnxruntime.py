@@ -1,4 +1,8 @@
-"""ONNX Runtime's static quantizer as its documentation recommends it: preprocessed, Q/DQ, u8 and s8 per channel."""
+"""ONNX Runtime's static quantizer as its documentation recommends it: preprocessed, Q/DQ, u8 and s8 per channel.
+
+With ``plain`` it is what its defaults make: the smallest and the largest value, and one scale for a whole weight. Where
+its preprocessing cannot infer symbolic shapes, it goes without, as its documentation advises.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,14 @@ def quantize(job: GraphJob) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(job.onnx, prepared, auto_merge=True)
+        try:
+            quant_pre_process(job.onnx, prepared, auto_merge=True)
+        except Exception:      # it raises its own and whatever goes wrong inside
+            quant_pre_process(job.onnx, prepared, skip_symbolic_shape=True)
         quantize_static(
-            prepared, job.into / "model.onnx", Reader(job.feeds), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            prepared, job.into / "model.onnx", Reader(job.feeds), quant_format=QuantFormat.QDQ,
+            per_channel=not job.settings.get("plain", False), activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
         )  # fmt: skip
 
 
