@@ -272,7 +272,7 @@ class RoundComponent(Open, frozen=True, kw_only=True):
 
 
 class RoundFigures(Open, frozen=True, kw_only=True):
-    """An engine of a round, timed beside the original's in fp32; ``components_us`` are from the backend's profile."""
+    """An engine of a round, timed beside the original's in fp32; ``components_us`` add up to its latency."""
 
     latency_ms: Positive
     speedup: Positive

@@ -107,13 +107,15 @@ def measure(filing: Filing, original: ModelFile, made: Made, targets: Sequence[T
 def _figures(row: BenchRow) -> dict[str, Any]:
     assert row.latency_ms is not None
     assert row.accuracy is not None
+    times = {name: one.time_us for name, one in row.components.items() if one.time_us is not None}
+    profile = sum(times.values()) or 1.0        # of one run, which others may have disturbed: told as shares of p50
     gain, drop = row.speedup.get("vs_original_fp32"), row.accuracy.drop      # neither of the original itself
     return {
         "latency_ms": row.latency_ms.p50, "score": row.accuracy.value,
         "speedup": gain.ratio if gain else 1.0, "interval": list(gain.interval) if gain else [1.0, 1.0],
         "drop": {"points": drop.points if drop else 0.0, "interval": list(drop.interval) if drop else [0.0, 0.0]},
         "size_bytes": row.size_bytes,
-        "components_us": {name: one.time_us for name, one in row.components.items() if one.time_us is not None},
+        "components_us": {name: 1e3 * row.latency_ms.p50 * time / profile for name, time in times.items()},
     }
 
 

@@ -239,6 +239,8 @@ def test_a_run_that_is_interrupted_goes_on(
         (0, None, None), (1, 0, None), (2, 1, None)]  # fmt: skip
     speeds = [one["speedup"] for one in found["rounds"]]
     assert speeds == sorted(speeds)
+    for own in found["rounds"][2]["measured"]["onnxruntime-cpu"].values():
+        assert sum(own["components_us"].values()) == pytest.approx(1000 * own["latency_ms"])
     assert found["rounds"][2]["components"]["seen"]["modality"] == "sensor"
     parts = found["rounds"][2]["parts"]["x86-vnni"]
     assert {part["kind"] for part in parts} == {"component", "modality"}
