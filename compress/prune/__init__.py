@@ -305,8 +305,8 @@ def prune(
                                     validation=validation, metric=metric, progress=progress)
     module, calls = _module(model, factory)
     if config.vocabulary is not None:
-        smaller = _prune_vocabulary(model, module, calls, data, config, corpus)
-        return _prune_further(model, smaller, data, config, factory=factory, tables=tables, validation=validation,
+        trimmed = _prune_vocabulary(model, module, calls, data, config, corpus)
+        return _prune_further(model, trimmed, data, config, factory=factory, tables=tables, validation=validation,
                               metric=metric, progress=progress)
     if corpus is not None:
         raise CompressError("prune: a corpus says which tokens are used: give a vocabulary too")
