@@ -24,6 +24,9 @@ _DROPPED = {     # checks, which the exporter removes
 }  # fmt: skip
 
 
+_MISTRANSLATED = {aten.chunk.default}      # where it does not divide evenly; the exporter itself never leaves it
+
+
 class _Decomposed(ExportedProgram):
     """A program that decomposes into itself."""
 
@@ -42,13 +45,13 @@ def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> Ex
     module.meta.update(program.graph_module.meta)
     for node in module.graph.nodes:
         _copy_cast(node)
-    known = _torchs() | set(translated)
+    known = (_torchs() | set(translated)) - _MISTRANSLATED
     if not all(_is_known(node, known) for node in module.graph.nodes):
         return program
     return _Decomposed(
         root=module, graph=module.graph, graph_signature=copy.deepcopy(program.graph_signature),
         state_dict=program.state_dict, constants=program.constants, range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph, example_inputs=program.example_inputs,
+        module_call_graph=copy.deepcopy(program.module_call_graph), example_inputs=program.example_inputs,
     )  # fmt: skip
 
 

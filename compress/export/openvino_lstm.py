@@ -3,7 +3,8 @@
 The kernel has one step for what is read and for the state, which is within -1 and 1, and one for the two weights of a
 row; of each it asks the first alone. And it takes the rows' steps in another order of gates than the rows (OpenVINO
 2026.4: with a step for every row an LSTM of width 256 errs by 6.4 % where its rounding makes 1.8). So what is read is
-divided by its range, which goes into its weights, and the four gates of a unit share a step, as do both weights.
+divided by its range, which goes into its weights, and the four gates of a unit share a step, as do both weights. And it
+keeps kernels by the layers' shapes, with the first one's steps: of layers of one shape the first alone is in int8.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ def quantize_lstms(model: Any) -> None:
     """
     from openvino import opset13 as operations
 
+    seen: set[tuple[tuple[int, ...], ...]] = set()
     for layer in model.get_ordered_ops():
         if layer.get_type_name() != "LSTMSequence":
             continue
         reach = _reach(layer.input_value(0))
         read, state = (_constant(layer.input_value(place)) for place in (4, 5))
-        if reach is None or read is None or state is None:
+        if reach is None or read is None or state is None or (read.shape, state.shape) in seen:
             continue
+        seen.add((read.shape, state.shape))
         _bypass(layer.input_value(0))
         _round(layer.input(0), reach, operations)
         shape = layer.input(1).get_partial_shape()

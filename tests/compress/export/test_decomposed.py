@@ -37,7 +37,11 @@ KNOWN = {
     "a size": lambda x: x.reshape(x.shape[0], 2, -1).sum(-1),
     "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(*[x[:, None, None]] * 3),
 }
-UNKNOWN = {"in place": lambda x: x.clone().mul_(3), "composed": lambda x: torch.nn.functional.silu(x, inplace=True)}
+UNKNOWN = {
+    "in place": lambda x: x.clone().mul_(3),
+    "composed": lambda x: torch.nn.functional.silu(x, inplace=True),
+    "uneven chunks": lambda x: torch.cat(x.chunk(3, -1)[::-1], -1),      # two of them
+}
 
 
 @pytest.mark.parametrize("function", KNOWN.values(), ids=KNOWN)

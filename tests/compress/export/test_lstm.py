@@ -254,3 +254,34 @@ def test_a_float_engine_keeps_its_lstms(tmp_path: Path) -> None:
     export(model_of(Reader), get_target("onnxruntime-cpu"), tmp_path / "engine")
     kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "engine/model.onnx").graph.node)
     assert (kinds["LSTM"], kinds["DynamicQuantizeLSTM"]) == (2, 0)
+
+
+class Alike(nn.Module):
+    """LSTMs of one shape, as layers of one, or each for itself."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.LSTM(32, 32, 1 if apart else 2, batch_first=True) for _ in range(1 + apart)])
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for lstm in self.layers:
+            x = lstm(x)[0]
+        return self.head(x)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["layers", "apart"])
+def test_openvino_keeps_kernels_by_shape_so_one_of_a_shape_is_in_int8(tmp_path: Path, apart: bool) -> None:
+    """With the steps of the first for both the answers would be off by as much as they are large."""
+    torch.manual_seed(3)
+    x = np.random.default_rng(0).standard_normal((64, 6, 32), np.float32)
+    model = export_model(Alike(apart).eval(), name="alike", example={"x": x[:2]}, inputs={"x": Input(dims=("batch",))})
+    quantized = quantize(model, open_set([{"x": x}], model.inputs), scheme="x86-vnni").model
+    runner = open_engine(export(quantized, get_target("openvino-cpu"), tmp_path / "engine"), threads=1)
+    try:
+        found, layers = runner.run({"x": x[:9]})["output"], runner.layers()
+    finally:
+        runner.close()
+    wanted = run_program(model, {"x": x[:9]})["output"]
+    assert np.abs(found - wanted).max() < 0.04 * np.abs(wanted).max()
+    assert sorted(layer.precision for layer in layers if layer.type == "RNNSeq") in (["f32", "int8"], ["bf16", "int8"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from compress.model import Graph, Model
+from calibration import open_set
+from compress.model import Graph, Input, Model
 from compress.program import model_runner, run_program
 from compress.quantize import quantize
 from compress.quantize.annotate import find_operators
@@ -31,6 +33,74 @@ def test_a_folded_batch_norm_leaves_the_function() -> None:
         folded.weights["conv.weight"].numpy(), w["conv.weight"] * factor[:, None, None, None], rtol=1e-5
     )
     assert fold(folded) is folded
+
+
+class Kept(nn.Module):
+    """A convolution in front of a batch norm, as ``how`` has it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.other = how, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.norm, self.second = (nn.BatchNorm2d(4, track_running_stats=how != "no statistics") for _ in range(2))
+        for norm in (self.norm, self.second):
+            if how != "no statistics":
+                norm.running_var.uniform_(0.2, 3)  # type: ignore[union-attr]
+                norm.running_mean.normal_()  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        if self.how == "a skip":
+            return made + self.other(torch.relu(self.norm(made)))
+        if self.how == "two norms":
+            return self.other(torch.relu(self.norm(made)) + self.second(made))
+        if self.how == "run twice":
+            return self.other(torch.relu(self.norm(made)) + self.second(self.conv(x * 2)))
+        return self.other(torch.relu(self.norm(made)))
+
+
+@pytest.mark.parametrize("how", ["a skip", "two norms", "run twice", "no statistics"])
+def test_a_convolution_that_something_else_reads_keeps_its_norm(how: str) -> None:
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).standard_normal((4, 3, 6, 6), np.float32)
+    model = export_model(Kept(how).eval(), name="kept", example={"x": image})
+    quantized = quantize(model, open_set([{"x": image}], model.inputs), scheme="x86-vnni").model
+    wanted = run_program(model, {"x": image})["output"]
+    np.testing.assert_allclose(run_program(fold(model), {"x": image})["output"], wanted, atol=1e-5)
+    np.testing.assert_allclose(run_program(convert(quantized), {"x": image})["output"], wanted, atol=0.2)
+
+
+class Writing(nn.Module):
+    """Two layers, between them a write into parts of a tensor."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.first(x)
+        if self.how == "a buffer":
+            held = torch.zeros(x.shape[0], 6)
+            held[:, 1:4] = made[:, :3]
+            held[:, 5] = 1
+            made = held
+        elif self.how == "a place":
+            made[:, 0] = 5.0
+        elif self.how == "a half":
+            made.chunk(2, -1)[0].mul_(3)
+        else:
+            made.relu_()
+        return self.second(made)
+
+
+@pytest.mark.parametrize("how", ["a buffer", "a place", "a half", "all of it"])
+def test_an_int8_layer_reads_what_was_written(how: str) -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((64, 6), np.float32)
+    model = export_model(Writing(how).eval(), name="writing", example={"x": x[:2]},
+                         inputs={"x": Input(dims=("batch",))})  # fmt: skip
+    quantized = quantize(model, open_set([{"x": x}], model.inputs), scheme="x86-vnni").model
+    wanted, found = (run_program(one, {"x": x})["output"] for one in (model, convert(quantized)))
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
 class Looking(nn.Module):
