@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -48,10 +49,13 @@ def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> Ex
     known = (_torchs() | set(translated)) - _MISTRANSLATED
     if not all(_is_known(node, known) for node in module.graph.nodes):
         return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # torch's trees warn of their own copies
+        calls = copy.deepcopy(program.module_call_graph)
     return _Decomposed(
         root=module, graph=module.graph, graph_signature=copy.deepcopy(program.graph_signature),
         state_dict=program.state_dict, constants=program.constants, range_constraints=program.range_constraints,
-        module_call_graph=copy.deepcopy(program.module_call_graph), example_inputs=program.example_inputs,
+        module_call_graph=calls, example_inputs=program.example_inputs,
     )  # fmt: skip
 
 
