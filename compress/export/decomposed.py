@@ -44,7 +44,8 @@ def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> Ex
     """
     module = GraphModule(program.graph_module, copy.deepcopy(program.graph_module.graph))
     module.meta.update(program.graph_module.meta)
-    for node in module.graph.nodes:
+    for node, own in zip(module.graph.nodes, program.graph.nodes, strict=True):
+        node.name = own.name        # the copy gives those of Python's own, such as input, a number
         _copy_cast(node)
     known = (_torchs() | set(translated)) - _MISTRANSLATED
     if not all(_is_known(node, known) for node in module.graph.nodes):

@@ -79,6 +79,20 @@ def check(network: nn.Module, folder: Path) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+class Named(nn.Module):
+    """Its input has the name of one of Python's functions."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input * 2
+
+
+def test_names_of_pythons_own(tmp_path: Path) -> None:
+    model = export_model(Named(), name="net", example={"input": np.ones((2, 3), np.float32)}, inputs={})
+    assert decomposed(model.graph.program) is not model.graph.program
+    session = onnxruntime.InferenceSession(write_onnx(model.graph, tmp_path / "model.onnx"))
+    np.testing.assert_array_equal(session.run(None, {"input": np.full((2, 3), 3, np.float32)})[0], 6)
+
+
 def test_operators_of_our_own_count_as_translated() -> None:
     model = export_model(Of(torch.relu), name="net", example={"x": np.zeros((2, 6), np.float32)}, inputs={})
     program = model.graph.program

@@ -114,7 +114,7 @@ def test_the_whole_chain(tmp_path: Path) -> None:
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["target"] = ["openvino-cpu", "onnxruntime-cpu"]
     for stage in recipe["stages"]:
-        stage.update({"prune": {"macs": 0.8}} if "prune" in stage else {})
+        stage.update({"prune": {"macs": 0.8, "round_to": 8}} if "prune" in stage else {})
         stage.update({"distill": {"epochs": 2}} if "distill" in stage else {})
         stage.update({"bench": BENCH} if "bench" in stage else {})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
