@@ -82,7 +82,7 @@ def check(network: nn.Module, folder: Path) -> None:
 class Named(nn.Module):
     """Its input has the name of one of Python's functions."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         return input * 2
 
 
