@@ -6,6 +6,7 @@ its preprocessing cannot infer symbolic shapes, it goes without, as its document
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def quantize(job: GraphJob) -> None:
         prepared = Path(folder) / "prepared.onnx"
         try:
             quant_pre_process(job.onnx, prepared, auto_merge=True)
-        except Exception:      # it raises its own and whatever goes wrong inside
+        except Exception as error:      # it raises its own and whatever goes wrong inside
+            print(f"without symbolic shapes: {error}", file=sys.stderr)
             quant_pre_process(job.onnx, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared, job.into / "model.onnx", Reader(job.feeds), quant_format=QuantFormat.QDQ,

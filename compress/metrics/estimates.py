@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from compress.errors import CompressError
@@ -16,10 +18,11 @@ def value_of(metric: Metric, statistics: np.ndarray, groups: np.ndarray | None =
         groups: shape ``(samples,)``, equal for samples that are not independent.
 
     Raises:
-        CompressError: if there are fewer than two samples (or groups).
+        CompressError: if there are fewer than two samples (or groups), or the metric makes no number of them.
     """
     if metric.value is None:
         return mean_interval(statistics, groups)
+    _check_value(metric, statistics)
     return sums_interval(statistics, metric.value, groups)
 
 
@@ -37,4 +40,19 @@ def drop_of(
     better, worse = (candidate, reference) if metric.lower_is_better else (reference, candidate)
     if metric.value is None:
         return paired_drop(better, worse, groups)
+    _check_value(metric, candidate)
     return sums_drop(better, worse, metric.value, groups, most=1.0 if metric.is_share else None)
+
+
+def _check_value(metric: Metric, statistics: np.ndarray) -> None:
+    """Of what no number is, no budget can be kept."""
+    assert metric.value is not None
+    try:
+        number = float(metric.value(statistics.sum(axis=0)))
+    except Exception as error:      # a metric may be the user's own code
+        told = f"{type(error).__name__}: {error}"
+        raise CompressError(f"metric {metric.name!r} makes no value of its {len(statistics)} samples: "
+                            f"{told}") from error
+    if not math.isfinite(number):
+        raise CompressError(f"metric {metric.name!r} makes {number} of its {len(statistics)} samples: it must be "
+                            "finite")

@@ -295,8 +295,6 @@ def prune(
     from compress.onnxmodel import needs_module
     from compress.prune.exporting import export_pruned
     from compress.prune.structured import Pruned, prune_to_goals, rank_module
-    from compress.steps import graph_feeds
-    from runtimes.spec import largest_batch
 
     needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
     if config.sparsity is not None:
@@ -312,10 +310,6 @@ def prune(
         raise CompressError("prune: a corpus says which tokens are used: give a vocabulary too")
     before = count_model(model)
 
-    def batches(size: int) -> Iterator[GraphFeeds]:
-        most = size if model.chain is None else largest_batch(model.inputs, size)
-        return (graph_feeds(model, feed) for feed in data.batches(most))
-
     classes = frozenset(f"{name}/{position}" for name, graph in model.graphs.items()
                         for position, spec in enumerate(graph.outputs) if spec.name in model.labels)
 
@@ -323,7 +317,7 @@ def prune(
         if progress:
             progress(done * 2 // 5 if config.by_latency else done, of, what)
 
-    ranked = rank_module(module, calls, batches, before.modules, config, told, classes=classes,
+    ranked = rank_module(module, calls, _feeds_of(model, data), before.modules, config, told, classes=classes,
                          programs={name: graph.program for name, graph in model.graphs.items()})
 
     def export(pruned: Pruned) -> Model:
@@ -355,6 +349,18 @@ def prune(
         timed=timed, curves=curves)
 
 
+def _feeds_of(model: Model, data: CalibrationSet) -> Callable[[int], Iterator[GraphFeeds]]:
+    """From the most samples at a time to what each graph is given of ``data``."""
+    from compress.steps import graph_feeds
+    from runtimes.spec import largest_batch
+
+    def batches(size: int) -> Iterator[GraphFeeds]:
+        most = size if model.chain is None else largest_batch(model.inputs, size)
+        return (graph_feeds(model, feed) for feed in data.batches(most))
+
+    return batches
+
+
 def _prune_then_sparsify(
     model: Model, data: CalibrationSet, config: PruneConfig, *, factory: str | None, **more: Any,
 ) -> PruneResult:
@@ -362,8 +368,6 @@ def _prune_then_sparsify(
     from compress.complexity import count_model
     from compress.prune.exporting import export_pruned
     from compress.prune.sparsity import make_sparse, sparse_layers
-    from compress.steps import graph_feeds
-    from runtimes.spec import largest_batch
 
     if any(getattr(config, name) is not None for name in (*GOALS, "vocabulary")):
         result = prune(model, data, replace(config, sparsity=None), factory=factory, **more)
@@ -378,11 +382,7 @@ def _prune_then_sparsify(
         raise CompressError(f"model {left.name!r} has no weight of whole fours of inputs that can be 2:4 sparse: leave "
                             "out sparsity, or list less in protect")
 
-    def batches(size: int) -> Iterator[GraphFeeds]:
-        most = size if left.chain is None else largest_batch(left.inputs, size)
-        return (graph_feeds(left, feed) for feed in data.batches(most))
-
-    make_sparse(module, paths, calls, batches, config.samples)
+    make_sparse(module, paths, calls, _feeds_of(left, data), config.samples)
     names = tuple(sorted(f"{path}.weight" for path in paths))
     return replace(result, sparse=names,
                    model=export_pruned(left, module, calls, channels={**left.channels, "sparse": list(names)}))

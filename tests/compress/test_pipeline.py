@@ -24,20 +24,10 @@ from compress.quantize.collect import Collector
 from compress.recipe import read_recipe
 from compress.store import DiskFullError
 from compress.targets import get_target
+from tests.said import Said
 
 Copy = Callable[[Path], Path]
 BUILT = [("original", "fp32"), ("control", "fp32"), ("original", "bf16"), ("control", "bf16"), ("shipped", "int8")]
-
-
-class Said(Progress):
-    """Keeps what a run says and the stages it frames."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 def done(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -89,3 +92,16 @@ def test_engines_are_compared_on_the_same_samples() -> None:
         drop_of(get_metric("wer"), np.ones((4, 2)), np.ones((5, 2)))
     with pytest.raises(CompressError, match="1 samples in 1 groups: an interval needs at least two"):
         value_of(get_metric("wer"), np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    (lambda sums: 1 / 0, "metric 'own' makes no value of its 4 samples: ZeroDivisionError"),
+    (lambda sums: "high", "metric 'own' makes no value of its 4 samples: ValueError"),
+    (lambda sums: sums[..., 0] * np.nan, "metric 'own' makes nan of its 4 samples: it must be finite"),
+])  # fmt: skip
+def test_a_metric_that_makes_no_number(value: Callable[..., Any], message: str) -> None:
+    metric = Metric(name="own", statistics=lambda outputs, target: np.ones((len(target), 2)), value=value)
+    with pytest.raises(CompressError, match=message):
+        value_of(metric, np.ones((4, 2)))
+    with pytest.raises(CompressError, match=message):
+        drop_of(metric, np.ones((4, 2)), np.ones((4, 2)))

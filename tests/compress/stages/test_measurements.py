@@ -17,23 +17,13 @@ from compress.bench.measured import Measured
 from compress.cli import cli
 from compress.errors import CompressError
 from compress.progress import Progress
+from tests.said import Said
 
 if TYPE_CHECKING:
     from tests.sshd import Sshd
 
 Copy = Callable[[Path], Path]
 TARGETS = ["onnxruntime-cpu", "rpi5", "jetson-orin-nano"]
-
-
-class Said(Progress):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import compress
 from compress.export import has_int8
 from compress.modelfile import read_model, write_model
 from compress.pipeline import RunResult
-from compress.progress import Progress
 from compress.quantize.choices import Float
 from compress.quantize.mixer import Mixer
 from compress.quantize.probe import Effect, Probe
@@ -23,19 +22,9 @@ from compress.quantize.rig import TIMING
 from compress.stages.engines import _wanted
 from compress.stages.models import ModelFile
 from compress.targets import get_target
+from tests.said import Said
 
 QUANTIZE = {"quantize": {"samples": 64}}
-
-
-class Said(Progress):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 def run(small: ModuleType, files: Path, folder: Path, stages: list[Any], **changes: Any) -> RunResult:

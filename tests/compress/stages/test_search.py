@@ -14,12 +14,12 @@ import calibration
 import compress
 from compress.errors import CompressError
 from compress.modelfile import read_model
-from compress.progress import Progress
 from compress.recipe import Budget
 from compress.stages import models, search
 from compress.stages.rounds import measure
 from compress.stages.search import Round, faster, kept, next_step, path_to, sentence
 from compress.targets import get_target
+from tests.said import Said
 
 MOST = Budget(max_drop=0.01, speedup="most")
 
@@ -162,15 +162,6 @@ def test_what_cannot_be_scored_is_refused_before_any_work(
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
-
-
-class Said(Progress):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 def written(small: ModuleType, files: Path, **changes: Any) -> Path:
