@@ -80,6 +80,9 @@ def prune(
     for one in result.vocabularies:
         told += (f"\n{one.name}: {one.after:,} of {one.before:,} rows are left, {one.covered:.2%} of the data's tokens"
                  f"{'; as many outputs of ' + ', '.join(one.heads) if one.heads else ''}")
+    for merge in result.merged:
+        told += (f"\n{merge.name}: {merge.before} tokens in the first of {merge.blocks} blocks, {merge.after} at last"
+                 + ("" if merge.sqnr_db is None else f"; {merge.sqnr_db:.1f} dB of signal over noise in the outputs"))
     record = {"output": str(path), **result.to_json()}
     show(record, as_json, lambda: curves_view(record, f"{path}: {told}"))
 

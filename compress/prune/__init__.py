@@ -33,8 +33,8 @@ GOALS = ("macs", "params", "size_mb", "speedup", "max_latency_ms")
 """Fields of the config that say how much is pruned."""
 
 __all__ = [
-    "ComponentChange", "PruneConfig", "PruneResult", "PrunedGroup", "PrunedVocabulary", "TimedPrune", "load_into",
-    "prunable", "prune",
+    "ComponentChange", "MergedTokens", "PruneConfig", "PruneResult", "PrunedGroup", "PrunedVocabulary", "TimedPrune",
+    "load_into", "prunable", "prune",
 ]  # fmt: skip
 
 ROUND_TO = 8                                     # where no target says otherwise: a register of AVX2 holds 8 floats
@@ -77,6 +77,9 @@ class PruneConfig:
         default=None, metadata={"help": "remove the rows of token embeddings, and of the layers that score tokens, "
                                         "that no data uses: 'used', or the most rows that may stay; ids keep their "
                                         "numbers"})
+    merge_tokens: int | None = field(
+        default=None, metadata={"help": "make that many tokens of a picture one with the most similar of the others "
+                                        "between each two blocks of a transformer over pictures"})
     sparsity: Literal["2:4"] | None = field(
         default=None, metadata={"help": "zero two of every four neighbouring inputs of the weights of Linear layers "
                                         "and convolutions, for TensorRT's sparse kernels; others gain nothing"})
@@ -92,9 +95,12 @@ class PruneConfig:
                                 "give another goal too")
         if self.vocabulary not in (None, "used") and (self.rows or 0) < 1:
             raise CompressError(f"prune: vocabulary={self.vocabulary!r}: give 'used', or the most rows that may stay")
-        if self.sensitivity and self.vocabulary is not None and not any(getattr(self, name) for name in GOALS):
-            raise CompressError("prune: sensitivity looks at channels and heads, of which a vocabulary alone removes "
-                                "none: give another goal too")
+        if self.merge_tokens is not None and self.merge_tokens < 1:
+            raise CompressError(f"prune: merge_tokens={self.merge_tokens} must be at least 1")
+        alone = self.vocabulary is not None or self.merge_tokens is not None
+        if self.sensitivity and alone and not self.has_goal:
+            raise CompressError("prune: sensitivity looks at channels and heads, of which a vocabulary or merged "
+                                "tokens alone remove none: give another goal too")
         for goal, what in (("macs", "MACs"), ("params", "parameters")):
             if (share := getattr(self, goal)) is not None and not 0 < share <= 1:
                 raise CompressError(f"prune: {goal}={share} is the share of {what} to keep: give a number in (0, 1]")
@@ -126,6 +132,11 @@ class PruneConfig:
         """What is asked for, as the most that may be left of a model of so many MACs and parameters."""
         asked = {"macs": _times(self.macs, macs), "params": _times(self.params, params), "size_mb": self.size_mb}
         return {name: limit for name, limit in asked.items() if limit is not None} or {"macs": 0.5 * macs}
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether it says how much is pruned; by default half of the MACs are."""
+        return any(getattr(self, name) is not None for name in GOALS)
 
     @property
     def rows(self) -> int | None:
@@ -203,6 +214,18 @@ class PrunedVocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedTokens:
+    """Tokens in the first and in the last of the ``blocks`` of an encoder ``name``; and the model's outputs against
+    those without merging, of the output where the signal over the noise is least."""
+
+    name: str
+    blocks: int
+    before: int
+    after: int
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimedPrune:
     """Median latencies of one sample, of fp32 engines timed in turn in fresh processes; and what the table said."""
 
@@ -233,6 +256,7 @@ class PruneResult:
     vocabularies: tuple[PrunedVocabulary, ...] = ()
     curves: Curves | None = None                 # where sensitivity was asked for
     sparse: tuple[str, ...] = ()                 # weights in the 2:4 pattern
+    merged: tuple[MergedTokens, ...] = ()
 
     @property
     def gave_nothing(self) -> tuple[str, ...]:
@@ -246,6 +270,8 @@ class PruneResult:
             more["latency"] = {**vars(self.timed), "speedup": self.timed.speedup}
         if self.vocabularies:
             more["vocabularies"] = [{**vars(one), "heads": list(one.heads)} for one in self.vocabularies]
+        if self.merged:
+            more["merged"] = [vars(one) for one in self.merged]
         if self.sparse:
             more["sparse"] = list(self.sparse)
         if self.curves is not None:
@@ -273,7 +299,8 @@ def prune(
 ) -> PruneResult:
     """Return a physically smaller copy of ``model`` that keeps no more of it than ``config`` says.
 
-    With a ``vocabulary`` unused rows go first, and nothing else does where no other goal is given.
+    With a ``vocabulary`` unused rows go first, with ``merge_tokens`` tokens are merged last; nothing else is pruned
+    then where no other goal is given.
 
     Args:
         model: a float model with a factory (or its live module); the layers its graphs share stay shared.
@@ -301,13 +328,18 @@ def prune(
         config.check_sparsity()
         return _prune_then_sparsify(model, data, config, factory=factory, tables=tables, corpus=corpus,
                                     validation=validation, metric=metric, progress=progress)
+    if corpus is not None and config.vocabulary is None:
+        raise CompressError("prune: a corpus says which tokens are used: give a vocabulary too")
+    if "merging" in model.channels:
+        raise CompressError(f"model {model.name!r} merges tokens already: prune the one before that")
+    if config.merge_tokens is not None:
+        return _merge_tokens(model, data, config, factory, tables=tables, corpus=corpus, validation=validation,
+                             metric=metric, progress=progress)
     module, calls = _module(model, factory)
     if config.vocabulary is not None:
         trimmed = _prune_vocabulary(model, module, calls, data, config, corpus)
         return _prune_further(model, trimmed, data, config, factory=factory, tables=tables, validation=validation,
                               metric=metric, progress=progress)
-    if corpus is not None:
-        raise CompressError("prune: a corpus says which tokens are used: give a vocabulary too")
     before = count_model(model)
 
     classes = frozenset(f"{name}/{position}" for name, graph in model.graphs.items()
@@ -361,6 +393,27 @@ def _feeds_of(model: Model, data: CalibrationSet) -> Callable[[int], Iterator[Gr
     return batches
 
 
+def _merge_tokens(
+    model: Model, data: CalibrationSet, config: PruneConfig, factory: str | None, **given: Any,
+) -> PruneResult:
+    """What else is asked for, and then fewer tokens."""
+    from compress.complexity import count_model
+    from compress.prune.tokens import merge_model
+
+    assert config.merge_tokens is not None
+    before, result = count_model(model), None
+    if config.has_goal or config.vocabulary is not None:
+        result = prune(model, data, replace(config, merge_tokens=None), factory=factory, **given)
+    module, calls = _module(model if result is None else result.model, factory)
+    smaller, merged = merge_model(model if result is None else result.model, module, calls, data, config.merge_tokens)
+    after = count_model(smaller)
+    if result is None:
+        result = PruneResult(model=smaller, removed={}, groups=(), macs_before=before.total.macs,
+                             macs_after=after.total.macs, components=(), skipped={}, check=0.0)
+    return replace(result, model=smaller, macs_after=after.total.macs, components=_changes(before, after),
+                   merged=merged)
+
+
 def _prune_then_sparsify(
     model: Model, data: CalibrationSet, config: PruneConfig, *, factory: str | None, **more: Any,
 ) -> PruneResult:
@@ -369,7 +422,7 @@ def _prune_then_sparsify(
     from compress.prune.exporting import export_pruned
     from compress.prune.sparsity import make_sparse, sparse_layers
 
-    if any(getattr(config, name) is not None for name in (*GOALS, "vocabulary")):
+    if any(getattr(config, name) is not None for name in (*GOALS, "vocabulary", "merge_tokens")):
         result = prune(model, data, replace(config, sparsity=None), factory=factory, **more)
     else:
         whole = count_model(model)
@@ -408,7 +461,7 @@ def _prune_further(
     """What the goals beside a vocabulary ask for: shares of the whole ``model``, as ever."""
     from compress.complexity import count_model
 
-    if not any(getattr(config, name) is not None for name in GOALS):
+    if not config.has_goal:
         return smaller
     before, after = count_model(model), count_model(smaller.model)
     shares = {name: min(1.0, share * getattr(before.total, name) / getattr(after.total, name))

@@ -151,12 +151,17 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
         module: as the factory built it, every tensor at its full size.
         channels: what pruning rewrote besides tensors: ``{"attributes": {module path: {attribute: number}}}``, and
             ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`);
+            ``"merging": [{"blocks": [path], "r": number, "prefix": number}]`` (:mod:`compress.prune.merging`);
             ``"absent": {name of a tensor: shape}`` of branches that were removed (:mod:`compress.prune.absent`).
         weights: the pruned model's state dict.
 
     Raises:
         CompressError: if the map or the weights name something the module does not have, or a tensor would grow.
     """
+    if "merging" in channels:
+        from compress.prune.merging import apply_merging
+
+        apply_merging(module, channels["merging"])
     if "vocabulary" in channels:
         from compress.prune.rows import apply_rows
 

@@ -133,7 +133,7 @@ def _parts(ranked: Ranked, model: Model) -> Iterator[tuple[Kind, str, list[int],
     at = {number: group.producers[0].path if group.producers else group.name
           for number, group in enumerate(ranked.groups) if group.units > 1}
     component = {number: model.component_of(path) for number, path in at.items()}
-    reach = _reach_of_components(model)
+    reach = reach_of_components(model)
     fine: Kind = "group" if len(at) <= MANY else "block"
     names: Mapping[Kind, Callable[[int], str]] = {
         "component": component.__getitem__,
@@ -149,7 +149,8 @@ def _parts(ranked: Ranked, model: Model) -> Iterator[tuple[Kind, str, list[int],
             yield kind, name, numbers, told(every)
 
 
-def _reach_of_components(model: Model) -> dict[str, Reach]:
+def reach_of_components(model: Model) -> dict[str, Reach]:
+    """The modalities of the inputs that reach each component."""
     found: dict[str, Reach] = {}
     for graph, nodes in reaching(model).items():
         for node in model.graphs[graph].program.module(check_guards=False).graph.nodes:

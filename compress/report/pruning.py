@@ -113,8 +113,11 @@ def curve_tables(found: PruneCurves) -> list[Table]:
 
 
 def _cost(part: PruneCurve) -> float:
+    """What the part costs where the least of it is left: of the metric, or else noise."""
     last = part.points[-1]
-    return float("inf") if last.noise is None else last.noise
+    if last.drop is not None:
+        return last.drop.points
+    return float("inf") if last.noise is None or last.failure is not None else last.noise
 
 
 def _values(part: PruneCurve, metric: str | None) -> list[tuple[float, float, str]]:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import compress
-from calibration import CalibrationSet, open_set
+from calibration import CalibrationSet, open_set, write
+from compress.cli import cli
 from compress.described import described
 from compress.distill.vocabulary import check_meanings
 from compress.errors import CompressError
@@ -108,6 +110,19 @@ def test_with_other_goals(asking: Model) -> None:
     feed = asked(asking, ASKED)
     found = fresh(**{name: torch.from_numpy(value) for name, value in feed.items()}).detach().numpy()
     np.testing.assert_allclose(found, model_runner(result.model)(feed)["output"], atol=1e-6)
+
+
+def test_the_command(asking: Model, tmp_path: Path) -> None:
+    compress.modelfile.write_model(asking, tmp_path / "model.pt")
+    write(tmp_path / "data", asked(asking, ASKED))
+    (tmp_path / "corpus.txt").write_text("Which number is this?\n")
+    shown = CliRunner().invoke(cli, [
+        "prune", str(tmp_path / "model.pt"), "--data", str(tmp_path / "data"), "--vocabulary", "used", "--corpus",
+        str(tmp_path / "corpus.txt"), "--quiet"], catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    left = len({"[padding]", "which", "number", "this", *" ".join(ASKED).split()}) + 1
+    assert f"text_encoder.embedding: {left} of 40 rows are left, 100.00% of the data's tokens" in shown.output
+    assert load(tmp_path / "model.pruned.pt").weights["text_encoder.embedding.weight"].shape[0] == left
 
 
 def test_it_is_quantized_as_ever(asking: Model) -> None:
