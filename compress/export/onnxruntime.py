@@ -45,7 +45,7 @@ def build(
         try:
             runtime.InferenceSession(light, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding has ten exception classes with no base but this
-            raise CompressError(f"ONNX Runtime refuses {onnx}: {str(error).strip()}") from error
+            raise CompressError(f"ONNX Runtime refuses {onnx}: {str(error).strip()}{_remedy(source)}") from error
         return write_engine(
             into,
             backend="onnxruntime",
@@ -59,6 +59,15 @@ def build(
             built_with={"onnxruntime": runtime.__version__},
             state="runnable",
         )
+
+
+def _remedy(source: OnnxFile) -> str:
+    """What to do about a file that is refused, where it is known."""
+    from onnx import TensorProto
+
+    if all(tensor.data_type != TensorProto.BFLOAT16 for tensor in source.light.graph.initializer):
+        return ""
+    return "; it has few kernels for bfloat16, which this model holds: cast it to float32 before it is saved"
 
 
 def _rewritten(source: OnnxFile, into: Path) -> bytes | None:

@@ -19,14 +19,20 @@ def avoid_faults(model: Any) -> None:
 
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
-        if kind == "FakeQuantize":
+        if kind == "Convert":
             _keep_conversion(operation, operations)
-        elif kind in ("ReduceMax", "ReduceMin") and operation.output(0).get_element_type().is_real():
-            _keep_sign(operation, operations)
         elif kind == "Add":
             _fold_bias(operation, operations)
+        elif _type_name(operation.output(0)) != "f32":
+            continue
+        elif kind in ("ReduceMax", "ReduceMin"):
+            _keep_sign(operation, operations)
         elif kind in ("Convolution", "GroupConvolution", "MatMul") and _is_constant(operation.input_value(1)):
             _add_bias(operation, operations)
+
+
+def _type_name(port: Any) -> str:
+    return str(port.get_element_type().get_type_name())
 
 
 def _keep_sign(reduce: Any, operations: Any) -> None:
@@ -38,12 +44,14 @@ def _keep_sign(reduce: Any, operations: Any) -> None:
     _put_behind(reduce, lambda result: operations.maximum(result, least))
 
 
-def _keep_conversion(quantize: Any, operations: Any) -> None:
-    """A conversion from float64 becomes part of the quantization, for which there is no kernel then."""
-    source = quantize.input_value(0).get_node()
-    if source.get_type_name() == "Convert" and source.input_value(0).get_element_type().get_type_name() == "f64":
+def _keep_conversion(convert: Any, operations: Any) -> None:
+    """A conversion from float64 becomes part of a quantization behind it, or is taken for one that is undone.
+
+    There is no kernel for either. ``max(x, the least float32)`` keeps it apart from both.
+    """
+    if (_type_name(convert.input(0)), _type_name(convert.output(0))) == ("f64", "f32"):
         least = operations.constant(np.array(np.finfo(np.float32).min, np.float32))
-        quantize.input(0).replace_source_output(operations.maximum(source.output(0), least).output(0))
+        _put_behind(convert, lambda result: operations.maximum(result, least))
 
 
 def _fold_bias(add: Any, operations: Any) -> None:

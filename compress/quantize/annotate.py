@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import (
     FakeQuantize,
@@ -109,7 +110,7 @@ def find_operators(
     for node in module.graph.nodes:
         path = module_path(node)
         kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
-        reason = f"kept float by {kept!r}" if kept is not None else None
+        reason = f"kept float by {kept!r}" if kept is not None else _type_reason(node)
         if (part := role(node)):
             operators.append(_product(node, part, path, reason, scheme))
         elif node.target in WEIGHTED:
@@ -146,6 +147,15 @@ def find_operators(
 def operators_of(module: GraphModule, quantization: Quantization) -> list[Operator]:
     """All operators of a program of a quantized model."""
     return find_operators(module, quantization.keep_float, get_scheme(quantization.scheme), quantization.weight_only)
+
+
+def _type_reason(node: Node) -> str | None:
+    """Why what computes in another type than float32 stays as it is: integers are made of float32 alone."""
+    value = node.meta.get("val")
+    value = value[0] if isinstance(value, list | tuple) else value
+    if not isinstance(value, Tensor) or value.dtype is torch.float32:
+        return None
+    return f"it computes in {str(value.dtype).removeprefix('torch.')}, and int8 is made of float32: cast it to float32"
 
 
 def _table_reason(module: GraphModule, table: Node, scheme: Scheme | None) -> str | None:

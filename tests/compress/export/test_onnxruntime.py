@@ -8,9 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from compress.errors import CompressError
+from compress.export import export
 from compress.export.onnxruntime import build
+from compress.saving import export_model
 from compress.targets import targets
 from runtimes.engine import Engine, Precision, read_engine
 from tests.compress.export import tiny_models as tiny
@@ -65,3 +68,19 @@ def test_what_onnxruntime_refuses_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"ONNX Runtime refuses .*model.onnx: .*'nowhere' is not a graph input"):
         _build(path, tmp_path / "engine", "fp32")
     assert not (tmp_path / "engine").exists()
+
+
+def test_a_model_in_bfloat16_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 2).to(torch.bfloat16)
+
+    class Rounded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.to(torch.bfloat16)).float()
+
+    model = export_model(Rounded(), name="rounded", example={"x": np.ones((2, 4), np.float32)})
+    with pytest.raises(CompressError, match=r"Gemm.*layer::.*few kernels for bfloat16, .*: cast it to float32"):
+        export(model, targets()["onnxruntime-cpu"], tmp_path / "engine")

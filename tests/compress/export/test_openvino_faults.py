@@ -122,14 +122,21 @@ def test_a_layer_without_a_bias_keeps_its_scales(tmp_path, rng, case):
     np.testing.assert_allclose(right, expected, atol=2e-3 * np.abs(expected).max())
 
 
-def test_an_input_of_float64_is_converted_before_it_is_quantized(tmp_path, rng):
+DOUBLES = {
+    "quantized": lambda x: x.float(),
+    "scaled": lambda x: x.float() * 0.5,
+}
+
+
+@pytest.mark.parametrize("how", DOUBLES)
+def test_an_input_of_float64_is_converted_before_it_is_quantized(tmp_path, rng, how):
     class Doubles(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(8, 4)
 
         def forward(self, x):
-            return self.layer(x.float())
+            return self.layer(DOUBLES[how](x).float())
 
     feed = {"x": rng.normal(size=(16, 8))}
     model = export_model(Doubles(), name="doubles", example=feed)
@@ -137,12 +144,28 @@ def test_an_input_of_float64_is_converted_before_it_is_quantized(tmp_path, rng):
     path = export_onnx(quantized, get_target("openvino-cpu"), tmp_path / "model.onnx")
     with pytest.raises(RuntimeError, match="does not support f64"):
         openvino.Core().compile_model(path, "CPU")
-    runner = open_engine(export(quantized, get_target("openvino-cpu"), tmp_path / "engine"), threads=1)
-    try:
-        found = runner.run(feed)["output"]
-    finally:
-        runner.close()
-    np.testing.assert_allclose(found, run_program(convert(quantized), feed)["output"], atol=1e-5)
+    np.testing.assert_allclose(_built(quantized, tmp_path, feed), run_program(convert(quantized), feed)["output"],
+                               atol=1e-5)
+
+
+@pytest.mark.parametrize("type", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_layer_of_another_type_is_left_alone(tmp_path, rng, type):
+    """The bias and the maximum that float32 is given would not fit it."""
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8, bias=False).to(type), nn.Linear(8, 4)
+
+        def forward(self, x):
+            tokens = self.first(x.to(type))
+            return self.last((tokens.amax(1) + tokens.mean(1)).float())
+
+    feed = {"x": rng.normal(size=(16, 3, 8)).astype(np.float32)}
+    model = export_model(Mixed().eval(), name="mixed", example=feed)
+    result = compress.quantize(model, open_set([feed], model.inputs, name="noise"), scheme="x86-vnni")
+    assert [one["precision"] for one in result.operators] == ["float", "int8"]
+    answer = run_program(convert(result.model), feed)["output"]
+    np.testing.assert_allclose(_built(result.model, tmp_path, feed), answer, atol=0.02)     # a step of bfloat16
 
 
 def test_an_output_that_is_rewritten_keeps_its_name(tmp_path):
@@ -177,6 +200,15 @@ def _exported(model, path):
     drop_pairs(graph)
     onnx.save(graph, path)
     return path
+
+
+def _built(model, folder, feed):
+    """The answer of the engine."""
+    runner = open_engine(export(model, get_target("openvino-cpu"), folder / "engine"), threads=1)
+    try:
+        return runner.run(feed)["output"]
+    finally:
+        runner.close()
 
 
 def _answers(path, feed):

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from calibration import open_set
 from compress.errors import CompressError
 from compress.model import Model
+from compress.program import run_program
+from compress.quantize import QuantizeConfig, quantize
 from compress.quantize.annotate import Operator, check_globs, find_operators, sources
+from compress.quantize.prepare import convert
 from compress.saving import export_model
 from tests.compress.quantize.networks import Everything, Tied, TwoReaders, make
 
@@ -57,6 +61,27 @@ def test_a_look_up_and_a_weight_made_at_run_time_stay_float() -> None:
     assert table.op == "embedding"
     assert "multiplies nothing" in str(table.float_reason)
     assert words.float_reason is None
+
+
+@pytest.mark.parametrize("type", ["float64", "float16", "bfloat16"])
+def test_a_layer_of_another_type_stays_float(type: str) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv1d(3, 4, 1).to(getattr(torch, type)), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x.to(getattr(torch, type))).float())
+
+    model = export_model(Mixed(), name="mixed", example={"x": np.zeros((2, 3, 8), np.float32)})
+    assert {o.path: o.float_reason for o in operators(model)} == {
+        "conv": f"it computes in {type}, and int8 is made of float32: cast it to float32", "fc": None,
+    }  # fmt: skip
+    feed = {"x": np.random.default_rng(0).normal(size=(16, 3, 8)).astype(np.float32)}
+    config = QuantizeConfig(smooth=0.5, equalize=True, rounding="gptq", correct_bias=True)
+    quantized = quantize(model, open_set([feed], model.inputs, name="noise"), scheme="x86-vnni", config=config).model
+    answers = run_program(convert(quantized), feed)["output"]
+    np.testing.assert_allclose(answers, run_program(model, feed)["output"], atol=0.02)      # a step of 8 bits
 
 
 class Recurrent(nn.Module):
