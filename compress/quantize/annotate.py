@@ -27,8 +27,9 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from compress.errors import CompressError
 from compress.model import Quantization, WeightOnly
 from compress.program import module_path
-from compress.quantize.attention import reads_an_input, role, softmax_of
+from compress.quantize.attention import FUSED, fused, reads_an_input, role, softmax_of
 from compress.quantize.grid import WeightGrid
+from compress.quantize.layers import as_linear
 from compress.quantize.results import quantized_behind
 from compress.quantize.schemes import Integers, Scheme, get_scheme
 from compress.quantize.views import SAME_VALUES
@@ -39,10 +40,16 @@ WEIGHTED = {
     torch.ops.aten.linear.default: "linear",
     torch.ops.aten.conv1d.default: "conv1d",
     torch.ops.aten.conv2d.default: "conv2d",
+    torch.ops.aten.conv1d.padding: "conv1d",
+    torch.ops.aten.conv2d.padding: "conv2d",
 }
-_FLOAT_ONLY = {
+_PRODUCTS = {
+    "mm", "bmm", "matmul", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "inner", "tensordot", "einsum",
+    "bilinear",
+}  # fmt: skip
+_FLOAT_ONLY = _PRODUCTS | {
     "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "conv3d", "conv_transpose1d", "conv_transpose2d",
-    "bilinear", "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum",
+    "conv_transpose3d",
 }  # fmt: skip
 SMALLEST_TABLE = 1 << 20    # bytes in float32
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
@@ -111,7 +118,10 @@ def find_operators(
         path = module_path(node)
         kept = next((glob for glob in keep_float if fnmatchcase(path, glob)), None)
         reason = f"kept float by {kept!r}" if kept is not None else _type_reason(node)
-        if (part := role(node)):
+        if (written := as_linear(module, node)) is not None:
+            operators.append(Operator(node=node.name, op="linear", path=path, activation=written.activation.name,
+                                      float_reason=reason))  # fmt: skip
+        elif (part := role(node)):
             operators.append(_product(node, part, path, reason, scheme))
         elif node.target in WEIGHTED:
             if not weights_behind(node.args[1]):
@@ -127,13 +137,9 @@ def find_operators(
                                       float_reason=reason or _table_reason(module, node.args[0], scheme)))  # fmt: skip
         elif node.target is OPERATORS["lstm"]._opoverload:
             operators.append(_lstm(node, path, reason, scheme))
-        elif _name(node) in _FLOAT_ONLY and any(source.op == "get_attr" for source in node.all_input_nodes):
-            operators.append(
-                Operator(
-                    node=node.name, op=_name(node), path=module_path(node), activation="",
-                    float_reason="this release has no int8 form of it",
-                )
-            )  # fmt: skip
+        elif _name(node) in _FLOAT_ONLY or (node.target == FUSED and not fused(node)):
+            operators.append(Operator(node=node.name, op=_name(node), path=path, activation="",
+                                      float_reason=_float_only(node)))  # fmt: skip
     if weights:
         operators = [weight_alone(one, module, nodes[one.node], weights, scheme) for one in operators]
     if all(operator.float_reason for operator in operators if operator.op != "embedding"):
@@ -147,6 +153,15 @@ def find_operators(
 def operators_of(module: GraphModule, quantization: Quantization) -> list[Operator]:
     """All operators of a program of a quantized model."""
     return find_operators(module, quantization.keep_float, get_scheme(quantization.scheme), quantization.weight_only)
+
+
+def _float_only(node: Node) -> str:
+    """Why an operator that no scheme quantizes stays float."""
+    if node.target == FUSED:
+        return "it drops shares at random, as in training"
+    if _name(node) in _PRODUCTS and not any(weights_behind(source) for source in node.all_input_nodes):
+        return "it multiplies two activations, and only weights are quantized"
+    return "this release has no int8 form of it"
 
 
 def _type_reason(node: Node) -> str | None:

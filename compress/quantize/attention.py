@@ -22,20 +22,15 @@ _WEIGHING = SAME_VALUES | {     # what may be between a product and its softmax:
 }  # fmt: skip
 _NO_SHARES = {aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.where.self, aten.where.ScalarOther}
 _MOVING = SAME_VALUES | {       # what leaves each value of its first argument, or of the list it is, as it is
-    aten.expand.default, aten.cat.default, aten.slice.Tensor, aten.mul.Scalar,
+    aten.expand.default, aten.cat.default, aten.slice.Tensor, aten.mul.Scalar, aten.repeat_interleave.self_int,
 }  # fmt: skip
 
 
 def fused(node: Node) -> bool:
-    """Whether :func:`expose` takes this node apart.
-
-    It leaves attention with dropout, and such in which heads share their keys.
-    """
+    """Whether :func:`expose` takes this node apart. It leaves attention with dropout."""
     if node.target == ADDED:
         return not node.kwargs
-    if node.target != FUSED:
-        return False
-    return not (_argument(node, 4, "dropout_p", 0.0) or _argument(node, 7, "enable_gqa", default=False))
+    return node.target == FUSED and not _argument(node, 4, "dropout_p", 0.0)
 
 
 def expose(module: GraphModule) -> None:
@@ -75,6 +70,8 @@ class _Writer:
     def attention(self) -> Node:
         query, key, value = self.node.args[:3]
         assert isinstance(query, Node)
+        if _argument(self.node, 7, "enable_gqa", default=False):
+            key, value = (self._for_each_head(given, query) for given in (key, value))
         mask = _argument(self.node, 3, "attn_mask", None)
         scale = self.node.kwargs.get("scale")
         if scale is None:
@@ -91,6 +88,11 @@ class _Writer:
                 scores = self.call(aten.add.Tensor, scores, mask)
         shares = self.call(aten.softmax.int, scores, -1)
         return self.call(aten.matmul.default, shares, value)
+
+    def _for_each_head(self, shared: Any, query: Node) -> Any:
+        """Keys or values ``(.., shared heads, length, width)`` that heads share, once for each head of ``query``."""
+        times = query.meta["val"].shape[-3] // shared.meta["val"].shape[-3]
+        return shared if times == 1 else self.call(aten.repeat_interleave.self_int, shared, times, -3)
 
     def _causal(self, query: Node, key: Any) -> Node:
         """True where a query sees a key: those up to its own place, ``(queries, keys)``."""

@@ -3,7 +3,8 @@
 And what it writes into parts of a tensor becomes a tensor of its own, so that who reads it reads what was written.
 
 A batch normalisation behind a convolution becomes part of it; a weight that is cut out of a packed one or made of
-several (``nn.MultiheadAttention`` on keys of the queries' width, a weight norm) becomes a weight.
+several (``nn.MultiheadAttention`` on keys of the queries' width, a weight norm) becomes a weight. What is a layer in
+other words becomes one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from compress.model import Model
 from compress.program import trace
 from compress.quantize.annotate import WEIGHTED, weights_behind
 from compress.quantize.attention import expose, fused
+from compress.quantize.layers import PADDED, as_linear, write_layers
 
 _NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default}
 
@@ -41,6 +43,7 @@ def fold(model: Model) -> Model:
     weights: dict[str, Tensor] = {}
     for name, graph in model.graphs.items():
         module = graph.program.module(check_guards=False)
+        write_layers(module)
         _fold_norms(module)
         _fold_computed(module, weights)
         expose(module)
@@ -91,7 +94,8 @@ def agree(value: Tensor, other: Tensor | None) -> bool:
 
 
 def _to_fold(module: GraphModule) -> bool:
-    return any(_norm_behind_layer(node) or fused(node) or _computed(node) for node in module.graph.nodes)
+    return any(_norm_behind_layer(node) or fused(node) or _computed(node) or node.target in PADDED
+               or as_linear(module, node) for node in module.graph.nodes)
 
 
 def _fold_norms(module: GraphModule) -> None:

@@ -161,11 +161,41 @@ def test_a_glob_keeps_attention_alone_in_float() -> None:
     ]  # fmt: skip
 
 
-def test_shared_keys_are_left_as_they_are() -> None:
+@pytest.mark.parametrize("shared", [1, 2, 4])
+def test_keys_that_heads_share_are_each_ones_own(shared: int) -> None:
     class Grouped(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            query, key = x.unflatten(2, (4, 8)).transpose(1, 2), x[..., :16].unflatten(2, (2, 8)).transpose(1, 2)
-            return scaled_dot_product_attention(query, key, key, enable_gqa=True).transpose(1, 2).flatten(2)
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(32, 32), nn.Linear(32, 8 * shared), nn.Linear(32, 8 * shared)
 
-    model = export_model(Grouped().eval(), name="grouped", example={"x": np.ones((2, 6, 32), np.float32)})
-    assert fold(model) is model
+        def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+            query, key, value = (read(x).unflatten(2, (-1, 8)).transpose(1, 2)
+                                 for read in (self.query, self.key, self.value))  # fmt: skip
+            found = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :], enable_gqa=True)
+            return found.transpose(1, 2).flatten(2)
+
+    model = model_of(Grouped())
+    folded = fold(model)
+    operators = find_operators(folded.graph.program.module(check_guards=False))
+    assert [(o.op, o.float_reason) for o in operators if o.op != "linear"] == [
+        ("attention scores", None), ("attention values", None)]  # fmt: skip
+    for length in (2, 6, 11):
+        feed = arrays(1, length)
+        np.testing.assert_allclose(
+            run_program(folded, feed)["output"], run_program(model, feed)["output"], atol=1e-5)  # fmt: skip
+    expected = run_program(model, arrays(99))["output"]
+    error = np.abs(run_program(convert(quantized(model)), arrays(99))["output"] - expected).max()
+    assert 0 < error < 0.06 * np.abs(expected).max()
+
+
+def test_shared_keys_that_are_an_input_stay_float() -> None:
+    class Given(nn.Module):
+        def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+            return scaled_dot_product_attention(x.unflatten(2, (4, 2)).transpose(1, 2), keys, keys, enable_gqa=True)
+
+    example = {"x": np.ones((2, 3, 8), np.float32), "keys": np.ones((2, 2, 5, 2), np.float32)}
+    folded = fold(export_model(Given().eval(), name="given", example=example))
+    operators = find_operators(folded.graph.program.module(check_guards=False))
+    assert [str(o.float_reason).partition(":")[0] for o in operators] == [
+        "its keys are read from an input", "its values are read from an input"]  # fmt: skip
+
