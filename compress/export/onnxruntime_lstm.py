@@ -13,7 +13,7 @@ import numpy as np
 from compress.export.pairs import drop_unread, is_signed
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 DOMAIN = "com.microsoft"
 LARGEST = 127
@@ -33,6 +33,7 @@ def quantize_lstms(model: ModelProto) -> bool:
     graph = model.graph
     writer = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    made_of: dict[str, list[TensorProto]] = {}
     found = False
     for node in list(graph.node):
         weights = [constants[name] for name in node.input[1:3] if name in constants]
@@ -42,14 +43,15 @@ def quantize_lstms(model: ModelProto) -> bool:
         source = _source(node.input[0], writer)
         if source is None or not is_signed(source, constants):
             continue
-        steps = []
-        for weight in weights:
-            integers, step = integers_of(to_array(weight))
-            steps += [from_array(step, f"{weight.name}_steps"), from_array(np.zeros_like(step, np.int8),
-                                                                           f"{weight.name}_zeros")]
-            weight.CopyFrom(from_array(integers, weight.name))
-        graph.initializer.extend(steps)
-        inputs = [*node.input, *[""] * (8 - len(node.input)), *(step.name for step in steps)]
+        for weight in weights:      # which several may share, also such that stay float
+            if weight.name not in made_of:
+                rows, steps = integers_of(to_array(weight))
+                parts = {"integers": rows, "steps": steps, "zeros": np.zeros_like(steps, np.int8)}
+                made_of[weight.name] = [from_array(part, f"{weight.name}_{name}") for name, part in parts.items()]
+                graph.initializer.extend(made_of[weight.name])
+        integers, *grids = zip(*(made_of[weight.name] for weight in weights), strict=True)
+        inputs = [node.input[0], *(one.name for one in integers), *node.input[3:], *[""] * (8 - len(node.input)),
+                  *(one.name for pair in zip(*grids, strict=True) for one in pair)]
         made = make_node("DynamicQuantizeLSTM", inputs, list(node.output), name=node.name, domain=DOMAIN)
         made.attribute.extend(one for one in node.attribute if one.name in _TAKEN)
         _bypass(model, node.input[0], writer)

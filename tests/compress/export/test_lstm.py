@@ -285,3 +285,33 @@ def test_openvino_keeps_kernels_by_shape_so_one_of_a_shape_is_in_int8(tmp_path: 
     wanted = run_program(model, {"x": x[:9]})["output"]
     assert np.abs(found - wanted).max() < 0.04 * np.abs(wanted).max()
     assert sorted(layer.precision for layer in layers if layer.type == "RNNSeq") in (["f32", "int8"], ["bf16", "int8"])
+
+
+class Twice(nn.Module):
+    """One LSTM, as wide as what it reads, runs twice; ``on``, the second time from the state of the first."""
+
+    def __init__(self, on: bool) -> None:
+        super().__init__()
+        self.on, self.lstm, self.head = on, nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., :16]
+        first, state = self.lstm(x)
+        second, _ = self.lstm(x.flip(2), state) if self.on else self.lstm(x.flip(2))
+        return self.head(first + second)
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_onnxruntime_runs_one_lstm_twice(tmp_path: Path, on: bool) -> None:
+    torch.manual_seed(3)
+    model = export_model(Twice(on).eval(), name="twice", example={"x": sequences(2)})
+    result = quantize(model, open_set([{"x": sequences(48)}], model.inputs, name="noise"), scheme="x86-vnni")
+    assert [one["precision"] for one in result.operators] == ["int8", "float" if on else "int8", "int8"]
+    export(result.model, get_target("onnxruntime-cpu"), tmp_path / "engine")
+    graph = onnx.load(tmp_path / "engine/model.onnx").graph
+    kinds = collections.Counter(node.op_type for node in graph.node)
+    assert (kinds["DynamicQuantizeLSTM"], kinds["LSTM"]) == ((1, 1) if on else (2, 0))
+    weights = [tensor for tensor in graph.initializer if tensor.data_type == tensor.INT8 and len(tensor.dims) == 3]
+    assert len(weights) == 2    # what is read and the state, once for both
+    (found,) = onnxruntime.InferenceSession(tmp_path / "engine/model.onnx").run(None, {"x": sequences(16)})
+    assert error(found, run_program(model, {"x": sequences(16)})["output"]) < 0.03
