@@ -95,6 +95,7 @@ def keep_to(
     from compress.described import described
     from compress.metrics import get_metric
     from compress.modelfile import write_model
+    from compress.report.floats import floats
 
     with progress.stage("budget"):
         result = compress.budget(
@@ -104,7 +105,8 @@ def keep_to(
     write_model(result.model, path)
     found = result.to_json()
     whole = {"output": str(path), **record, "budget": found}
-    show(whole, as_json, lambda: budget_view(found, f"{path}: {result.sentence}"))
+    told = "\n".join([f"{path}: {result.sentence}", *floats(record.get("operators", ()))])
+    show(whole, as_json, lambda: budget_view(found, told))
     if not result.complete:
         sys.exit(INTERRUPTED)
 

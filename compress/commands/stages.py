@@ -123,6 +123,7 @@ def quantize(
     from compress.modelfile import write_model
     from compress.onnxmodel import OnnxModel, needs_module, write_onnx_model
     from compress.quantize.budget import BudgetConfig
+    from compress.report.floats import floats
     from compress.targets import get_target
 
     if (max_drop is None) != (validation is None):
@@ -150,7 +151,8 @@ def quantize(
     record = result.to_json()
     alone = f", {record['weights']} with their weights alone" if record["weights"] else ""
     sentence = f"{record['int8']} operators in int8{alone}, {record['float']} in float, scheme {row.scheme}"
-    found = [f"calibration: {finding['text']}" for finding in record["coverage"].get("findings", ())]
+    found = floats(record["operators"])
+    found += [f"calibration: {finding['text']}" for finding in record["coverage"].get("findings", ())]
     written(path, record, as_json, "\n".join([f"{sentence}, {record['samples']} calibration samples", *found]))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,8 @@ def test_quantize(finished: Path, copy_of: Copy) -> None:
     assert "operators in int8, " in result.stdout
     assert "96 calibration samples" in result.stdout
     assert "\ncalibration: layer" in result.stdout      # what it saw few values of
+    (left,) = re.findall(r"\nin float: (.*)", result.stdout)
+    assert re.match(r"1 embedding \(\w+\): a look-up multiplies nothing: int8 would save memory", left)
     assert result.stderr.startswith("done quantize (")
     quantization = read_model(model.with_suffix(".int8.pt")).quantization
     assert quantization is not None
