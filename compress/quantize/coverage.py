@@ -161,11 +161,14 @@ def _outliers(rows: Sequence[_Row], name: str) -> list[Finding]:
     for samples, where in found.items():
         row, reach, others = where[0]
         more = f" and of {len(where) - 1} more" if len(where) > 1 else ""
+        along = [row for row, _, others in where if max(-row.range[0], row.range[1]) > OUTLIER * others]
+        remedy = (f"leave out what is broken, or use --ranges entropy: the range of {_named([r.layer for r in along])} "
+                  "goes along, and leaves all other values few integers" if along else
+                  "leave out what is broken; the ranges that were chosen do without it")
         which = f"sample {samples[0]}" if len(samples) == 1 else f"samples {', '.join(map(str, samples))}"
         findings.append(Finding(kind="outlier", where=row.layer, text=(
             f"{which} of {name!r} reach{'es' if len(samples) == 1 else ''} {reach:.4g} in the input of layer "
-            f"{row.layer!r}{more}, all others at most {others:.4g}: leave out what is broken; --ranges percentile and "
-            "mse are moved least by it")))  # fmt: skip
+            f"{row.layer!r}{more}, all others at most {others:.4g}: {remedy}")))  # fmt: skip
     return findings
 
 

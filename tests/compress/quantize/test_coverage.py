@@ -155,6 +155,19 @@ def test_one_enormous_value_names_its_sample() -> None:
     assert high.coverage["tensors"][0]["clipped"] <= 2 / 1200
 
 
+@pytest.mark.parametrize(("ranges", "count", "along"), [
+    ("minmax", 6000, True), ("mse", 300, True), ("percentile", 300, True), ("percentile", 6000, False),
+    ("entropy", 300, False),
+])  # fmt: skip
+def test_the_remedy_for_an_outlier_is_one_that_helps(ranges: str, count: int, along: bool) -> None:
+    """Of four times 6,000 values the percentile leaves out one at either end, of 1,200 none."""
+    x = normal(count, 4)
+    x[17, 2] = 1e3
+    text = said(coverage(make(TwoReaders), {"x": x}, ranges=ranges, samples=count), "outlier")[0]
+    assert text.partition(": leave out what is broken")[2].startswith(
+        ", or use --ranges entropy: the range of layer" if along else "; the ranges that were chosen do without it")
+
+
 def test_the_place_of_an_outlier_is_that_in_the_whole_set() -> None:
     x = normal(300, 4)
     x[181, 2] = 1e6         # (2i + 1) * 300 / 60 has no 181, but i * 3 + 1 has
