@@ -22,7 +22,7 @@ from typing import Any, TypeVar, get_args
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compress.prune import Importance  # noqa: E402
+from compress.prune.config import Importance  # noqa: E402
 
 T = TypeVar("T")
 LIMIT_S, LIMIT_BYTES = 180.0, 6e9

@@ -87,7 +87,8 @@ def _graphs(model: Model) -> dict[str, dict[str, Any]]:
 
 
 def _pruning(model: Model, factory: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    from compress.prune import UNITS, prunable
+    from compress.prune import prunable
+    from compress.prune.config import UNITS
 
     if model.quantization is not None:
         return {}, {"": "the model is quantized: prune the float model it was made from"}

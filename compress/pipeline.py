@@ -24,6 +24,7 @@ from compress.described import described
 from compress.errors import CompressError
 from compress.metrics import get_metric
 from compress.progress import Progress
+from compress.prune.config import SPARSE_BACKENDS
 from compress.recipe import Recipe, read_recipe
 from compress.report import report
 from compress.stages.engines import build_engines
@@ -32,7 +33,7 @@ from compress.stages.measurements import compare, measure_parity, measure_speed
 from compress.stages.models import ModelFile, load_model, transform
 from compress.stages.precision import keep_budget, measure_sensitivity
 from compress.stages.results import record_of, write_bundle
-from compress.stages.search import search
+from compress.stages.search import search, timed_of
 from compress.store import Store
 from compress.targets import Target, get_target
 
@@ -75,11 +76,12 @@ def run(
             "or distil alone in several (torchrun -m compress distill), and let the recipe begin with what that made")
     output = output or recipe.path.parent / "out"
     targets = [get_target(name) for name in recipe.targets]
-    recipe = _rounded(recipe, targets)
+    progress = progress or Progress(quiet=True)
+    recipe = _suited(recipe, targets, progress)
     get_metric(recipe.metric)  # an unknown name is refused before any work, as is a file the bundle would replace
     refuse_strangers(output / "bundle")
     with Store(output / "store") as store:
-        filing = Filing(recipe=recipe, store=store, progress=progress or Progress(quiet=True))
+        filing = Filing(recipe=recipe, store=store, progress=progress)
         original = load_model(filing)
         get_metric(recipe.metric, described(original.load()))   # as is one that reads texts where there are none
         shipped, quantized, settled = original, dict[str, ModelFile](), dict[str, str]()
@@ -115,14 +117,53 @@ def run(
     )  # fmt: skip
 
 
-def _rounded(recipe: Recipe, targets: Sequence[Target]) -> Recipe:
-    """Where prune says neither how to round nor for what, widths stay multiples of what all the targets' rows say."""
-    multiple = math.lcm(*(target.multiple for target in targets))
-    stages = tuple(
-        dataclasses.replace(stage, config=dataclasses.replace(stage.config, round_to=multiple))
-        if stage.name == "prune" and stage.config.round_to is None and stage.config.target is None else stage
-        for stage in recipe.stages)
-    return dataclasses.replace(recipe, stages=stages)
+def _suited(recipe: Recipe, targets: Sequence[Target], progress: Progress) -> Recipe:
+    """The recipe whose prune stage suits all targets, where it names none.
+
+    Widths stay multiples of what all their rows say, unless it says how to round. A goal in latency is measured on the
+    first that can be timed from here.
+
+    Raises:
+        CompressError: if sparse weights are asked for and no target has kernels for them, or one without them drives
+            a goal in latency, or a goal in latency is asked for and no target can be timed.
+    """
+    stages = []
+    for stage in recipe.stages:
+        if stage.name == "prune" and stage.config.target is None:
+            given: dict[str, Any] = {}
+            if stage.config.round_to is None and stage.config.round_near is None:
+                given["round_near"] = math.lcm(*(target.multiple for target in targets))
+            if stage.config.sparsity is not None:
+                timed = stage.config.by_latency or recipe.budget.speedup is not None
+                _check_sparsity(recipe, targets, timed_of(targets)[0] if timed else (), progress)
+            if stage.config.by_latency:
+                given["target"] = _timed_on(targets, progress)
+            stage = dataclasses.replace(stage, config=dataclasses.replace(stage.config, **given))
+        stages.append(stage)
+    return dataclasses.replace(recipe, stages=tuple(stages))
+
+
+def _timed_on(targets: Sequence[Target], progress: Progress) -> str:
+    first, *others = timed_of(targets)[0]
+    if others:
+        progress.say(f"prune: its goal in latency is measured on {first.name} alone, the first of the targets that can "
+                     "be timed from here; give the prune stage a target for another")
+    return first.name
+
+
+def _check_sparsity(recipe: Recipe, targets: Sequence[Target], timed: Sequence[Target], progress: Progress) -> None:
+    """``timed`` are those that a goal in latency is measured on."""
+    dense = [target for target in targets if target.backend not in SPARSE_BACKENDS]
+    told = ", ".join(f"{target.name!r} runs on {target.backend}" for target in dense)
+    if len(dense) == len(targets):
+        raise CompressError(f"{recipe.path}: prune: sparsity is of use on TensorRT alone, and {told}: it would cost "
+                            "accuracy and gain nothing: leave it out")
+    drives = next((target.name for target in timed if target in dense), None)
+    if drives is not None:
+        raise CompressError(f"{recipe.path}: prune: sparsity is of use on TensorRT alone, and the goal in latency "
+                            f"would be measured on {drives!r}: give a goal such as macs, or leave sparsity out")
+    if dense:
+        progress.say(f"prune: sparsity gains nothing on all targets: {told}, whose engines get the same weights")
 
 
 def _searched(

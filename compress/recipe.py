@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from compress.bench import BenchConfig
 from compress.distill.config import DistillStage
 from compress.errors import CompressError
-from compress.prune import GOALS, PruneConfig
+from compress.prune.config import GOALS, PruneStage
 from compress.quantize import QuantizeConfig
 from compress.quantize.budget import BudgetConfig
 from compress.quantize.sensitivity import SensitivityConfig
@@ -27,7 +27,7 @@ class ExportConfig:
 
 
 STAGES: Mapping[str, type] = {
-    "prune": PruneConfig,
+    "prune": PruneStage,
     "distill": DistillStage,
     "quantize": QuantizeConfig,
     "sensitivity": SensitivityConfig,
@@ -194,6 +194,9 @@ def _budget(raw: Mapping[str, Any], stages: tuple[Stage, ...], where: str) -> Bu
     if goals:
         raise CompressError(f"{where}: speedup says how much is pruned: leave {' and '.join(goals)} out of the prune "
                             "stage")
+    if budget.speedup is not None and prune is not None and prune.merge_tokens is not None:
+        raise CompressError(f"{where}: speedup prunes in rounds, and a model whose tokens are merged is not pruned "
+                            "again: leave merge_tokens out of the prune stage, or speedup out of the recipe")
     return budget
 
 

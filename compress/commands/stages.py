@@ -77,6 +77,9 @@ def prune(
     if (timed := result.timed) is not None:
         told += (f"; {timed.original_ms:.3g} -> {timed.pruned_ms:.3g} ms on {timed.target}, "
                  f"{timed.speedup:.2f} times as fast")
+    if result.finer:
+        told += "\nno multiple of what the target's kernels like: " + ", ".join(
+            f"{name} (of {multiple})" for name, multiple in result.finer.items())
     for one in result.vocabularies:
         told += (f"\n{one.name}: {one.after:,} of {one.before:,} rows are left, {one.covered:.2%} of the data's tokens"
                  f"{'; as many outputs of ' + ', '.join(one.heads) if one.heads else ''}")

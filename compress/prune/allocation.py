@@ -11,6 +11,7 @@ import numpy as np
 from compress.errors import CompressError
 from compress.prune.costs import Costs
 from compress.prune.groups import Group
+from compress.prune.rounding import NEAR, Rounding
 
 Step = tuple[float, int, int, tuple[int, ...]]
 """Score, group, position in it, units."""
@@ -22,7 +23,7 @@ SHARES = {"macs": "MACs", "params": "parameters"}          # goals that are told
 
 
 def allocate(
-    costs: Costs, importance: Sequence[np.ndarray], goals: Mapping[str, float], *, round_to: int, max_share: float,
+    costs: Costs, importance: Sequence[np.ndarray], goals: Mapping[str, float], *, rounding: Rounding, max_share: float,
     allowed: Allowed = lambda branches: True,
 ) -> list[tuple[int, ...]]:
     """Units each group loses, so that of every resource in ``goals`` no more stays than it says.
@@ -31,7 +32,7 @@ def allocate(
         costs: of the whole model.
         importance: per group, shape ``(units,)``, in one scale over all groups.
         goals: resource -> the most that may be left of it, in its own unit.
-        round_to: channel counts stay multiples of this; heads go one at a time.
+        rounding: what channel counts stay multiples of; heads go one at a time.
         max_share: the largest share of its units a group may lose, and the largest of all branches that may go.
         allowed: branches that may not go together are not taken.
 
@@ -42,7 +43,7 @@ def allocate(
     for number, (group, scores) in enumerate(zip(costs.groups, importance, strict=True)):
         per_cost = scores / max(costs.share(number, goals), 1e-30)
         worst = 0.0
-        for position, units in enumerate(steps(group, scores, round_to, max_share)):
+        for position, units in enumerate(steps(group, scores, rounding, max_share)):
             worst = max(worst, float(np.mean(per_cost[list(units)])))    # the steps of a group go in order
             waiting.append((worst, number, position, units))
     most = most_branches(costs.groups, max_share)
@@ -66,8 +67,9 @@ def allocate(
         removed[number].extend(units)
         taken.append(step)
     if not _met(costs, goals):
-        raise CompressError(_unreachable(costs, goals, round_to, max_share))
+        raise CompressError(_unreachable(costs, goals, rounding, max_share))
     _give_back(costs, removed, taken, goals)
+    _come_near(costs, removed, taken, goals, rounding)
     return [tuple(sorted(units)) for units in removed]
 
 
@@ -76,12 +78,12 @@ def most_branches(groups: Sequence[Group], max_share: float) -> int:
     return math.floor(max_share * sum(group.branch is not None for group in groups))
 
 
-def steps(group: Group, scores: np.ndarray, round_to: int, max_share: float) -> list[tuple[int, ...]]:
+def steps(group: Group, scores: np.ndarray, rounding: Rounding, max_share: float) -> list[tuple[int, ...]]:
     """The units of a group that may go, the least important first, in the steps in which they may."""
     if group.branch is not None:
         return [(0,)]
     order = [int(unit) for unit in np.argsort(scores, kind="stable")]
-    step = 1 if group.kind == "heads" else round_to
+    step = 1 if group.kind == "heads" else rounding.of(group.units)
     least = max(step, math.ceil(group.units * (1 - max_share) / step - 1e-9) * step)
     found: list[tuple[int, ...]] = []
     left = group.units
@@ -110,7 +112,24 @@ def _give_back(costs: Costs, removed: list[list[int]], taken: Sequence[Step], go
             full.add(number)
 
 
-def _unreachable(costs: Costs, goals: Mapping[str, float], round_to: int, max_share: float) -> str:
+def _come_near(
+    costs: Costs, removed: list[list[int]], taken: Sequence[Step], goals: Mapping[str, float], rounding: Rounding,
+) -> None:
+    """Where whole steps overshoot all goals by far, part of the last ones is put back: in steps as large as can be."""
+    for _, number, _, _ in reversed(taken):
+        group, gone = costs.groups[number], removed[number]
+        if group.kind in ("heads", "blocks"):
+            continue
+        for step in rounding.less(group.units):
+            while len(gone) > step and all(costs.reached[goal] < NEAR * limit for goal, limit in goals.items()):
+                costs.give(number, gone[-step:])
+                if not _met(costs, goals):
+                    costs.take(number, gone[-step:])
+                    break
+                del gone[-step:]
+
+
+def _unreachable(costs: Costs, goals: Mapping[str, float], rounding: Rounding, max_share: float) -> str:
     told = []
     for goal, limit in goals.items():
         total, reached = costs.resources[goal].total, costs.reached[goal]
@@ -121,5 +140,5 @@ def _unreachable(costs: Costs, goals: Mapping[str, float], round_to: int, max_sh
                         f"{math.ceil(1000 * reached / total) / 1000:.1%}")
         else:
             told.append(f"{limit:.3g} MB: the least that can be reached is {reached:.3g} MB of {total:.3g} MB")
-    return (f"cannot prune to {', nor to '.join(told)}, with every prunable layer at its least (round_to={round_to}, "
+    return (f"cannot prune to {', nor to '.join(told)}, with every prunable layer at its least ({rounding}, "
             f"max_share={max_share:g}): ask for more, or list less in protect")

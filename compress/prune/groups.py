@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.prune import Structure
 from compress.prune.branches import Branch
 from compress.prune.channels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, Place, Role, is_depthwise, width_of
+from compress.prune.config import Structure
 from compress.prune.forward import Calls, Tensors, call
 
 OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)

@@ -8,8 +8,8 @@ import numpy as np
 from torch import nn
 
 from compress.errors import CompressError
-from compress.prune import Importance
 from compress.prune.activation import activation
+from compress.prune.config import Importance
 from compress.prune.forward import Calls, Tensors
 from compress.prune.gradients import fisher, taylor
 from compress.prune.groups import Group

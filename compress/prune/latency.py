@@ -88,7 +88,7 @@ def prune_to_latency(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-")))
         rig = _rig(target, stack, ranked, original, data, folder)
         whole = rig.build("original", original, "fp32")
-        ladder = [steps(group, scores, config.multiple, config.max_share)
+        ladder = [steps(group, scores, config.rounding, config.max_share)
                   for group, scores in zip(ranked.groups, ranked.scores, strict=True)]
         table = _table(rig, whole, ranked, original, ladder, config, export, tables, tell)
         if not whole.rounds_ms:
@@ -123,7 +123,7 @@ def _table(
     """Engines with every group at the same share of its units, the whole one first; from ``tables`` where they are."""
     key = json_digest({
         "model": model_digest(original), "target": dataclasses.asdict(rig.target), "machine": rig.machine.name,
-        "threads": rig.machine.threads, "round_to": config.multiple, "max_share": config.max_share,
+        "threads": rig.machine.threads, "rounding": str(config.rounding), "max_share": config.max_share,
         "groups": [[group.name, group.units] for group in ranked.groups], "layers": layers_of(ranked),
         "torch": torch.__version__})
     file = None if tables is None else tables / f"{key.removeprefix('sha256:')[:32]}.json"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from compress.prune import Structure
 from compress.prune.absent import is_absent
 from compress.prune.channels import BATCH_NORMS, RNNS, Place, axis_of, is_norm, is_per_channel, ties, width_of
+from compress.prune.config import Structure
 from compress.prune.forward import Calls, Tensors
 from compress.prune.groups import Edit, Group
 from compress.prune.tracing import BESIDE, Readers, Tracer

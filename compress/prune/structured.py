@@ -117,7 +117,7 @@ def prune_to_goals(ranked: Ranked, config: PruneConfig) -> Pruned:
     Raises:
         CompressError: if a goal cannot be reached, or a removal would change the function.
     """
-    chosen = allocate(ranked.costs, ranked.scores, ranked.goals, round_to=config.multiple, max_share=config.max_share,
+    chosen = allocate(ranked.costs, ranked.scores, ranked.goals, rounding=config.rounding, max_share=config.max_share,
                       allowed=ranked.allowed)
     return cut_module(ranked, chosen)
 
@@ -253,8 +253,9 @@ def _unwanted(group: Group, config: PruneConfig) -> str | None:
         return PROTECTED
     if group.kind not in config.structures:
         return f"{group.kind} is not among the structures that may shrink"
-    if group.kind not in ("heads", "blocks") and group.units <= config.multiple:
-        return f"it has {group.units} channels, no more than round_to={config.multiple}"
+    step = config.rounding.of(group.units)
+    if group.kind not in ("heads", "blocks") and group.units <= step:
+        return f"it has {group.units} channels, no more than round_to={step}"
     return None
 
 

@@ -94,7 +94,7 @@ def _choose(
         return {*ids} if file is None else file.with_parts(ids)
 
     limit = one.size + extra if config.rows is None else config.rows
-    multiple, beside = config.multiple if one.heads else 1, extra and one.tied      # of the outputs of heads
+    multiple, beside = config.rounding.multiple if one.heads else 1, extra and one.tied      # of the outputs of heads
     kept = {number for number in whole(always) if number < one.size}
     if len(kept) + extra > limit:
         raise CompressError(f"prune: vocabulary={config.vocabulary}: {one.name!r} needs {len(kept) + extra} rows for "

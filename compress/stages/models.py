@@ -53,6 +53,8 @@ def load_model(filing: Filing) -> ModelFile:
     for stage in filing.recipe.stages:
         if stage.name == "distill" and stage.config.teacher is not None:
             _teacher(filing, stage.config)      # one that is missing is refused before hours are spent
+        if stage.name == "prune":
+            _corpus(filing, stage.config)
 
     def build(into: Path, scratch: Path) -> dict[str, Any]:
         write_model(load(path, factory=factory), into / "model.pt")
@@ -61,8 +63,7 @@ def load_model(filing: Filing) -> ModelFile:
     settings: dict[str, Any] = {"factory": factory}
     if path.is_dir():       # a Hugging Face folder, whose network is the library's
         settings["library"] = versions(("transformers",))
-    digest = tree_digest(path) if path.is_dir() else file_digest(path)
-    artifact = filing.artifact("load", settings, {"model": digest}, build)
+    artifact = filing.artifact("load", settings, {"model": _digest(path)}, build)
     model = ModelFile(path=artifact.path / "model.pt", digest=artifact.digest)
     if model.load().wiring is None:
         chain_of(model.load())      # says what is missing
@@ -85,6 +86,8 @@ def transform(
     told = stage.name == "prune" and stage.config.sensitivity
     if told:
         inputs["metric"] = filing.recipe.metric
+    if stage.name == "prune" and (corpus := _corpus(filing, stage.config)) is not None:
+        inputs["corpus"] = _digest(corpus)
     for kind in (*READS[stage.name], *(("validation",) if told else ())):
         inputs[kind] = filing.data(kind, model.load()).digest
 
@@ -107,10 +110,19 @@ def _prune(
     loaded = _with_module(filing, model.load())
     return prune(
         loaded, filing.sets["calibration"], config, factory=filing.recipe.factory,
-        tables=filing.store.root / "latencies", progress=filing.progress.step,
+        tables=filing.store.root / "latencies", corpus=_corpus(filing, config), progress=filing.progress.step,
         validation=filing.sets["validation"] if config.sensitivity else None,
         metric=get_metric(filing.recipe.metric, described(loaded)) if config.sensitivity else None,
     )  # fmt: skip
+
+
+def _corpus(filing: Filing, config: Any) -> Path | None:
+    if config.corpus is None:
+        return None
+    path: Path = filing.recipe.path.parent / config.corpus
+    if not path.exists():
+        raise CompressError(f"{filing.recipe.path}: the corpus {path} of the prune stage does not exist")
+    return path
 
 
 def _with_module(filing: Filing, model: Model) -> Model:
@@ -143,8 +155,7 @@ def _distill(
 def _teacher_digest(filing: Filing, config: Any, original: ModelFile) -> str:
     if config.teacher is None:
         return original.digest
-    path = _teacher(filing, config)
-    return tree_digest(path) if path.is_dir() else file_digest(path)
+    return _digest(_teacher(filing, config))
 
 
 def _teacher(filing: Filing, config: Any) -> Path:
@@ -152,6 +163,10 @@ def _teacher(filing: Filing, config: Any) -> Path:
     if not path.exists():
         raise CompressError(f"{filing.recipe.path}: the teacher {path} of a distill stage does not exist")
     return path
+
+
+def _digest(path: Path) -> str:
+    return tree_digest(path) if path.is_dir() else file_digest(path)
 
 
 def _quantize(

@@ -38,14 +38,15 @@ def make(
 ) -> Made:
     """Prune ``began`` until it is ``speedup`` times as fast on the first of ``targets``; do the recipe's other stages.
 
-    With a ``speedup`` of 1 it is quantized as it is.
+    With a ``speedup`` of 1 it is quantized as it is. A vocabulary goes once, in the first round.
     """
     shipped = began
     for stage in filing.recipe.on_float if speedup > 1 else ():
         if stage.name == "prune":
             place = stage.config.target or targets[0].name
+            once = {} if began == original else {"vocabulary": None, "corpus": None}
             stage = dataclasses.replace(
-                stage, config=dataclasses.replace(stage.config, speedup=speedup, target=place))
+                stage, config=dataclasses.replace(stage.config, speedup=speedup, target=place, **once))
         shipped = transform(filing, stage, shipped, original)
     quantized: dict[str, ModelFile] = {}
     for scheme in dict.fromkeys(target.scheme for target in targets) if filing.recipe.on_int8 else ():

@@ -83,7 +83,7 @@ def search(filing: Filing, original: ModelFile, targets: Sequence[Target], outpu
         KeyboardInterrupt: when interrupted, with the section written as far as it is known.
     """
     budget, rounds = filing.recipe.budget, list[Round]()
-    timed, untimed = _timed(targets)
+    timed, untimed = timed_of(targets)
     model = original.load()
     targets_of(filing.data("validation", model), get_metric(filing.recipe.metric, described(model)).output)
     before = len(filing.stages)
@@ -172,6 +172,12 @@ def faster(measured: Mapping[str, Mapping[str, Any]], targets: Sequence[Target],
     return chosen
 
 
+def slowest_first(start: Round, targets: Sequence[Target]) -> list[Target]:
+    """``targets`` by how little what ships of ``start`` has gained there: the first drives the next round's pruning."""
+    measured = start.figures["measured"]
+    return sorted(targets, key=lambda target: float(measured[target.name][start.ships[target.name]]["speedup"]))
+
+
 def path_to(last: Round, rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """The stages that led to what ``last`` ships: all of its own, those on the float model of the rounds before it."""
     one, found = last, [stage for stage in last.stages if stage["stage"] not in ("measure", "parts")]
@@ -219,11 +225,12 @@ def _round(
     """One round; a failure of any but the first is its result."""
     number, before = len(rounds), len(filing.stages)
     start = rounds[began].made if began is not None else None
+    drives = targets if began is None else slowest_first(rounds[began], targets)
     figures: Mapping[str, Any] = {}
     ships: dict[str, str] = {}
     made, failure = None, None
     try:
-        made = make(filing, original, original if start is None else start.shipped, asked, targets)
+        made = make(filing, original, original if start is None else start.shipped, asked, drives)
         figures = measure(filing, original, made, targets)
         ships = faster(figures["measured"], targets, filing.recipe.max_drop)
     except CompressError as error:
@@ -235,7 +242,7 @@ def _round(
         stages=[{**stage, "round": number} for stage in filing.stages[before:]])
 
 
-def _timed(targets: Sequence[Target]) -> tuple[list[Target], dict[str, str]]:
+def timed_of(targets: Sequence[Target]) -> tuple[list[Target], dict[str, str]]:
     """The targets whose engines can be timed from here, and why the others cannot.
 
     Raises:

@@ -18,8 +18,9 @@ import compress
 import runtimes
 from calibration.errors import CalibrationError
 from compress.errors import CompressError
-from compress.pipeline import RunResult, _rounded
+from compress.pipeline import RunResult, _suited
 from compress.progress import Progress
+from compress.prune.rounding import Rounding
 from compress.quantize.collect import Collector
 from compress.recipe import read_recipe
 from compress.store import DiskFullError
@@ -291,14 +292,64 @@ def test_widths_suit_the_kernels_of_all_targets(small_files: Path, small: Module
     first = get_target("openvino-cpu")
     targets = [dataclasses.replace(first, multiple=multiple) for multiple in (16, 8, 24)]
 
-    def rounded(**settings: Any) -> int | None:
+    def rounded(**settings: Any) -> Rounding:
         recipe = read_recipe(small.write_recipe(small_files, "round.yaml", stages=[{"prune": settings}, "quantize"]))
-        found: int | None = _rounded(recipe, targets).stages[0].config.round_to
+        found: Rounding = _suited(recipe, targets, Progress(quiet=True)).stages[0].config.rounding
         return found
 
-    assert rounded() == 48
-    assert rounded(round_to=4) == 4
-    assert rounded(target="rpi5") is None       # prune asks that row itself
+    assert rounded() == Rounding(multiple=48, exact=False)
+    assert rounded(round_near=12) == Rounding(multiple=12, exact=False)
+    assert rounded(round_to=4) == Rounding(multiple=4)
+    assert rounded(target="rpi5") == Rounding(multiple=get_target("rpi5").multiple, exact=False)
+
+
+class Heard(Progress):
+    """Progress whose sentences are kept."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def suited(small: ModuleType, files: Path, targets: list[str], heard: Progress, **settings: Any) -> Any:
+    """The settings of the prune stage of a recipe for these targets."""
+    speedup = settings.pop("of_all", None)
+    stages = [{"prune": settings}, "quantize"]
+    recipe = read_recipe(small.write_recipe(files, "suited.yaml", stages=stages, target=targets, speedup=speedup))
+    return _suited(recipe, [get_target(name) for name in targets], heard).stages[0].config
+
+
+def test_a_goal_in_latency_is_measured_on_the_first_target_that_can_be(small_files: Path, small: ModuleType) -> None:
+    heard = Heard()
+    config = suited(small, small_files, ["rtx", "onnxruntime-cpu", "openvino-cpu"], heard, speedup=2)
+    assert config.target == "onnxruntime-cpu"
+    assert heard.said == ["prune: its goal in latency is measured on onnxruntime-cpu alone, the first of the targets "
+                          "that can be timed from here; give the prune stage a target for another"]
+    config = suited(small, small_files, ["rtx", "onnxruntime-cpu"], heard, speedup=2, target="openvino-cpu")
+    assert config.target == "openvino-cpu"
+    assert suited(small, small_files, ["openvino-cpu"], heard, max_latency_ms=2).target == "openvino-cpu"
+    assert suited(small, small_files, ["rtx", "onnxruntime-cpu"], heard, macs=0.5).target is None
+    assert len(heard.said) == 1
+    with pytest.raises(CompressError, match=r"none of the targets can be timed from here \(rtx: its engines are"):
+        suited(small, small_files, ["rtx"], heard, speedup=2)
+
+
+def test_sparse_weights_are_for_targets_that_have_kernels_for_them(small_files: Path, small: ModuleType) -> None:
+    heard = Heard()
+    assert suited(small, small_files, ["rtx", "jetson-thor"], heard, sparsity="2:4").sparsity == "2:4"
+    assert heard.said == []
+    suited(small, small_files, ["rtx", "openvino-cpu"], heard, sparsity="2:4")
+    assert heard.said == ["prune: sparsity gains nothing on all targets: 'openvino-cpu' runs on openvino, whose "
+                          "engines get the same weights"]
+    with pytest.raises(CompressError, match=r"suited.yaml: prune: sparsity is of use on TensorRT alone, and "
+                                            "'openvino-cpu' runs on openvino, 'rpi5' runs on onnxruntime: it would"):
+        suited(small, small_files, ["openvino-cpu", "rpi5"], heard, sparsity="2:4")
+    for goal in ({"speedup": 2}, {"of_all": 2}):
+        with pytest.raises(CompressError, match="and the goal in latency would be measured on 'openvino-cpu': give a"):
+            suited(small, small_files, ["rtx", "openvino-cpu"], heard, sparsity="2:4", **goal)
 
 
 # --- refused before any work ------------------------------------------------------------------------------------------

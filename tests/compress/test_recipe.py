@@ -10,7 +10,7 @@ import yaml
 from compress.bench import BenchConfig
 from compress.distill.config import DistillStage
 from compress.errors import CompressError
-from compress.prune import PruneConfig
+from compress.prune.config import PruneStage
 from compress.quantize import QuantizeConfig
 from compress.recipe import Budget, ExportConfig, Recipe, read_recipe
 
@@ -45,7 +45,7 @@ stages:
 """)
     recipe = read_recipe(path)
     assert [(stage.name, stage.config) for stage in recipe.stages] == [
-        ("prune", PruneConfig(macs=0.4, protect=("head",))), ("distill", DistillStage(epochs=4)),
+        ("prune", PruneStage(macs=0.4, protect=("head",))), ("distill", DistillStage(epochs=4)),
         ("quantize", QuantizeConfig(ranges="minmax")), ("distill", DistillStage(epochs=1, learning_rate=1.0)),
         ("export", ExportConfig()), ("bench", BenchConfig()),
     ]  # fmt: skip
@@ -127,6 +127,8 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
         ({"speedup": 2}, "speedup is what pruning is driven by: give the recipe a prune stage"),
         ({"speedup": "most", "stages": [{"prune": {"macs": 0.5, "params": 0.5}}]},
          "speedup says how much is pruned: leave macs and params out of the prune stage"),
+        ({"speedup": "most", "stages": [{"prune": {"merge_tokens": 4}}]},
+         "speedup prunes in rounds, and a model whose tokens are merged is not pruned again: leave merge_tokens out"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"rounds": "many"}, "rounds must be a number, got 'many'"),
         ({"rounds": 1.5}, "Expected `int`, got `float`"),

@@ -11,7 +11,8 @@ from compress.errors import CompressError
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    from compress.prune import UNITS, prunable
+    from compress.prune import prunable
+    from compress.prune.config import UNITS
 
     if patient.model is None:
         return

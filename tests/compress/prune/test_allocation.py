@@ -11,10 +11,12 @@ from compress.prune.branches import Branch
 from compress.prune.channels import Place
 from compress.prune.costs import Costs, Item, Resource
 from compress.prune.groups import Edit, Group
+from compress.prune.rounding import Rounding
 
 
-def allocate(costs, importance, *, macs, **settings):
-    return allocate_units(costs, importance, {"macs": macs * costs.resources["macs"].total}, **settings)
+def allocate(costs, importance, *, macs, round_to, **settings):
+    goals = {"macs": macs * costs.resources["macs"].total}
+    return allocate_units(costs, importance, goals, rounding=Rounding(multiple=round_to), **settings)
 
 
 def chain(*widths):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from compress.prune import Importance, PruneConfig, Structure
+from compress.prune.config import Importance, PruneConfig, Structure
 
 TEXT = (Path(__file__).parents[3] / "docs/pruning.md").read_text(encoding="utf-8")
 

@@ -16,11 +16,14 @@ import compress
 from calibration import open_set
 from compress.errors import CompressError
 from compress.factory import build_module
+from compress.ladder import torch_runner
 from compress.loading import load
 from compress.program import model_runner
 from compress.prune import PruneConfig, load_into, prune
 from compress.prune.channels import apply_channels
 from compress.prune.merging import Merging, matched, merge_tokens
+from compress.targets import get_target
+from runtimes.backends import open_engine
 from tests.compress.huggingface.folders import bundle, clip, opened, siglip, vit
 from tests.compress.prune.test_huggingface import samples
 from tests.compress.prune.test_vocabulary import SMALL
@@ -165,6 +168,26 @@ def test_engines(tmp_path: Path, make: Callable[[Path], Path], target: str) -> N
     with opened(bundle(small, tmp_path, target)) as session:
         for name, expected in model_runner(small)(feed).items():
             np.testing.assert_allclose(session.run(feed)[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_engines_in_int8(tmp_path: Path, target: str) -> None:
+    """Merged, quantized, written, read and exported: the engine answers as the quantized program does in torch."""
+    model = load(vit(tmp_path / "folder"))
+    data = samples(model)
+    small = prune(model, data, MERGED).model
+    compress.modelfile.write_model(
+        compress.quantize(small, data, scheme=get_target(target).scheme).model, tmp_path / "int8.pt")
+    int8, feed = load(tmp_path / "int8.pt"), data.first(4)
+    engine = compress.export(int8, get_target(target), tmp_path / "engine")
+    assert engine.precision == "int8"
+    exact, expected = model_runner(small)(feed)["logits"], torch_runner(int8)(feed)["logits"]
+    runner = open_engine(engine)
+    found = runner.run(feed)["logits"]
+    runner.close()
+    assert np.abs(found - expected).max() < 0.02 * np.abs(exact).max()
+    assert 1e-5 < np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_what_cannot_be_merged_is_told(tmp_path: Path) -> None:

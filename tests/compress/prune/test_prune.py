@@ -18,6 +18,7 @@ from compress.modelfile import read_model, write_model
 from compress.program import module_path, run_program
 from compress.prune import PruneConfig, load_into, prunable, prune
 from compress.prune import structured as structured_module
+from compress.prune.rounding import Rounding
 from compress.saving import export_model
 from compress.zoo import digits_questions, digits_vqa
 from runtimes.spec import Dim
@@ -142,11 +143,12 @@ def test_goals_in_parameters_and_megabytes(demo, samples):
 
 
 def test_the_targets_row_says_how_to_round():
-    assert PruneConfig().multiple == 8
-    assert PruneConfig(target="onnxruntime-cpu").multiple == 16
-    assert PruneConfig(target="onnxruntime-cpu", round_to=4).multiple == 4
+    assert PruneConfig().rounding == Rounding(multiple=8, exact=False)
+    assert PruneConfig(target="onnxruntime-cpu").rounding == Rounding(multiple=16, exact=False)
+    assert PruneConfig(target="onnxruntime-cpu", round_near=4).rounding == Rounding(multiple=4, exact=False)
+    assert PruneConfig(target="onnxruntime-cpu", round_to=4).rounding == Rounding(multiple=4)
     with pytest.raises(CompressError, match="unknown target 'toaster'"):
-        _ = PruneConfig(target="toaster").multiple
+        _ = PruneConfig(target="toaster").rounding
 
 
 def weaken(module, *branches):
@@ -309,6 +311,8 @@ def test_the_users_own_factory_is_called_when_named(demo, samples, monkeypatch):
         ({"structures": ("channels", "bones")}, r"structures=\['channels', 'bones'\]: give some of channels, heads"),
         ({"structures": ()}, r"structures=\[\]: give some of"),
         ({"round_to": 0}, "round_to=0 must be at least 1"),
+        ({"round_near": 0}, "round_near=0 must be at least 1"),
+        ({"round_to": 8, "round_near": 16}, "round_to=8 holds in every layer, and leaves nothing to round_near=16"),
         ({"importance": "luck"}, "importance='luck' is unknown"),
         ({"max_share": 1.0}, r"max_share=1.0 must be in \(0, 1\)"),
         ({"samples": 0}, "samples=0 must be at least 1"),

@@ -31,7 +31,7 @@ def silence(module, zeros):
 def test_perceptron_to_half(networks, prune_one, noise):
     module = networks.Perceptron()
     silence(module, {"second": range(8, 32)})
-    pruned = prune_one(module, noise(16, 8), macs=0.5, protect=("last",))
+    pruned = prune_one(module, noise(16, 8), macs=0.5, round_to=8, protect=("last",))
     # only the 32 hidden units can go, each 8 + 16 MACs: 832 - 24 k <= 416 needs k = 18, rounded up to 24
     assert shapes(pruned.module) == {"first.weight": (8, 8), "second.weight": (16, 8), "last.weight": (4, 16)}
     assert pruned.removed == {"first": 24}
@@ -44,7 +44,7 @@ def test_perceptron_to_half(networks, prune_one, noise):
 def test_convolutions_keep_their_batch_norm(networks, prune_one, noise):
     module = networks.Convolutions()
     silence(module, {"two": [1, 3, 5, 7, 9, 11, 13, 15]})
-    pruned = prune_one(module, noise(16, 1, 4, 4), macs=0.6)
+    pruned = prune_one(module, noise(16, 1, 4, 4), macs=0.6, round_to=8)
     # 16 x (16 x 9 + 16 x 8 x 9 + 8 x 3) MACs; 'two' has 8 channels, no more than round_to: 16 -> 8 leaves 51 %
     assert shapes(pruned.module) == {
         "one.weight": (8, 1, 3, 3),
@@ -93,7 +93,7 @@ def test_transformer_block_loses_heads_and_hidden_units(networks, prune_one, noi
 def test_branches_shrink_together(networks, prune_one, noise):
     module = networks.Branches()
     silence(module, {"join": [*range(8, 24), *range(32, 40)], "side": range(8, 16)})
-    pruned = prune_one(module, noise(16, 8), macs=0.45)
+    pruned = prune_one(module, noise(16, 8), macs=0.45, round_to=8)
     # a 24 -> 8, b 16 -> 8, so c and the concatenation 40 -> 16
     assert shapes(pruned.module) == {
         "a.weight": (8, 8),
@@ -117,7 +117,7 @@ def test_depthwise_groups_are_rewritten(networks, prune_one, noise):
 def test_gates_are_cut_with_their_channels(networks, prune_one, noise):
     module = networks.Gated()
     silence(module, {"down": range(8, 24)})
-    pruned = prune_one(module, noise(16, 8), macs=0.4)
+    pruned = prune_one(module, noise(16, 8), macs=0.4, round_to=8)
     assert shapes(pruned.module) == {"up.weight": (16, 8), "down.weight": (4, 8)}
     x = torch.from_numpy(noise(5, 8))
     torch.testing.assert_close(pruned.module(x), module(x), rtol=1e-5, atol=1e-6)

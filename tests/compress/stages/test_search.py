@@ -138,9 +138,19 @@ def test_the_stages_that_led_to_what_ships() -> None:
 
 
 def test_targets_that_cannot_be_timed_are_told() -> None:
-    timed, untimed = search._timed([get_target(name) for name in ("onnxruntime-cpu", "rtx")])
+    timed, untimed = search.timed_of([get_target(name) for name in ("onnxruntime-cpu", "rtx")])
     assert [target.name for target in timed] == ["onnxruntime-cpu"]
     assert untimed == {"rtx": "its engines are built here, and run on its own device"}
+
+
+def test_the_target_that_gained_least_drives_the_next_round() -> None:
+    targets = [get_target(name) for name in ("openvino-cpu", "onnxruntime-cpu", "rpi5")]
+    gains = {"openvino-cpu": (1.0, 4.0), "onnxruntime-cpu": (2.0, 3.0), "rpi5": (2.5, 1.0)}
+    measured = {name: {"fp32": {"speedup": fp32}, "int8": {"speedup": int8}} for name, (fp32, int8) in gains.items()}
+    start = Round(number=1, began=0, asked=1.5, figures={"measured": measured},
+                  ships={"openvino-cpu": "int8", "onnxruntime-cpu": "int8", "rpi5": "fp32"})
+    assert [target.name for target in search.slowest_first(start, targets)] == [
+        "rpi5", "onnxruntime-cpu", "openvino-cpu"]      # 2.5, 3 and 4 times as fast by what ships there
 
 
 def test_no_target_can_be_timed(small: ModuleType, small_files: Path, tmp_path: Path) -> None:
