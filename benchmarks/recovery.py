@@ -5,8 +5,9 @@
 
 FOLDERs are those that ``compress demo FOLDER --model NAME`` writes. Values are those of the fake-quantized torch
 program, which is the int8 program to the bit: the recipe's metric on the first N samples of ``validation/``, and the
-signal to quantization noise of each output against float on the first 256, in decibels. ``seconds`` are what the way
-adds to quantization. Ways of a folder that were measured before are replaced in FILE, others stay.
+signal to quantization noise of each output against float on the first 256, in decibels. Every way but the first
+equalises channels, as is the default. ``seconds`` are what the way adds to quantization. Ways of a folder that were
+measured before are replaced in FILE, others stay.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from runtimes.spec import Feed  # noqa: E402
 
 Run = Callable[[Feed], dict[str, np.ndarray]]
 WAYS: dict[str, dict[str, Any]] = {
-    "none": {}, "equalize": {"equalize": True}, "smooth 0.5": {"smooth": 0.5}, "bias": {"correct_bias": True},
+    "none": {"equalize": False}, "default": {}, "smooth 0.5": {"smooth": 0.5}, "bias": {"correct_bias": True},
     "gptq": {"rounding": "gptq"}, "learned": {"rounding": "learned"},
     "gptq, bias": {"rounding": "gptq", "correct_bias": True},
     "smooth, gptq, bias": {"smooth": 0.5, "rounding": "gptq", "correct_bias": True},
-    "all": {"equalize": True, "smooth": 0.5, "rounding": "learned", "correct_bias": True},
+    "all": {"smooth": 0.5, "rounding": "learned", "correct_bias": True},
 }  # fmt: skip
 SHOWN = 256     # samples that the noise is measured on
 

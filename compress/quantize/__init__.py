@@ -43,7 +43,7 @@ class QuantizeConfig:
         default=64, metadata={"help": "Inputs that share a scale in --int4-weights, at most: a power of two."}
     )
     equalize: bool = field(
-        default=False, metadata={"help": "Give the weights of neighbouring layers equal ranges before."}
+        default=True, metadata={"help": "Scale channels between layers to like sizes, where that saves a bit or more."}
     )
     smooth: float = field(
         default=0.0, metadata={"help": "How much of an activation's outliers goes to the weights behind it; 0 is none."}

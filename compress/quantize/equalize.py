@@ -1,77 +1,87 @@
-"""Cross-layer equalisation: a layer's channels and the weights that read them get equal ranges.
+"""Cross-layer equalisation: a layer's channels are scaled to like sizes, the weights that read them scaled back.
 
-Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, equations 9-11.
+One range serves all channels of an activation, and what is small beside it is lost; weights have a scale for each
+output channel and so lose nothing when channels before them are scaled. Nagel et al. 2019, arXiv:1906.04721, section
+4.1, equalise weights, whose ranges are to stand for those of activations; here the ranges are the activations' own, and
+the scales those of Xiao et al. 2023, arXiv:2211.10438, equation 4.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from compress.model import Model
-from compress.quantize.following import find_scalable
-from compress.quantize.scaling import Reader, Scalable, largest, of_inputs
+from compress.quantize.following import find_scalable, rectifies
+from compress.quantize.peaks import Peaks, find_peaks
+from compress.quantize.scaling import Scalable, Source, largest_weights, of_inputs
+from runtimes.spec import Feed
 
 _LAYERS = ("linear", "conv1d", "conv2d")
-SWEEPS = 50             # over all pairs, which change each other's ranges where a layer is in two
-CONVERGED = 1e-3        # the largest change of a scale in a sweep, relative
+HEADROOM = 1.25         # over what a channel reached, before ReLU6 may cut it
+GAIN = 4.0              # least fall of the noise's power that channels are scaled for: one bit
 
 
-def equalize(model: Model) -> tuple[Model, int]:
-    """``model`` with the same function and equalised weights, and how many layers had channels to equalise.
+def equalize(model: Model, feeds: Iterable[tuple[str, Feed]]) -> tuple[Model, int]:
+    """``model`` with the same function and activations that suit integers, and how many layers' channels were scaled.
 
-    Channels of convolutions and linear layers whose only readers are such layers too, behind ReLU or what else keeps a
-    factor (:mod:`compress.quantize.following`); ReLU6 does not. Channel ``i`` is divided by ``sqrt(r1 / r2)`` where
-    ``r1`` is the largest weight that makes it and ``r2`` the largest that reads it: both become ``sqrt(r1 r2)``.
-    A channel that no weight makes, or none reads, stays.
+    Channels of convolutions and linear layers whose only readers are such layers too, behind ReLU, ReLU6 or what else
+    keeps a factor (:mod:`compress.quantize.following`); a model without any of these is not looked at. Channel ``j`` is
+    divided by ``sqrt(max|X_j| / max|W_j|)``, or, where its readers are depthwise and scales of their weights cost
+    nothing, by ``max|X_j|``; times what leaves the largest activation as it is. One that ReLU6 cuts is enlarged alone,
+    up to :data:`HEADROOM` below the cut: it may be cut beyond, where integers would be too. A layer's channels stay
+    where the noise that its readers get of rounded activations, ``(max|X|)^2 |W|^2``, would not fall by :data:`GAIN`.
+
+    Args:
+        model: a float one.
+        feeds: graph and what it is run on, once for all of them; not read where no channel can be scaled.
     """
+    if not any(rectifies(node) for graph in model.graphs.values() for node in graph.program.graph.nodes):
+        return model, 0
     found = find_scalable(model)
     of_layer = torch.zeros_like(found.free)
     for source in found.sources:
         of_layer[source.channels] = source.op in _LAYERS
     found.free &= of_layer
-    layers = sum(bool(found.free[source.channels].any()) for source in found.sources)
-    if not layers:
+    if not bool(found.free.any()):
         return model, 0
-    return found.rescaled(model, equal_scales(found, model)), layers
+    peaks, weights = find_peaks(model, found, feeds), largest_weights(model, found)
+    found.free &= (peaks.channels > 0) & peaks.channels.isfinite() & (weights > 0)
+    scales, layers = torch.ones_like(weights), 0
+    for source in found.sources:
+        equal = equal_scales(model, found, source, peaks, weights)
+        before, after = (noise(model, found, source, peaks, some) for some in (torch.ones_like(equal), equal))
+        if before > GAIN * after:
+            scales *= equal
+            layers += 1
+    return (found.rescaled(model, scales), layers) if layers else (model, 0)
 
 
-def equal_scales(found: Scalable, model: Model) -> Tensor:
-    """What each free channel is to be divided by, f64 ``(channels,)``; 1 for the others."""
-    weights = {name: model.weights[name].detach().double().abs()
-               for name in {*(source.weight for source in found.sources), *(reader.weight for reader in found.readers)}}
-    scales = torch.ones(len(found.free), dtype=torch.float64)
-    for _ in range(SWEEPS):
-        before = scales.clone()
-        for source in found.sources:
-            own = torch.zeros_like(found.free)
-            own[source.channels] = found.free[source.channels]
-            if not own.any():
-                continue
-            made = torch.zeros_like(scales)
-            made[source.channels] = _current(weights[source.weight], source.weight, found, scales).flatten(1).amax(1)
-            read = largest(((reader, _columns(reader, weights, found, scales)) for reader in found.readers
-                            if own[reader.channels[reader.channels >= 0]].any()), len(scales))
-            change = torch.sqrt(made / read)
-            own &= (made > 0) & (read > 0)
-            scales[own] *= change[own]
-        if float((scales / before).log().abs().max()) < CONVERGED:
-            break
+def equal_scales(model: Model, found: Scalable, source: Source, peaks: Peaks, weights: Tensor) -> Tensor:
+    """What each channel of ``source`` is to be divided by, f64 ``(channels,)``; 1 for those of others and not free."""
+    own = torch.zeros_like(found.free)
+    own[source.channels] = found.free[source.channels]
+    scales = torch.ones_like(weights)
+    if not bool(own.any()):
+        return scales
+    depthwise = all(model.weights[reader.weight].shape[1] == 1 for reader in found.readers
+                    if bool(own[reader.channels[reader.channels >= 0]].any()))  # fmt: skip
+    largest, cut = peaks.channels[own], peaks.cut[own]
+    equal = largest if depthwise else (largest / weights[own]).sqrt()
+    equal = equal * (largest / equal).max() / largest.max()
+    scales[own] = torch.where(cut > 0, equal.clamp(max=1).maximum((HEADROOM * cut).clamp(max=1)), equal)
     return scales
 
 
-def _current(weight: Tensor, name: str, found: Scalable, scales: Tensor) -> Tensor:
-    """The magnitudes ``weight`` has with ``scales``."""
-    for source in found.sources:
-        if source.weight == name:
-            weight = weight / scales[source.channels].reshape(-1, *[1] * (weight.ndim - 1))
-    for reader in found.readers:
-        if reader.weight == name:
-            factors = of_inputs(reader, scales, 1.0).reshape(reader.groups, 1, -1, 1)
-            weight = (reader.columns(weight) * factors).reshape(weight.shape)
-    return weight
-
-
-def _columns(reader: Reader, weights: dict[str, Tensor], found: Scalable, scales: Tensor) -> Tensor:
-    """The largest magnitude for each input of ``reader``."""
-    return reader.columns(_current(weights[reader.weight], reader.weight, found, scales)).amax((1, 3)).flatten()
+def noise(model: Model, found: Scalable, source: Source, peaks: Peaks, scales: Tensor) -> float:
+    """What rounding the activations that hold channels of ``source`` adds to their readers' results, as a power."""
+    power = 0.0
+    for reader, reached in zip(found.readers, peaks.inputs, strict=True):
+        if bool(((reader.channels >= source.channels.start) & (reader.channels < source.channels.stop)).any()):
+            factors = of_inputs(reader, scales, 1.0)
+            read = reader.columns(model.weights[reader.weight].detach().double()) * factors.reshape(
+                reader.groups, 1, -1, 1)  # fmt: skip
+            power += float((reached / factors).max() ** 2 * read.square().sum())
+    return power

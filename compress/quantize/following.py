@@ -22,7 +22,7 @@ from torch.fx.node import map_arg
 
 from compress.model import Model
 from compress.program import told_as, widened
-from compress.quantize.scaling import LAYERS, NOT_SCALED, Reader, Scalable, Source
+from compress.quantize.scaling import LAYERS, NOT_SCALED, Clip, Reader, Scalable, Source
 from compress.weights import storage
 
 _aten = torch.ops.aten
@@ -51,6 +51,7 @@ class Book:
         self.bias_of: dict[Any, Source] = {}
         self.blocked: set[int] = set()
         self.rectified: set[int] = set()
+        self.clips: list[Clip] = []
         self.reads: Counter[Any] = Counter()        # of each parameter, by operators of all graphs
         self.known: Counter[Any] = Counter()        # those of them that are understood
         self.channels = 0
@@ -132,8 +133,8 @@ class Book:
             read[reader.channels[reader.channels >= 0]] = True
         rectified = torch.zeros_like(free)
         rectified[[number for number in self.rectified if number >= 0]] = True
-        return Scalable(sources=list(self.sources.values()), readers=list(self.readers.values()), free=free & read,
-                        rectified=rectified)  # fmt: skip
+        return Scalable(sources=list(self.sources.values()), readers=list(self.readers.values()), clips=self.clips,
+                        free=free & read, rectified=rectified)  # fmt: skip
 
 
 class Follower(Interpreter):
@@ -217,7 +218,8 @@ class Follower(Interpreter):
 
     def _rectify(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
         labels = self._same(n, value, given)
-        self.book.rectified |= set(labels.unique().tolist())
+        if labels is not None:
+            self.book.rectified |= set(labels.unique().tolist())
         return labels
 
     def _move(self, n: Node, value: Any, given: Mapping[Node, Any]) -> Any:
@@ -237,7 +239,27 @@ class Follower(Interpreter):
 
     def _clamp(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
         low, high = (*n.args[1:], None, None)[:2]
-        return self._rectify(n, value, given) if low == 0 and high is None and not n.kwargs else None
+        return self._clip(n, value, given, high) if low == 0 and not n.kwargs else None
+
+    def _hardtanh(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
+        low, high = (*n.args[1:], 1.0)[:2] if len(n.args) > 1 else (-1.0, 1.0)
+        return self._clip(n, value, given, high) if low == 0 else None
+
+    def _relu6(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
+        return self._clip(n, value, given, 6.0)
+
+    def _clip(self, n: Node, value: Tensor, given: Mapping[Node, Any], high: Any) -> Any:
+        """ReLU up to ``high``; that keeps a factor of the channels that never get there."""
+        labels = self._rectify(n, value, given)
+        if high is None or labels is None:
+            return labels
+        if not isinstance(high, int | float) or high <= 0:
+            return None
+        axis, numbers = _lines(labels)
+        if numbers is None:
+            return None
+        self.book.clips.append(Clip(graph=self.graph_name, node=n.name, axis=axis, channels=numbers, high=high))
+        return labels
 
     def _dropout(self, n: Node, value: Tensor, given: Mapping[Node, Any]) -> Any:
         return None if n.args[2] else self._same(n, value, given)
@@ -295,13 +317,28 @@ def _shared(labels: Tensor, axis: int, shape: torch.Size) -> Tensor | None:
     return first.expand(shape) if bool((labels == first).all()) else None
 
 
+def _lines(labels: Tensor) -> tuple[int, Tensor | None]:
+    """The axis, from the end, that ``labels`` differ along, and what they are there; ``None`` where there is no one."""
+    for axis in range(-1, -labels.ndim, -1):
+        rows = labels.movedim(axis, -1).reshape(-1, labels.shape[axis])
+        if rows.shape[1] > 1 and bool((rows == rows[0]).all()):
+            return axis, rows[0].clone()
+    return 0, None
+
+
 _NORMS: dict[Any, tuple[int, int | None, int]] = {      # norm -> where its weight and bias are, its channels' axis
     _aten.layer_norm.default: (2, 3, -1), _aten.batch_norm.default: (1, 2, 1), _aten.group_norm.default: (2, 3, 1),
     _aten.rms_norm.default: (2, None, -1),
 }  # fmt: skip
 _Rule = Callable[[Follower, Node, Any, Mapping[Node, Any]], Any]
-_RULES: dict[str, _Rule] = {
+_RECTIFIERS: dict[str, _Rule] = {
     **dict.fromkeys(("relu", "leaky_relu"), Follower._rectify),
+    **dict.fromkeys(("clamp", "clamp_min"), Follower._clamp),
+    "hardtanh": Follower._hardtanh,
+    "relu6": Follower._relu6,
+}
+_RULES: dict[str, _Rule] = {
+    **_RECTIFIERS,
     **dict.fromkeys(("neg", "clone", "contiguous", "detach", "alias", "to", "_to_copy"), Follower._same),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t", "squeeze",
                      "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "chunk", "split",
@@ -309,7 +346,6 @@ _RULES: dict[str, _Rule] = {
                     Follower._move),
     **dict.fromkeys(("cat", "stack"), Follower._join),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), Follower._shape_only),
-    **dict.fromkeys(("clamp", "clamp_min"), Follower._clamp),
     **dict.fromkeys(("mul", "div"), Follower._product),
     **dict.fromkeys(("add", "sub"), Follower._sum),
     **dict.fromkeys(("matmul", "bmm"), Follower._mix),
@@ -319,6 +355,11 @@ _RULES: dict[str, _Rule] = {
     "dropout": Follower._dropout,
     "scaled_dot_product_attention": Follower._attention,
 }  # fmt: skip
+
+
+def rectifies(node: Node) -> bool:
+    """Whether it is ReLU or the like."""
+    return _name(node).rstrip("_") in _RECTIFIERS
 
 
 def _name(node: Node) -> str:

@@ -6,7 +6,9 @@ result is a float program with its ranges, as without: whatever follows is the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from compress.quantize import QuantizeConfig
@@ -14,6 +16,9 @@ from compress.quantize import QuantizeConfig
 if TYPE_CHECKING:
     from compress.model import Model
     from compress.quantize.samples import Samples
+    from runtimes.spec import Feed
+
+SEEN = 64               # samples that channels' sizes are taken from, to equalise them
 
 
 def scale_channels(
@@ -21,21 +26,32 @@ def scale_channels(
 ) -> tuple[Model, dict[str, int]]:
     """``model`` with the same function and ranges that suit integers better; and how many layers had channels scaled.
 
-    First between the weights of neighbouring layers, then from activations to the weights that read them.
+    First those of layers behind which nothing but ReLU lies, then those of norms.
     """
-    from compress.quantize.collect import BATCH
     from compress.quantize.equalize import equalize
-    from compress.quantize.feeds import feeds_of
     from compress.quantize.smooth import smooth
 
     done: dict[str, int] = {}
     if config.equalize:
-        model, done["equalized"] = equalize(model)
+        model, layers = equalize(model, given(model, sets, SEEN))
+        done |= {"equalized": layers} if layers else {}
     if config.smooth:
-        given = ((name, feed) for _, _, found in feeds_of(model, sets, BATCH)
-                 for name, feeds in found.items() for feed in feeds)  # fmt: skip
-        model, done["smoothed"] = smooth(model, given, config.smooth)
+        every = max(len(samples) for samples in sets.values())
+        model, done["smoothed"] = smooth(model, given(model, sets, every), config.smooth)
     return model, done
+
+
+def given(model: Model, sets: Mapping[str, Samples], most: int) -> Iterator[tuple[str, Feed]]:
+    """Graph and what it is run on, of ``most`` samples from all over each set."""
+    from compress.quantize.collect import BATCH
+    from compress.quantize.feeds import feeds_of
+
+    some = {name: dataclasses.replace(own, used=own.used.pick(range(0, len(own), math.ceil(len(own) / most))))
+            for name, own in sets.items()}  # fmt: skip
+    for _, _, found in feeds_of(model, some, BATCH):
+        for name, feeds in found.items():
+            for feed in feeds:
+                yield name, feed
 
 
 def choose_integers(

@@ -56,15 +56,28 @@ class Reader:
         return weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """An operator that cuts channels ``(n,)``, along ``axis`` of its result, at ``high``."""
+
+    graph: str
+    node: str
+    axis: int
+    channels: Tensor
+    high: float
+
+
 @dataclass(kw_only=True)
 class Scalable:
     """All channels of a model that a layer or a norm makes.
 
-    ``free`` says which can be scaled, ``rectified`` which go through ReLU or the like on their way.
+    ``free`` says which can be scaled, ``rectified`` which go through ReLU or the like on their way; those of ``clips``
+    can be as long as they stay below what they are cut at.
     """
 
     sources: Sequence[Source]
     readers: Sequence[Reader]
+    clips: Sequence[Clip]
     free: Tensor
     rectified: Tensor
 
@@ -93,16 +106,23 @@ class Scalable:
         return with_weights(model, {n: t for n, t in new.items() if not torch.equal(t, model.weights[n])})
 
 
-def of_inputs(reader: Reader, values: Tensor, otherwise: float) -> Tensor:
+def of_inputs(reader: Reader, values: Tensor, otherwise: float | bool) -> Tensor:
     """What ``values`` ``(channels,)`` are for the inputs of ``reader``; ``otherwise`` where an input is not scaled."""
     picked = values[reader.channels.clamp(min=0)]
     return torch.where(reader.channels >= 0, picked, torch.full_like(picked, otherwise))
 
 
-def largest(readers: Iterable[tuple[Reader, Tensor]], channels: int) -> Tensor:
-    """The largest value of each channel ``(channels,)`` over ``readers``, each with one per input; 0 without any."""
+def largest(read: Iterable[tuple[Tensor, Tensor]], channels: int) -> Tensor:
+    """The largest value of each channel, f64 ``(channels,)``, of numbers and the values they have; 0 without any."""
     found = np.zeros(channels)
-    for reader, values in readers:
-        read = reader.channels >= 0
-        np.maximum.at(found, reader.channels[read].numpy(), values[read].double().numpy())
+    for numbers, values in read:
+        named = numbers >= 0
+        np.maximum.at(found, numbers[named].numpy(), values[named].double().numpy())
     return torch.from_numpy(found)
+
+
+def largest_weights(model: Model, found: Scalable) -> Tensor:
+    """The largest magnitude of the weights that read each channel, f64 ``(channels,)``."""
+    columns = ((reader.channels, reader.columns(model.weights[reader.weight].detach().double().abs()).amax((1, 3)))
+               for reader in found.readers)  # fmt: skip
+    return largest(((numbers, weights.flatten()) for numbers, weights in columns), len(found.free))

@@ -63,12 +63,39 @@ def test_a_factor_goes_through(between: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("between", [
-    nn.GELU(), nn.ReLU6(), nn.Hardtanh(), Apply(lambda x: x.clamp(max=1.0)), Apply(lambda x: x + 1),
-    Apply(lambda x: x * x), Apply(lambda x: 1 / x), Apply(lambda x: x + x.flip(1)),
+    nn.GELU(), nn.Hardtanh(), Apply(lambda x: x.clamp(max=1.0)), Apply(lambda x: x.clamp(0, x.abs().max())),
+    Apply(lambda x: x + 1), Apply(lambda x: x * x), Apply(lambda x: 1 / x), Apply(lambda x: x + x.flip(1)),
     nn.LayerNorm(6, elementwise_affine=False), Apply(lambda x: functional.softmax(x, 1)), Apply(lambda x: x.cumsum(1)),
 ])  # fmt: skip
 def test_a_factor_does_not_go_through(between: nn.Module) -> None:
     assert not free(find_scalable(model_of(Pair(between), 4)))
+
+
+@pytest.mark.parametrize("between", [
+    nn.ReLU6(), nn.Hardtanh(0.0, 6.0), Apply(lambda x: functional.relu6(x[:, :, None])[:, :, 0]),
+    Apply(lambda x: x.clamp(0, 6)), Apply(lambda x: functional.hardtanh(x.clone(), 0.0, 6.0, inplace=True)),
+])  # fmt: skip
+def test_a_factor_goes_through_what_cuts_no_channel(between: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = model_of(Pair(between), 4)
+    found = find_scalable(model)
+    assert free(found) == {"first.weight": 6}
+    (clip,) = found.clips
+    assert clip.channels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert clip.high == 6.0
+    same_function(scaled_anyhow(model), model, noise(5, 4))     # at most 5 times what is below 1
+
+
+def test_one_channel_that_is_cut_stays() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 1), nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(functional.relu6(self.first(x)))
+
+    assert not free(find_scalable(model_of(One(), 4)))
 
 
 def test_channels_that_reach_an_output_or_the_sum_of_their_like_stay() -> None:
