@@ -74,6 +74,11 @@ class Operator:
     alone: WeightGrid | None = None     # of its weight, where that alone is quantized; then there is no activation
 
     @property
+    def called(self) -> str:
+        """What messages call it: its module, or what it is where it is in none."""
+        return self.path or f"({self.op})"
+
+    @property
     def precision(self) -> str:
         """What it runs in: "int8", "int8 weights", "int4 weights" or "float"."""
         if self.float_reason is not None:

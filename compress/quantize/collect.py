@@ -42,8 +42,8 @@ class Collector:
         self.inputs = [spec.name for spec in graph.inputs]
         self.outputs = [spec.name for spec in graph.outputs]
         self.operators = operators
-        self.layers = {name: operator.path for operator in reversed(operators) for _, name in operator.results}
-        self.layers |= {name: operator.path for operator in reversed(operators)
+        self.layers = {name: operator.called for operator in reversed(operators) for _, name in operator.results}
+        self.layers |= {name: operator.called for operator in reversed(operators)
                         for name in (operator.activation, operator.other) if name}  # fmt: skip
         self.data = data
         self.samples: Sequence[int] = ()    # places in the set of what the next feed holds; unknown where empty

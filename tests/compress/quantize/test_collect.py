@@ -84,6 +84,16 @@ def test_an_activation_that_is_not_finite_names_layer_and_set() -> None:
         quantize(model, samples(model), scheme="x86-vnni")
 
 
+def test_one_of_no_module_is_called_what_it_is() -> None:
+    class Bare(TwoReaders):
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.left(x) * 3e38 * 10) @ self.head.weight.T
+
+    model = export_model(Bare(), name="bare", example={"x": np.zeros((2, 4), np.float32)})
+    with pytest.raises(CompressError, match=r"input of layer '\(linear\)' is not finite on calibration set 'noise'"):
+        quantize(model, samples(model), scheme="x86-vnni")
+
+
 def test_progress_counts_samples() -> None:
     model = make(TwoReaders)
     told: list[tuple[int, int]] = []
