@@ -108,6 +108,7 @@ def climb(
     batches = list(data.batches(largest_batch(data.inputs, BATCH)))
     parts = [graph] if graph is not None else [*model.graphs, *([] if model.chain is None else [None])]
     results, done = [], 0
+    answers = None if model.wiring is None else _answers(model)
 
     def step(_: int) -> None:
         nonlocal done
@@ -118,11 +119,26 @@ def climb(
     total = len(batches) * len(parts)
     for part in parts:
         if part is None:
-            results.append(parity([_chained(form, model) for form in forms], batches, progress=step))
+            results.append(parity([_chained(form, model) for form in forms], batches, answers=answers, progress=step))
         else:
             steps = [_alone(form, part, prefixed=len(parts) > 1) for form in forms]
-            results.append(parity(steps, _given(model, part, batches), progress=step))
+            results.append(parity(steps, _given(model, part, batches), answers=answers, progress=step))
     return joined(results, feeds=len(batches), samples=len(data))
+
+
+def _answers(model: Model) -> set[str]:
+    """The outputs that are scores of classes, by each name that they have: in the chain, in their graph, with it.
+
+    The largest value of an embedding, of a map or of several numbers is no answer.
+    """
+    from compress.distill.graphs import compared_sources, wiring_of
+    from compress.distill.kinds import outputs_of
+
+    wiring = wiring_of(model)
+    sources, graphs = compared_sources(wiring), {step.name: step.graph for step in wiring.steps}
+    found = [one.spec.name for one in outputs_of(model) if one.kind in ("scores", "shares")]
+    return {name for output in found for source in [sources[output]]
+            for name in (output, source.name, f"{graphs[str(source.step)]}.{source.name}")}  # fmt: skip
 
 
 def _given(model: Model, graph: str, batches: Sequence[Feed]) -> Iterator[Feed]:

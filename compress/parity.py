@@ -145,7 +145,7 @@ def parity(
             of the step it was made from beyond the limits above and beyond the noise floor of the fp32 steps.
         feeds: the feeds, each with a leading sample axis.
         answers: the outputs whose argmax over the last axis is the model's answer; by default, every float output of
-            two dimensions or more.
+            two or three dimensions: of maps and pictures the largest value is none.
         progress: called with the number of feeds done.
 
     Raises:
@@ -290,7 +290,7 @@ def _compare(
         if value.shape != reference[output].shape:
             raise CompressError(f"parity step {name!r}: output {output!r} has shape {value.shape}, "
                                 f"{reference[output].shape} in {other!r}")
-        is_answer = output in answers if answers is not None else value.ndim > 1 and value.dtype.kind == "f"
+        is_answer = output in answers if answers is not None else value.ndim in (2, 3) and value.dtype.kind == "f"
         sums.setdefault((name, other, output), _Sums()).add(value, reference[output], is_answer)
 
 

@@ -27,6 +27,10 @@ aten = torch.ops.aten
 _SAME = {aten.to.dtype, aten._to_copy.default, aten.contiguous.default, aten.clone.default, aten.alias.default}
 _SUMS = {aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.Scalar, aten.sum.dim_IntList}
 _SQUARES = {aten.pow.Tensor_Scalar, aten.square.default, aten.mul.Tensor, aten.abs.default}
+_MAPS = {       # whose last axis are places, not classes
+    aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default,
+    aten.conv3d.padding,
+}  # fmt: skip
 _FAR = 8                    # nodes between a value and its length
 
 
@@ -102,6 +106,8 @@ def _by_end(node: Node) -> Kind | None:
     if node.target in (aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default):
         last = node.args[1] in (-1, ndim - 1)
         return (("scores" if "log" in str(node.target) else "shares") if last else "numbers")
+    if node.target in _MAPS:
+        return "numbers"
     if node.target == aten.sigmoid.default:
         return "probabilities"
     if node.target == aten.div.Tensor and _is_length(node.args[1], node.args[0]):

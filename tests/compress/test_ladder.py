@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from calibration import open_set
 from compress.errors import CompressError
@@ -15,6 +17,7 @@ from compress.ladder import REFERENCE, check, ladder, torch_runner
 from compress.model import Model
 from compress.program import run_program
 from compress.quantize.prepare import convert
+from compress.saving import export_model
 from compress.stages.engines import Build
 from compress.steps import graph_feeds
 from compress.targets import targets
@@ -101,6 +104,24 @@ def test_check_of_one_model_and_target(quantized: Model, name: str) -> None:
     assert steps["onnx fp32"].from_reference["output"].max_abs < 1e-6
     assert steps[f"{name} fp32"].from_reference["output"].max_abs < 1e-5
     assert found.answers == 20
+
+
+def test_scores_have_answers_and_embeddings_and_maps_have_none() -> None:
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.scores = nn.Conv1d(3, 4, 1), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = self.scores(x.mean(1))
+            return {"map": self.conv(x), "picture": x[:, :, None] * 2, "scores": found,
+                    "embedding": torch.nn.functional.normalize(found), "chances": found.sigmoid()}  # fmt: skip
+
+    x = np.random.default_rng(0).normal(size=(8, 3, 6)).astype(np.float32)
+    model = export_model(Ends().eval(), name="ends", example={"x": x})
+    found = check(model, TARGET, open_set([{"x": x}], model.inputs, name="noise")).steps[1].from_reference
+    assert {name: one.answers for name, one in found.items()} == {
+        "map": 0, "picture": 0, "scores": 8, "embedding": 0, "chances": 0}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -131,6 +131,12 @@ def test_only_the_named_outputs_are_answers() -> None:
     assert parity(steps, [FEED], answers=[]).steps[1].from_reference["output"].agreement is None
 
 
+@pytest.mark.parametrize(("shape", "answers"), [((4,), 0), ((4, 3), 4), ((4, 2, 3), 8), ((4, 2, 3, 5), 0)])
+def test_a_row_of_scores_has_an_answer_and_a_map_has_none(shape: tuple[int, ...], answers: int) -> None:
+    value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert ladder(value, value).steps[1].from_reference["output"].answers == answers
+
+
 def test_record_and_table() -> None:
     result = ladder(REFERENCE, REFERENCE + 0.001)
     record = json.loads(json.dumps(result.to_json(), allow_nan=False))

@@ -23,6 +23,7 @@ ENDS = {
     "by another's norm": lambda x: x / (x + 1).norm(dim=-1, keepdim=True),
     "one number": lambda x: x[:, :1],
     "a number": lambda x: x[:, 0],
+    "a map": lambda x: nn.functional.conv1d(x[:, None], torch.ones(2, 1, 1)),
     "a picture": lambda x: x.view(-1, 1, 2, 2),
 }
 
@@ -45,7 +46,7 @@ def ending(how):
         ("scores", "scores"), ("log shares", "scores"), ("shares", "shares"), ("shares of another axis", "numbers"),
         ("probabilities", "probabilities"), ("by its norm", "embedding"), ("normalized", "embedding"),
         ("by the root of its squares", "embedding"), ("by another's norm", "scores"), ("one number", "numbers"),
-        ("a number", "numbers"), ("a picture", "numbers"),
+        ("a number", "numbers"), ("a map", "numbers"), ("a picture", "numbers"),
     ],
 )  # fmt: skip
 def test_the_kind_of_an_output_is_how_it_is_made(how, kind):
