@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -61,6 +62,8 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
     except Exception as error:  # tracing runs the user's code: anything may come out of it
         if packs(error):
             raise CompressError(f"{type(module).__name__}.{method} cannot be exported: {PADDED}") from error
+        if (guarded := _guarded(error, inputs)) is not None:
+            raise CompressError(f"{type(module).__name__}.{method} cannot be exported for {guarded}") from error
         raise CompressError(
             f"{type(module).__name__}.{method} cannot be exported: {type(error).__name__}: {_first_line(error)} "
             "(data-dependent control flow and untraceable code must be rewritten; a size torch calls constant must not "
@@ -139,6 +142,32 @@ def _first_line(error: BaseException) -> str:
     if lines and lines[0].startswith("Constraints violated"):  # which size, and why, is on a line of its own
         return next((line.removeprefix("- ") for line in lines if line.startswith("- ")), lines[0])[:400]
     return lines[0][:300] if lines else "no message"
+
+
+_GUARD = re.compile(r"- Not all values of \w+ = L\['(\w+)'\]\.size\(\)\[(\d+)\] in the .* the generated guard (.*)")
+_SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+
+
+def _guarded(error: BaseException, inputs: Sequence[TensorSpec]) -> str | None:
+    """Of a size for which torch had to assume something: which, what, and what to do; ``None`` of other errors."""
+    found = _GUARD.search(str(error))
+    if found is None:
+        return None
+    shapes = {spec.name: spec.shape for spec in inputs}
+
+    def size(match: re.Match[str]) -> str:
+        dim = shapes[match[1]][int(match[2])]
+        return str(dim) if isinstance(dim, int) else dim.name
+
+    name, axis, guard = found.groups()
+    dim = shapes[name][int(axis)]
+    assert not isinstance(dim, int)
+    return (
+        f"every size of {dim.name!r}, axis {axis} of input {name!r}: the code holds for "
+        f"{_SIZE.sub(size, guard).rstrip('.')}, which torch cannot tell of all from {dim.min} to {dim.max}: narrow the "
+        "bounds of its Dim, multiply by a mask of torch.arange(size) where a slice takes a part of it, or leave it out "
+        "of dims, which fixes it"
+    )
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

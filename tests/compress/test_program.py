@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,11 +162,23 @@ def test_a_forward_of_keyword_arguments_is_traced_by_their_names() -> None:
     np.testing.assert_array_equal(program_runner(graph)({"a": one, "b": 10 * one})["output"], 21 * one)
 
 
-def test_a_size_that_cannot_vary_is_named_with_the_reason() -> None:
-    net = Net(lambda n, x: n.linear(x)[:, : min(x.shape[1], 4)])
-    short = (TensorSpec(name="x", dtype="float32", shape=(BATCH, Dim("length", 2, 5, 12), 6)),)
-    with pytest.raises(CompressError, match=r"Net\.forward cannot be exported: .*length.*satisfy the generated guard"):
+@pytest.mark.parametrize(("part", "holds"), [
+    (lambda length: min(length, 4), "min(4, length) <= length"),
+    (lambda length: length // 2, "(length // 2) <= length"),
+])  # fmt: skip
+def test_a_size_that_cannot_vary_is_named_with_the_reason_and_ways_out(part: Callable[[int], int], holds: str) -> None:
+    net = Net(lambda n, x: n.linear(x)[:, : part(x.shape[1])])
+    dim = Dim("length", 2, 5, 12)
+    short = (TensorSpec(name="x", dtype="float32", shape=(BATCH, dim, 6)),)
+    told = re.escape("Net.forward cannot be exported for every size of 'length', axis 1 of input 'x': the code holds "
+                     f"for {holds}, which torch cannot tell of all from 2 to 12: narrow")  # fmt: skip
+    with pytest.raises(CompressError, match=told):
         trace(net, inputs_of(short), short)
+    if "//" not in holds:
+        enough = (TensorSpec(name="x", dtype="float32", shape=(BATCH, dataclasses.replace(dim, min=5), 6)),)
+        assert trace(net, inputs_of(enough), enough)
+    masked = Net(lambda n, x: n.linear(x) * (torch.arange(x.shape[1]) < x.shape[1] // 2)[None, :, None])
+    assert trace(masked, inputs_of(short), short)
 
 
 def test_control_flow_on_values_is_refused_in_one_sentence() -> None:
