@@ -72,7 +72,10 @@ def trace(module: nn.Module, example: Feed, inputs: Sequence[TensorSpec], method
 
 
 def named_outputs(module: nn.Module, example: Feed, method: str = "forward") -> dict[str, torch.Tensor]:
-    """Run ``module.method(**example)``: a lone tensor is called ``output``, a mapping keeps its keys."""
+    """Run ``module.method(**example)``: a lone tensor is called ``output``, a mapping keeps its keys.
+
+    Tensors further in are called after what they are in: ``state_1``.
+    """
     try:
         with torch.no_grad():
             result = getattr(module, method)(**{name: torch.from_numpy(value) for name, value in example.items()})
@@ -88,18 +91,33 @@ def named_outputs(module: nn.Module, example: Feed, method: str = "forward") -> 
 def _named(result: Any) -> dict[str, torch.Tensor]:
     if isinstance(result, torch.Tensor):
         return {"output": result}
-    if isinstance(result, Mapping):
-        items = list(result.items())
-    elif dataclasses.is_dataclass(result):
-        items = [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
-    else:
-        items = [(f"output_{i}", v) for i, v in enumerate(result)] if isinstance(result, (tuple, list)) else []
-    named = {name: value for name, value in items if isinstance(value, torch.Tensor)}
-    if not named:
+    found = list(_tensors("", result))
+    if not found:
         raise CompressError(
             f"the model returned {type(result).__name__} without a tensor in it: return a tensor or a mapping"
         )
+    named = dict(found)
+    if len(named) < len(found):
+        twice = next(name for place, (name, _) in enumerate(found) if name in dict(found[:place]))
+        raise CompressError(f"two tensors that the model returned are called {twice!r}, one of them inside another "
+                            "output: return them under other names")  # fmt: skip
     return named
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
+    """The tensors in ``value``, also those further in: ``state_1`` is the second of a tuple called ``state``."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif dataclasses.is_dataclass(value):
+        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        items = list(enumerate(value)) if isinstance(value, (tuple, list)) else []
+        name = name or "output"
+    for key, each in items:
+        yield from _tensors(f"{name}_{key}" if name else key, each)
 
 
 @contextlib.contextmanager

@@ -206,7 +206,26 @@ def test_the_fields_of_a_dataclass_are_outputs() -> None:
     assert len(program.graph_signature.user_outputs) == 2
 
 
-@pytest.mark.parametrize("result", [None, 1.0, {"a": 1}, []])
+@pytest.mark.parametrize(("returned", "names"), [
+    (lambda x: {"a": x, "state": (x, [x])}, ["a", "state_0", "state_1_0"]),
+    (lambda x: {"a": x, "both": Scores(x, 2 * x)}, ["a", "both_first", "both_second"]),
+    (lambda x: (x, (x, {"cell": x})), ["output_0", "output_1_0", "output_1_1_cell"]),
+    (lambda x: Scores(x, {"inner": (x,)}), ["first", "second_inner_0"]),
+    (lambda x: {"a": x, "none": None, "shape": x.shape, "empty": ()}, ["a"]),
+])  # fmt: skip
+def test_tensors_inside_outputs_are_outputs_too(returned: Callable[[torch.Tensor], Any], names: list[str]) -> None:
+    assert list(named_outputs(Net(lambda n, x: returned(x)), {"x": np.ones((1, 5, 4), np.float32)})) == names
+    program = trace(Net(lambda n, x: returned(x)), inputs_of(SEQUENCE), SEQUENCE)
+    assert len(program.graph_signature.user_outputs) == len(names)
+
+
+def test_two_outputs_of_one_name_are_refused() -> None:
+    net = Net(lambda n, x: {"state": (x, 2 * x), "state_1": x})
+    with pytest.raises(CompressError, match="two tensors that the model returned are called 'state_1', one of"):
+        named_outputs(net, {"x": np.ones((1, 5, 4), np.float32)})
+
+
+@pytest.mark.parametrize("result", [None, 1.0, {"a": 1}, [], {"a": ((), {"b": 2})}])
 def test_a_model_without_a_tensor_among_its_outputs_is_refused(result: Any) -> None:
     with pytest.raises(CompressError, match="without a tensor in it"):
         named_outputs(Net(lambda n, x: result), inputs_of(SEQUENCE))
