@@ -23,8 +23,8 @@ _DROPPED = {     # checks, which the exporter removes
     aten._assert_async.msg, aten._assert_scalar.default, aten._assert_tensor_metadata.default,
     aten.sym_constrain_range_for_size.default,
 }  # fmt: skip
-
-
+_CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device}
+_POOLS = {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
 _MISTRANSLATED = {aten.chunk.default}      # where it does not divide evenly; the exporter itself never leaves it
 
 
@@ -46,7 +46,7 @@ def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> Ex
     module.meta.update(program.graph_module.meta)
     for node, own in zip(module.graph.nodes, program.graph.nodes, strict=True):
         node.name = own.name        # the copy gives those of Python's own, such as input, a number
-        _copy_cast(node)
+        _simplify(node)
     known = (_torchs() | set(translated)) - _MISTRANSLATED
     if not all(_is_known(node, known) for node in module.graph.nodes):
         return program
@@ -75,9 +75,14 @@ def _is_known(node: Node, known: Collection[Any]) -> bool:
     return node.target in known and not (schema is not None and schema.is_mutable)
 
 
-def _copy_cast(node: Node) -> None:
-    """``to`` may give its input back; the exporter knows the one that always copies."""
-    if node.target is aten.to.dtype and len(node.args) == 2:
-        node.kwargs = {"dtype": node.args[1]}
-        node.args = node.args[:1]
+def _simplify(node: Node) -> None:
+    """Write ``node`` as the operator that the exporter would make of it, where that is another one alone."""
+    if node.target in _CASTS:
+        # each may give its input back; the exporter knows the one that always copies
+        given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
+        dtype = node.kwargs.get("dtype", given.get("dtype"))
+        node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype if dtype is None else dtype}
         node.target = aten._to_copy.default
+    elif node.target in _POOLS and all(size == 1 for size in node.args[1]):  # type: ignore[union-attr]
+        node.args = (node.args[0], list(range(-len(node.args[1]), 0)), True)  # type: ignore[arg-type]
+        node.target = aten.mean.dim

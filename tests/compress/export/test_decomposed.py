@@ -34,6 +34,11 @@ class Of(nn.Module):
 KNOWN = {
     "an activation": lambda x: torch.nn.functional.gelu(x) * 2,
     "a cast": lambda x: x.to(torch.int32).to(torch.float32) + x,
+    "a cast and copy": lambda x: x.to(torch.int32, copy=True).to(torch.float32, non_blocking=True) + x,
+    "a cast to a device": lambda x: x.to("cpu", torch.int32).to(device="cpu", dtype=torch.float32) + x.to("cpu"),
+    "a cast to another's": lambda x: x.to(torch.ones(1, dtype=torch.int32)).to(x) + x,
+    "a pool over all": lambda x: torch.nn.functional.adaptive_avg_pool2d(x.reshape(-1, 2, 1, 2), 1).flatten(1),
+    "a pool over a line": lambda x: torch.nn.functional.adaptive_avg_pool1d(x.reshape(-1, 2, 2), 1).flatten(1),
     "a size": lambda x: x.reshape(x.shape[0], 2, -1).sum(-1),
     "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(*[x[:, None, None]] * 3),
 }
