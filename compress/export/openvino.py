@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.errors import CompressError
 from compress.export.building import import_backend, new_folder, read_onnx
-from compress.export.openvino_faults import avoid_faults
+from compress.export.openvino_faults import avoid_faults, pad_apart
 from compress.export.openvino_lstm import quantize_lstms
 from compress.export.pairs import drop_pairs
 from compress.quantize.schemes import get_scheme
@@ -49,6 +49,7 @@ def build(
                 model = openvino.Core().read_model(light)
                 model.set_friendly_name(source.light.graph.name)  # else it is OpenVINO's name of what it reads
                 _bound(model, inputs, openvino)
+                pad_apart(model)
                 if precision == "int8":
                     if get_scheme(target.scheme).states is not None and target.device == "CPU":
                         quantize_lstms(model)

@@ -168,6 +168,29 @@ def test_a_layer_of_another_type_is_left_alone(tmp_path, rng, type):
     np.testing.assert_allclose(_built(result.model, tmp_path, feed), answer, atol=0.02)     # a step of bfloat16
 
 
+BORDERS = {
+    "pictures": ((3, 12, 12), lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1, 2, padding=1)]),
+    "one side": ((3, 12, 12), lambda: [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1, 2, padding=(1, 0))]),
+    "an output": ((3, 12, 12), lambda: [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, 2, padding=1, bias=False)]),
+    "sounds": ((3, 12), lambda: [nn.Conv1d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 4, 1, 2, padding=1)]),
+}
+
+
+@pytest.mark.parametrize("case", BORDERS)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_border_of_a_convolution_of_one_place_is_kept(tmp_path, rng, case, precision):
+    shape, layers = BORDERS[case]
+    torch.manual_seed(0)
+    feed = {"x": rng.normal(size=(16, *shape)).astype(np.float32)}
+    model = export_model(Net(*layers()).eval(), name="net", example=feed)
+    if precision == "int8":
+        model = compress.quantize(model, open_set([feed], model.inputs, name="noise"), scheme="x86-vnni").model
+    path = export_onnx(model, get_target("openvino-cpu"), tmp_path / "model.onnx")
+    expected = run_program(convert(model) if precision == "int8" else model, feed)["output"]
+    assert openvino.Core().compile_model(path, "CPU")(feed)[0].shape != expected.shape
+    np.testing.assert_allclose(_built(model, tmp_path, feed), expected, atol=0.02 * np.abs(expected).max())
+
+
 def test_an_output_that_is_rewritten_keeps_its_name(tmp_path):
     """The maximum and the layer are both outputs, and read by others."""
     class Both(nn.Module):
