@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.prune.branches import Branch
 from compress.prune.forward import Calls, Tensors, call
 from compress.prune.groups import Group
-from compress.prune.readings import RESULT, by_channel, matrices_of, per_unit, reading
+from compress.prune.readings import by_channel, matrices_of, per_unit, reading
 
 
 def activation(
@@ -22,7 +21,7 @@ def activation(
 
     Channel ``j`` adds ``W[:, j] x_j`` to the result of a layer, of mean power ``|W[:, j]|^2 E[x_j^2]``. That is Wanda's
     ``|W| |x|`` for a whole column, squared. The shares of a layer's channels add up to 1, so the layers that read a
-    group count alike. One forward pass, no gradients. Of a residual branch it is the share that it is of the sum.
+    group count alike. One forward pass, no gradients.
 
     Raises:
         CompressError: if there are no samples.
@@ -34,8 +33,7 @@ def activation(
     count: dict[str, int] = {}
 
     def noted(path: str, value: torch.Tensor) -> None:
-        own = value[..., None].flatten(0, -2) if path.endswith(RESULT) else by_channel(
-            module.get_submodule(path), value).flatten(0, 1)
+        own = by_channel(module.get_submodule(path), value).flatten(0, 1)
         power[path] = power.get(path, torch.zeros(())) + own.double().square().sum(0)
         count[path] = count.get(path, 0) + len(own)
 
@@ -48,7 +46,7 @@ def activation(
         raise CompressError("importance 'activation' needs calibration samples, and there are none")
     scores = []
     for group in groups:
-        total = np.zeros(group.units) if group.branch is None else _of_branch(group.branch, power, count)
+        total = np.zeros(group.units)
         for edit in group.consumers:
             if edit.path not in power:
                 continue
@@ -60,13 +58,3 @@ def activation(
                 total += per_unit((shares / shares.sum().clamp_min(1e-30))[None], edit)[0]
         scores.append(total)
     return scores
-
-
-def _of_branch(branch: Branch, power: Mapping[str, torch.Tensor], count: Mapping[str, int]) -> np.ndarray:
-    """The power of what a branch adds, as a share of that and the stream's; nothing of a branch that never ran."""
-    def mean(path: str) -> float:
-        return float(power[path].sum()) / (count[path] * len(power[path])) if path in power else 0.0
-
-    added = sum(mean(path + RESULT) for path in branch.last)
-    whole = added + (0.0 if branch.first is None else mean(branch.first))
-    return np.array([added / max(whole, 1e-30)])

@@ -45,7 +45,6 @@ class Branch:
     """A residual branch, and what is of no use without it."""
 
     last: tuple[str, ...]                        # layers whose result is added: the branch is silent when they are
-    first: str | None                            # a layer of it that reads the stream
     tensors: tuple[str, ...]                     # names in the state dict that nothing else reads
     modules: tuple[str, ...]                     # paths whose operations are the branch's alone
 
@@ -89,8 +88,7 @@ class Residuals:
             if recurrent:
                 skipped[name] = f"it holds a recurrent layer, {recurrent[0]!r}"
                 continue
-            found.append(Branch(last=tuple(sorted(last)), first=self._first(last), tensors=tensors,
-                                modules=self._modules(alive)))
+            found.append(Branch(last=tuple(sorted(last)), tensors=tensors, modules=self._modules(alive)))
         return found, skipped
 
     def unread(self, lasts: Iterable[Iterable[str]]) -> list[str]:
@@ -133,17 +131,6 @@ class Residuals:
             return frozenset({path}) if known else None
 
         return layer
-
-    def _first(self, last: Last) -> str | None:
-        """A layer that reads the stream itself, or a view of it."""
-        for graph, program in self._programs.items():
-            for s in self._sums[graph]:
-                if s.last != last:
-                    continue
-                for node in program.graph.nodes:
-                    if _operator(node) in LAYERS and _path(node) in self._layers and _read(node) is _unviewed(s.stream):
-                        return _path(node)
-        return None
 
     def _modules(self, alive: Mapping[str, set[Node]]) -> tuple[str, ...]:
         """The paths of which no operation that is counted is needed any more; of those without any, none at all."""
@@ -296,12 +283,6 @@ def _resolved(node: Node, bypassed: Mapping[Node, Node]) -> Node:
     while node in bypassed:
         node = bypassed[node]
     return node
-
-
-def _read(node: Node) -> object:
-    """What a layer reads, before it was reshaped."""
-    source = node.args[1 if _operator(node) == "addmm" else 0]
-    return _unviewed(source) if isinstance(source, Node) else None
 
 
 def _unviewed(node: Node) -> Node:

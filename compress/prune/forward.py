@@ -40,6 +40,12 @@ def call(module: nn.Module, calls: Calls, feeds: Tensors) -> dict[str, torch.Ten
     return found
 
 
+def of_any_run(name: str) -> str:
+    """``graph/position`` of an output whose graph is run several times."""
+    graph, *_, position = name.split("/")
+    return f"{graph}/{position}"
+
+
 def samples_of(feeds: Tensors) -> int:
     """The samples that each graph is run on."""
     return max(len(value) for own in feeds.values() for feed in own[:1] for value in feed.values())

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from compress.errors import CompressError
-from compress.prune.forward import Calls, Tensors, call, samples_of
+from compress.prune.forward import Calls, Tensors, call, of_any_run, samples_of
 from compress.prune.groups import Group, trainable
-from compress.prune.readings import RESULT, by_channel, per_unit, reading
+from compress.prune.readings import by_channel, per_unit, reading
 
 SEED = 0
 
@@ -27,8 +27,7 @@ def taylor(
 
     Removing unit ``u`` moves the outputs by ``J_u a_u`` to first order, with ``a_u`` what its consumers read of it.
     ``E[(v . J_u a_u)^2] = |J_u a_u|^2`` for ``v ~ N(0, 1)``, so one backward pass a batch gives every unit of every
-    layer in the same unit: outputs are divided by their standard deviation first. No labels are needed. The unit of a
-    residual branch is all that it adds to its stream.
+    layer in the same unit: outputs are divided by their standard deviation first. No labels are needed.
 
     Raises:
         CompressError: if there are no samples.
@@ -59,19 +58,13 @@ def fisher(
     noise = _noise(generator)
 
     def loss(name: str, output: torch.Tensor) -> torch.Tensor:
-        if _of_any_run(name) not in classes:
+        if of_any_run(name) not in classes:
             return noise(name, output)
         scores = output.reshape(-1, output.shape[-1])
         drawn = torch.multinomial(scores.detach().softmax(-1), 1, generator=generator)[:, 0]
         return functional.cross_entropy(scores, drawn, reduction="sum")
 
     return _squared(module, groups, calls, batches, loss, "fisher")
-
-
-def _of_any_run(name: str) -> str:
-    """``graph/position`` of an output whose graph is run several times."""
-    graph, *_, position = name.split("/")
-    return f"{graph}/{position}"
 
 
 def _noise(generator: torch.Generator) -> Loss:
@@ -107,10 +100,7 @@ def _squared(
             for (path, value), gradient in zip(read, gradients, strict=True):
                 if gradient is not None:
                     product = value.detach() * gradient
-                    if path.endswith(RESULT):
-                        own = product.double().flatten(1).sum(1, keepdim=True)
-                    else:
-                        own = by_channel(module.get_submodule(path), product).double().sum(1)
+                    own = by_channel(module.get_submodule(path), product).double().sum(1)
                     moved.setdefault(path, []).append(own)
             for number, group in enumerate(groups):
                 totals[number] += _movement(group, moved)
@@ -123,9 +113,6 @@ def _squared(
 def _movement(group: Group, moved: Mapping[str, Sequence[torch.Tensor]]) -> np.ndarray:
     """``moved[path]`` is ``(samples, channels)`` for each time a layer ran; runs with other samples stand apart."""
     by_rows: dict[int, np.ndarray] = {}
-    for path in () if group.branch is None else group.branch.last:
-        for products in moved.get(path + RESULT, ()):
-            by_rows[len(products)] = by_rows.get(len(products), 0.0) + products.numpy()
     for edit in group.consumers:
         for products in moved.get(edit.path, ()):
             units = per_unit(products, edit)

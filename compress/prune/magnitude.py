@@ -7,23 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from compress.prune.channels import is_per_channel, weight_of
+from compress.prune.channels import is_per_channel
 from compress.prune.groups import Group
 from compress.prune.readings import matrices_of, per_unit
 
 
 def magnitude(module: nn.Module, groups: Sequence[Group]) -> list[np.ndarray]:
-    """Per group, shape ``(units,)``: the squared norm of a unit's weights on both sides of it, or in a branch.
+    """Per group, shape ``(units,)``: the squared norm of a unit's weights on both sides of it.
 
     Norms count for nothing: their weights are near 1 whatever the channel is worth.
     """
     scores = []
     for group in groups:
         total = np.zeros(group.units)
-        for key in () if group.branch is None else group.branch.tensors:
-            path, _, name = key.rpartition(".")
-            if (held := weight_of(module.get_submodule(path), name)).dim() > 1:
-                total += float(held.detach().double().square().sum())
         for edit in group.edits:
             layer = module.get_submodule(edit.path)
             if is_per_channel(layer) and not edit.tensor:

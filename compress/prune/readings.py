@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from compress.prune.channels import RNNS, axis_of, hidden_rows, weight_of
 from compress.prune.groups import Edit, Group
@@ -18,27 +17,12 @@ from compress.prune.tracing import channel_axis
 Noted = Callable[[str, torch.Tensor], "torch.Tensor | None"]
 """Of a layer's path and what it reads; what is returned takes its place."""
 
-RESULT = "="                                     # between a layer's path and nothing: what it gives
-
 
 @contextmanager
 def reading(module: nn.Module, groups: Sequence[Group], noted: Noted) -> Iterator[None]:
-    """``noted`` is told what every layer that reads a group's units is given, while it lasts.
-
-    Of a branch it is told what its first layer is given, and as ``PATH=`` what its last ones give.
-    """
-    branches = [group.branch for group in groups if group.branch is not None]
-    paths = {edit.path for group in groups for edit in group.consumers}
-    paths |= {branch.first for branch in branches if branch.first is not None}
-    last = {path for branch in branches for path in branch.last}
-    hooks = [module.get_submodule(path).register_forward_hook(_result_hook(path + RESULT, noted))
-             for path in sorted(last)]
-    try:
-        with reading_layers(module, sorted(paths), noted):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    """``noted`` is told what every layer that reads a group's units is given, while it lasts."""
+    with reading_layers(module, sorted({edit.path for group in groups for edit in group.consumers}), noted):
+        yield
 
 
 @contextmanager
@@ -63,19 +47,6 @@ def _hook(path: str, noted: Noted) -> Callable[[nn.Module, Any, Any], tuple[Any,
             return None
         changed = noted(path, kwargs[name])
         return None if changed is None else (args, {**kwargs, name: changed})
-
-    return hook
-
-
-def _result_hook(name: str, noted: Noted) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(_: nn.Module, args: Any, result: Any) -> Any:
-        leaves, form = pytree.tree_flatten(result)
-        at = next(number for number, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor))
-        changed = noted(name, leaves[at])
-        if changed is None:
-            return None
-        leaves[at] = changed
-        return pytree.tree_unflatten(leaves, form)
 
     return hook
 

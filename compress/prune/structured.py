@@ -17,6 +17,7 @@ from compress.prune import PruneConfig, PrunedGroup
 from compress.prune.absent import absent, is_absent, take_out
 from compress.prune.allocation import allocate
 from compress.prune.branches import Branch, Residuals
+from compress.prune.bypass import SAMPLES
 from compress.prune.channels import Place, Role, width_of
 from compress.prune.check import prove, remove, trials
 from compress.prune.costs import Costs, Resource, resources_of, widths_of
@@ -106,7 +107,8 @@ def rank_module(
     costs = Costs(groups, widths_of(module, groups), _resources(module, groups, macs, config))
     goals = config.goals(round(costs.resources["macs"].total), round(costs.resources["params"].total))
     scores = rank(config.importance, module, groups, [costs.share(number, goals) for number in range(len(groups))],
-                  calls, _told(_first(batches, config.samples), config, progress), classes)
+                  calls, _told(_first(batches, config.samples), config, progress), classes,
+                  few=_first(batches, min(SAMPLES, config.samples)))
     return Ranked(module=module, calls=calls, few=few, groups=tuple(groups), scores=tuple(scores), costs=costs,
                   goals=goals, skipped=skipped, residuals=residuals)
 

@@ -126,7 +126,7 @@ def blocks(*hidden):
     """
     groups, widths, items = [], {}, []
     for number, width in enumerate(hidden):
-        branch = Branch(last=(f"{number}",), first=None, tensors=(f"{number}.weight",), modules=())
+        branch = Branch(last=(f"{number}",), tensors=(f"{number}.weight",), modules=())
         index = tuple((unit,) for unit in range(width))
         edit = Edit(path=f"up{number}", role="out", index=index)
         groups += [Group(name=f"{number}", kind="blocks", units=1, edits=(), branch=branch),

@@ -25,10 +25,12 @@ from compress.prune.channels import Place
 from compress.prune.costs import Costs, Item, Resource
 from compress.prune.groups import Edit, Group
 from compress.prune.latency import Measured, Prices, solve
+from compress.prune.rounding import Rounding
 from compress.prune.structured import Ranked
 from compress.saving import export_model
 
 WIDTHS = (16, 64, 96, 64, 4)
+ONE = Rounding(multiple=1)
 
 
 class Net(nn.Module):
@@ -181,7 +183,7 @@ def test_prices_without_a_profile_follow_the_work() -> None:
 def test_the_least_missed_units_that_save_enough() -> None:
     prices = SimpleNamespace(saving_ms=lambda group, share: (1 - share) * (4, 12)[group])
     own = ranked([np.array([1.0, 1.0, 1.0, 1.0]), np.array([2.5, 2.5, 9.0, 9.0])])
-    ladder = [steps(group, scores, 1, 0.75) for group, scores in zip(own.groups, own.scores, strict=True)]
+    ladder = [steps(group, scores, ONE, 0.75) for group, scores in zip(own.groups, own.scores, strict=True)]
     # a unit of the first saves 1 ms and is missed by 1, of the second 3 ms for 2.5 and then 9
     assert solve(own, ladder, prices, 3.0) == ([(), (0,)], 3.0)  # type: ignore[arg-type]
     assert solve(own, ladder, prices, 4.0) == ([(0,), (0,)], 4.0)  # type: ignore[arg-type]
@@ -192,7 +194,7 @@ def test_the_least_missed_units_that_save_enough() -> None:
 def with_a_branch(missed: float) -> Ranked:
     """As :func:`ranked`, whose first group is all within a branch."""
     own = ranked([np.ones(4), np.full(4, 3.0)])
-    branch = Branch(last=("a",), first=None, tensors=("a.weight",), modules=("a", "between"))
+    branch = Branch(last=("a",), tensors=("a.weight",), modules=("a", "between"))
     whole = Group(name="a", kind="blocks", units=1, edits=(), branch=branch)
     ((place, _),) = whole.sides
     groups = (*own.groups, whole)
@@ -220,7 +222,7 @@ def test_a_branch_saves_what_all_of_its_layers_take() -> None:
 def test_a_branch_goes_alone_or_in_parts(missed: float, saving: float, expected: object) -> None:
     own = with_a_branch(missed)
     prices = SimpleNamespace(saving_ms=lambda group, share: (1 - share) * (4, 12, 5)[group])
-    ladder = [steps(group, scores, 1, 0.75) for group, scores in zip(own.groups, own.scores, strict=True)]
+    ladder = [steps(group, scores, ONE, 0.75) for group, scores in zip(own.groups, own.scores, strict=True)]
     assert solve(own, ladder, prices, saving, max_share=1.0) == expected  # type: ignore[arg-type]
     assert solve(own, ladder, prices, 15.0, max_share=1.0) is None  # type: ignore[arg-type]  # 5 and 9
     found = solve(own, ladder, prices, saving, max_share=0.9)  # type: ignore[arg-type]
