@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 import torch
 
 from compress.errors import CompressError
+from compress.export.attention import TRANSLATIONS as ATTENTION
 from compress.export.components import component_of_nodes, component_prefix
 from compress.export.decomposed import decomposed
 from compress.export.onnxdata import onnx_parts, size_of, write_parts
@@ -45,7 +46,7 @@ def write_onnx(
     names = [spec.name for spec in graph.inputs]
     if has_groups(graph.program):
         opset = max(opset, FIRST_OPSET)
-    translations = {**TRANSLATIONS, **GROUPS}
+    translations = {**TRANSLATIONS, **GROUPS, **ATTENTION}
     try:
         with _quiet():
             exported = torch.onnx.export(
