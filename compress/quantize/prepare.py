@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from compress.errors import CompressError
 from compress.model import Model, ProgramGraph, Quantization
-from compress.program import trace
 from compress.quantize.annotate import Operator, SchemeQuantizer, operators_of
 from compress.quantize.fold import agree
 from compress.quantize.groups import fix_groups, put_groups
+from compress.quantize.lifted import lifted
 from compress.quantize.schemes import get_scheme
-from compress.quantize.views import SAME_VALUES
-
-_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 
 def int8_operators(operators: Sequence[Operator]) -> list[Operator]:
@@ -78,32 +78,25 @@ def _convert(model: Model, name: str) -> ProgramGraph:
     if not int8_operators(operators_of(graph.program.module(check_guards=False), _quantization(model))):
         return graph
     prepared = prepare(model, name)
-    feed = {spec.name: torch.from_numpy(model.example[spec.name]) for spec in graph.inputs}
-    with torch.no_grad():
-        prepared(**feed)  # lets the weights' observers see the weights
+    _show_weights(prepared)
     fix_groups(prepared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converted = convert_pt2e(prepared)
-    _lay_out(converted)
-    return dataclasses.replace(graph, program=trace(converted, model.example, graph.inputs))
+    return dataclasses.replace(graph, program=lifted(converted, graph.program))
 
 
-def _lay_out(module: GraphModule) -> None:
-    """Copy a view into an order of its own before it is quantized; in the ONNX there is no such copy.
-
-    torch orders the result of an operator by the steps of what it reads. Those of a view may depend on a dynamic size,
-    and the trace then asks of the size what it cannot prove.
-    """
-    for node in list(module.graph.nodes):
-        source = node.args[0] if node.target == _QUANTIZE else None
-        if isinstance(source, torch.fx.Node) and source.target in SAME_VALUES:
-            with module.graph.inserting_before(node):
-                copy = module.graph.call_function(
-                    torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
-            copy.meta = dict(source.meta)
-            node.replace_input_with(source, copy)
-    module.recompile()
+def _show_weights(module: GraphModule) -> None:
+    """Run what is computed of parameters alone: weights' observers have to see the weights."""
+    values: dict[Node, Any] = {}
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                values[node] = attrgetter(node.target)(module)
+            elif node.all_input_nodes and all(source in values for source in node.all_input_nodes):
+                args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+                call = module.get_submodule(node.target) if node.op == "call_module" else node.target
+                values[node] = call(*args, **kwargs)
 
 
 def _rename_others(graph: str, program: ExportedProgram, weights: Mapping[str, torch.Tensor]) -> None:
