@@ -117,7 +117,8 @@ def largest(read: Iterable[tuple[Tensor, Tensor]], channels: int) -> Tensor:
     found = np.zeros(channels)
     for numbers, values in read:
         named = numbers >= 0
-        np.maximum.at(found, numbers[named].numpy(), values[named].double().numpy())
+        with np.errstate(invalid="ignore"):     # of NaN, which is what it then is
+            np.maximum.at(found, numbers[named].numpy(), values[named].double().numpy())
     return torch.from_numpy(found)
 
 
