@@ -39,16 +39,29 @@ def allocate(
     Raises:
         CompressError: if a goal cannot be reached; says the least that can.
     """
-    waiting: list[Step] = []
+    waiting, behind = list[Step](), list[Step]()
     for number, (group, scores) in enumerate(zip(costs.groups, importance, strict=True)):
         per_cost = scores / max(costs.share(number, goals), 1e-30)
-        worst = 0.0
-        for position, units in enumerate(steps(group, scores, rounding, max_share)):
+        worst, whole = 0.0, steps(group, scores, rounding, max_share)
+        for position, units in enumerate([*whole, *smaller_steps(group, scores, rounding, max_share)]):
             worst = max(worst, float(np.mean(per_cost[list(units)])))    # the steps of a group go in order
-            waiting.append((worst, number, position, units))
-    most = most_branches(costs.groups, max_share)
+            (waiting if position < len(whole) else behind).append((worst, number, position, units))
     removed: list[list[int]] = [[] for _ in costs.groups]
     taken: list[Step] = []
+    for left in (waiting, behind):
+        _take(costs, importance, goals, left, removed, taken, most_branches(costs.groups, max_share), allowed)
+    if not _met(costs, goals):
+        raise CompressError(_unreachable(costs, goals, rounding, max_share))
+    _give_back(costs, removed, taken, goals)
+    _come_near(costs, removed, taken, goals, rounding)
+    return [tuple(sorted(units)) for units in removed]
+
+
+def _take(
+    costs: Costs, importance: Sequence[np.ndarray], goals: Mapping[str, float], waiting: list[Step],
+    removed: list[list[int]], taken: list[Step], most: int, allowed: Allowed,
+) -> None:
+    """Of what is ``waiting`` what is missed least for its cost, until the goals are met; ``most`` branches at most."""
     heapq.heapify(waiting)
     while waiting and not _met(costs, goals):
         step = heapq.heappop(waiting)
@@ -66,11 +79,6 @@ def allocate(
         costs.take(number, units)
         removed[number].extend(units)
         taken.append(step)
-    if not _met(costs, goals):
-        raise CompressError(_unreachable(costs, goals, rounding, max_share))
-    _give_back(costs, removed, taken, goals)
-    _come_near(costs, removed, taken, goals, rounding)
-    return [tuple(sorted(units)) for units in removed]
 
 
 def most_branches(groups: Sequence[Group], max_share: float) -> int:
@@ -82,15 +90,27 @@ def steps(group: Group, scores: np.ndarray, rounding: Rounding, max_share: float
     """The units of a group that may go, the least important first, in the steps in which they may."""
     if group.branch is not None:
         return [(0,)]
-    order = [int(unit) for unit in np.argsort(scores, kind="stable")]
-    step = 1 if group.kind == "heads" else rounding.of(group.units)
-    least = max(step, math.ceil(group.units * (1 - max_share) / step - 1e-9) * step)
+    return _steps(scores, 0, 1 if group.kind == "heads" else rounding.of(group.units), max_share)
+
+
+def smaller_steps(group: Group, scores: np.ndarray, rounding: Rounding, max_share: float) -> list[tuple[int, ...]]:
+    """Those behind :func:`steps` that may go where no goal is met without them."""
+    if group.kind in ("heads", "blocks"):
+        return []
+    gone = sum(map(len, steps(group, scores, rounding, max_share)))
     found: list[tuple[int, ...]] = []
-    left = group.units
-    while (size := left % step or step) <= left - least:
-        start = group.units - left
-        found.append(tuple(order[start:start + size]))
-        left -= size
+    for step in rounding.less(group.units):
+        found += _steps(scores, gone + sum(map(len, found)), step, max_share)
+    return found
+
+
+def _steps(scores: np.ndarray, gone: int, step: int, max_share: float) -> list[tuple[int, ...]]:
+    order = [int(unit) for unit in np.argsort(scores, kind="stable")]
+    least = max(step, math.ceil(len(order) * (1 - max_share) / step - 1e-9) * step)
+    found: list[tuple[int, ...]] = []
+    while (size := (len(order) - gone) % step or step) <= len(order) - gone - least:
+        found.append(tuple(order[gone:gone + size]))
+        gone += size
     return found
 
 

@@ -77,6 +77,18 @@ def test_what_is_wide_enough_keeps_to_the_targets_multiple_where_that_does_not_o
     assert result.macs_after == 12 * left
 
 
+def test_where_a_goal_cannot_be_met_otherwise_widths_fall_below_the_targets_multiple(tmp_path) -> None:
+    """64 units keep 6.4 at least: 16 in steps of 16, 8 in smaller ones."""
+    model, data = perceptron(tmp_path, 8, 64, 4)
+    result = prune(model, data, PruneConfig(macs=0.13, target="openvino-cpu"))
+    assert result.model.weights["0.weight"].shape == (8, 8)
+    assert result.finer == {"0": 8}
+    with pytest.raises(CompressError, match=r"smallest share that can be reached is 12\.5%, .*\(round_near=16, max_"):
+        prune(model, data, PruneConfig(macs=0.1, target="openvino-cpu"))
+    with pytest.raises(CompressError, match=r"smallest share that can be reached is 25\.0%, .*\(round_to=16, max_"):
+        prune(model, data, PruneConfig(macs=0.13, round_to=16))
+
+
 def test_the_command_tells_which_widths_are_no_multiple(tmp_path) -> None:
     _, data = perceptron(tmp_path, 8, 16, 4)
     write(tmp_path / "data", data.first(16))
