@@ -22,10 +22,10 @@ from torchao.quantization.pt2e.utils import _fuse_conv_bn_
 
 from compress.errors import CompressError
 from compress.model import Model
-from compress.program import trace
 from compress.quantize.annotate import WEIGHTED, weights_behind
 from compress.quantize.attention import expose, fused
 from compress.quantize.layers import PADDED, as_linear, write_layers
+from compress.quantize.lifted import lifted
 
 _NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default}
 
@@ -48,7 +48,7 @@ def fold(model: Model) -> Model:
         _fold_computed(module, weights)
         expose(module)
         _drop_unused(module)
-        program = trace(module, model.example, graph.inputs)
+        program = lifted(module, graph.program)
         held = {**program.state_dict, **program.constants}
         held = {key: value.detach() for key, value in held.items() if isinstance(value, Tensor)}
         odd = next((key for key, value in held.items() if not agree(value, weights.get(key))), None)
