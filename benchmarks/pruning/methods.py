@@ -118,7 +118,7 @@ def exported(model: Model, module: nn.Module) -> Model:
     inputs = {spec.name: Input(modality=spec.modality, dims=tuple(
         None if isinstance(size, int) else size for size in spec.shape)) for spec in model.inputs}
     changed = {path: {"heads": layer.heads, "head_dim": layer.head_dim} for path, layer in module.named_modules()
-               if hasattr(layer, "head_dim")}  # fmt: skip
+               if hasattr(layer, "heads")}  # fmt: skip
     return export_model(
         module, name=model.name, example=model.example, components=model.components, factory=model.factory,
         inputs=inputs, labels=model.labels, processing=model.processing, channels={"attributes": changed})

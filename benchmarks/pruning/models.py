@@ -32,7 +32,7 @@ class Wide:
 
 WIDE: Mapping[str, Wide] = {
     "video": Wide(kwargs={"channels": 64, "width": 256, "hidden": 256}, epochs=5, rate=1e-3),
-    "attention-vqa": Wide(kwargs={"channels": 128, "width": 128, "text": 128, "hidden": 256}, epochs=3, rate=1e-3),
+    "attention-vqa": Wide(kwargs={"channels": 128, "width": 128, "text": 128, "hidden": 256}, epochs=8, rate=2e-3),
     "spoken-command": Wide(kwargs={"channels": 256, "width": 64, "hidden": 256}, epochs=4, rate=2e-3),
 }
 CASES = (DEMO, *WIDE)
