@@ -12,6 +12,7 @@ from calibration.errors import CalibrationError
 from calibration.histogram import Histogram
 
 FARTHEST = 4            # samples whose largest magnitude is kept
+ENOUGH = 1 << 16        # values of a sample that are counted at least, where it has more
 _SKETCH = 256           # values of the first sample that others are compared with
 _SAME = 1e-4            # of the largest magnitude: less than that is the rounding of kernels, not another sample
 
@@ -19,6 +20,7 @@ _SAME = 1e-4            # of the largest magnitude: less than that is the roundi
 class TensorStatistics:
     """Bounded in memory, whatever the number of samples; the histogram and the farthest samples are those of any order.
 
+    Of a sample of more than :data:`ENOUGH` values the histogram counts some, evenly spaced; its extremes are of all.
     ``still`` holds until a sample differs from the first by more than rounding, as far as its extremes and up to 256
     evenly spaced values of it tell.
     """
@@ -53,7 +55,7 @@ class TensorStatistics:
         try:
             if not (math.isfinite(low) and math.isfinite(high)):
                 Histogram().update(rows[_odd(lows, highs)])     # says what is wrong with it
-            self.histogram.update(rows, (low, high))
+            self.histogram.update(_spaced(rows) if one_each else rows, (low, high))
         except CalibrationError as error:
             raise CalibrationError(f"{_called(samples, _odd(lows, highs) if one_each else None)}: {error}") from error
         if max(-low, high) >= self._least:
@@ -117,6 +119,14 @@ def _odd(lows: np.ndarray, highs: np.ndarray) -> int:
     reach = np.maximum(np.abs(lows), np.abs(highs))
     bad = np.flatnonzero(~np.isfinite(reach))
     return int(bad[0]) if bad.size else int(np.argmax(reach))
+
+
+def _spaced(rows: np.ndarray) -> np.ndarray:
+    """Every n-th value of each row; ``n`` has no divisor in common with the length of the row, or of an axis of it."""
+    step = rows.shape[1] // ENOUGH
+    while step > 1 and math.gcd(step, rows.shape[1]) > 1:
+        step -= 1
+    return rows[:, ::step] if step > 1 else rows
 
 
 def _sketch(row: np.ndarray, low: float, high: float) -> np.ndarray:

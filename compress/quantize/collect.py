@@ -23,7 +23,7 @@ from compress.quantize.views import SAME_VALUES
 from runtimes.spec import Feed, TensorSpec, largest_batch
 
 BATCH = 32
-LARGEST = 1 << 26       # values of a tensor in a batch of several samples
+LARGEST = 1 << 22       # values of a tensor in a batch of several samples
 STEPS = 32      # of a decoder on each sample: what tokens do to the ranges shows in the first ones
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtimes.spec import Feed
 
 SEEN = 64               # samples that channels' sizes are taken from, to equalise them
+AT_ONCE = 4             # samples in a batch: the largest activations of pictures then stay in the processor's cache
 
 
 def scale_channels(
@@ -43,12 +44,11 @@ def scale_channels(
 
 def given(model: Model, sets: Mapping[str, Samples], most: int) -> Iterator[tuple[str, Feed]]:
     """Graph and what it is run on, of ``most`` samples from all over each set."""
-    from compress.quantize.collect import BATCH
     from compress.quantize.feeds import feeds_of
 
     some = {name: dataclasses.replace(own, used=own.used.pick(range(0, len(own), math.ceil(len(own) / most))))
             for name, own in sets.items()}  # fmt: skip
-    for _, _, found in feeds_of(model, some, BATCH):
+    for _, _, found in feeds_of(model, some, AT_ONCE):
         for name, feeds in found.items():
             for feed in feeds:
                 yield name, feed

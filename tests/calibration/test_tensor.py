@@ -53,6 +53,26 @@ def test_the_same_in_any_split_and_merge(cut: int, size: int, count: int, random
         assert stat.histogram.to_json() == expected.histogram.to_json()
 
 
+@pytest.mark.parametrize(("shape", "step"), [((5, 100, 400), 3), ((2, 4, 128, 128), 1), ((4, 256, 256), 3)])
+def test_of_many_values_some_are_counted_from_all_over_and_the_extremes_are_of_all(
+    shape: tuple[int, ...], step: int
+) -> None:
+    """200,000 // 65,536 is 3; 131,072 is twice as many, and every second of them would be in every second column."""
+    values = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    values[1].flat[7], values[2].flat[11] = 99.0, -77.0
+    rows = values.reshape(3, -1)
+    stat = of(rows)
+    assert (stat.histogram.low, stat.histogram.high) == (-77.0, 99.0)
+    assert stat.farthest[:2] == [(1, 99.0), (2, 77.0)]
+    some = rows[:, ::step]
+    assert stat.histogram.count == some.size
+    assert int(stat.histogram.counts.sum()) == some.size
+    assert stat.histogram.moments()[1] == pytest.approx(some.clip(-9, 9).var(), rel=0.15)
+    places = np.arange(rows.shape[1])[::step] % shape[-1]
+    assert np.bincount(places).min() > 0.99 * len(places) / shape[-1] - 1      # of every column
+    assert state(of(rows, size=1)) == state(of(rows, size=3)) == state(stat)
+
+
 def test_still_until_a_sample_differs_by_more_than_rounding() -> None:
     row = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     stat = of(np.stack([row, row, row * np.float32(1 + 1e-6)]))
