@@ -9,6 +9,7 @@ more multiply-accumulates than asked for; widths are multiples of 8, with which 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TARGET = "openvino-cpu"
 PROJECT = {"ours": "taylor", "magnitude": "magnitude"}          # method -> importance
+BLOCKS_BELOW = 0.5      # of the multiply-accumulates: whole blocks may go too, which widths alone pay dearly for
 METHODS = (*PROJECT, "torch-pruning", "scratch")
 ROUND_TO = 8
 LARGEST, STEP = 0.95, 0.01      # of the ratio of Torch-Pruning
@@ -42,6 +44,8 @@ def pruned(method: str, model: Model, data: CalibrationSet, macs: float) -> Mode
 
     if method in PROJECT:
         config = PruneConfig(macs=macs, target=TARGET, importance=PROJECT[method])  # type: ignore[arg-type]
+        if macs < BLOCKS_BELOW:
+            config = dataclasses.replace(config, structures=(*config.structures, "blocks"))
         return prune(model, data, config).model
     return by_torch_pruning(model, macs)
 

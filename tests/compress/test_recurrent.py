@@ -261,13 +261,13 @@ def test_macs_are_counted_at_the_length_asked_for() -> None:
         assert [(o.module, o.macs) for o in operations if "lstm" in o.op] == [("text", length * step)]
 
 
-def test_inspect_says_that_a_layer_stays_float_and_whole() -> None:
+def test_inspect_says_what_stays_float_and_what_may_shrink() -> None:
     found = inspect(make())
     assert [(o["path"], o["reason"]) for o in found.operators if o["op"] == "lstm"] == [("text", None)]
     (gru,) = [o for o in inspect(make(nn.GRU)).operators if o["op"] == "gru"]
     assert gru["reason"] == "this release has no int8 form of it"
     assert found.facts["components"]["text"]["macs"] == 8 * 1536
-    assert "text" in found.not_prunable
+    assert found.prunable["text"] == "6 hidden units"
 
 
 def test_prune_leaves_the_layer_whole_and_the_length_dynamic() -> None:
