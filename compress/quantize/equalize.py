@@ -51,6 +51,8 @@ def equalize(model: Model, feeds: Iterable[tuple[str, Feed]]) -> tuple[Model, in
     found.free &= (peaks.channels > 0) & peaks.channels.isfinite() & (weights > 0)
     scales, layers = torch.ones_like(weights), 0
     for source in found.sources:
+        if not bool(found.free[source.channels].any()):
+            continue
         equal = equal_scales(model, found, source, peaks, weights)
         before, after = (noise(model, found, source, peaks, some) for some in (torch.ones_like(equal), equal))
         if before > GAIN * after:
@@ -60,12 +62,10 @@ def equalize(model: Model, feeds: Iterable[tuple[str, Feed]]) -> tuple[Model, in
 
 
 def equal_scales(model: Model, found: Scalable, source: Source, peaks: Peaks, weights: Tensor) -> Tensor:
-    """What each channel of ``source`` is to be divided by, f64 ``(channels,)``; 1 for those of others and not free."""
+    """What each free channel of ``source`` is to be divided by, f64 ``(channels,)``; 1 for all others."""
     own = torch.zeros_like(found.free)
     own[source.channels] = found.free[source.channels]
     scales = torch.ones_like(weights)
-    if not bool(own.any()):
-        return scales
     depthwise = all(model.weights[reader.weight].shape[1] == 1 for reader in found.readers
                     if bool(own[reader.channels[reader.channels >= 0]].any()))  # fmt: skip
     largest, cut = peaks.channels[own], peaks.cut[own]

@@ -47,7 +47,7 @@ def fold(model: Model) -> Model:
         _fold_norms(module)
         _fold_computed(module, weights)
         expose(module)
-        _drop_unused(module)
+        module.graph.eliminate_dead_code()
         program = lifted(module, graph.program)
         held = {**program.state_dict, **program.constants}
         held = {key: value.detach() for key, value in held.items() if isinstance(value, Tensor)}
@@ -177,16 +177,3 @@ def _keep(module: GraphModule, source: str, value: Tensor, taken: Mapping[str, T
         number += 1
     held.register_parameter(f"{attribute}_{number}", nn.Parameter(value.clone(memory_format=torch.contiguous_format)))
     return f"{source}_{number}"
-
-
-def _drop_unused(module: GraphModule) -> None:
-    """Remove the parameters and buffers that no node reads; a trace would carry them into every file.
-
-    A program holds all of its module's, also those of other graphs, which may be folded there.
-    """
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name in module.state_dict() if name not in used]:
-        owner, _, attribute = name.rpartition(".")
-        delattr(module.get_submodule(owner), attribute)
