@@ -15,12 +15,14 @@ from compress.distill.config import DistillConfig
 from compress.metrics import Metric
 from compress.model import Model
 from compress.program import program_to_json
-from compress.store import atomic_write
+from compress.store import atomic_file
 from runtimes.hashing import bytes_digest, json_digest
 
 
 class Checkpoint:
     """The file ``distill.checkpoint`` below ``folder``; one that was written under another key is ignored.
+
+    It begins with a line of the SHA-256 of what follows: ``torch.load`` does not see that a weight is another.
 
     Of several processes that share it all read, and one is ``writing``.
     """
@@ -41,15 +43,20 @@ class Checkpoint:
         buffer = io.BytesIO()
         torch.save({"key": self.key, "state": state}, buffer)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, buffer.getvalue())
+        with atomic_file(self.path) as file:
+            file.write(f"{bytes_digest(buffer.getbuffer())}\n".encode())
+            file.write(buffer.getbuffer())
 
     def read(self) -> dict[str, Any] | None:
-        """The state last written under this key; ``None`` where there is none to continue from."""
+        """The state last written under this key; ``None`` where there is none to continue from, or it is damaged."""
         if not self.path.is_file():
             return None
+        digest, _, held = self.path.read_bytes().partition(b"\n")
+        if digest != bytes_digest(held).encode():           # that costs time, nothing else
+            return None
         try:
-            record = torch.load(self.path, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):  # a damaged checkpoint costs time, nothing else
+            record = torch.load(io.BytesIO(held), weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError):      # not of this project's making
             return None
         if not isinstance(record, dict) or record.get("key") != self.key:
             return None

@@ -19,6 +19,7 @@ from compress.distill.batches import Batch, Batches, Group
 from compress.distill.bound import Bound
 from compress.distill.precision import computing
 from compress.store import atomic_write
+from runtimes.hashing import file_digest
 
 CACHE_BYTES = 1 << 30
 """Most memory that remembered answers may take; beyond it they go to disk, or the teacher runs at every step."""
@@ -83,7 +84,7 @@ class Teacher:
         needed = samples * max(self._bytes(group) for group in first)
         if needed <= CACHE_BYTES:
             return "memory"
-        room = shutil.disk_usage(folder if folder is not None and folder.is_dir() else tempfile.gettempdir()).free
+        room = shutil.disk_usage(_existing(Path(tempfile.gettempdir()) if folder is None else folder)).free
         worth = all(self._operations(group) >= OPERATIONS_PER_BYTE * self._bytes(group) for group in first)
         return "disk" if worth and needed <= DISK_SHARE * room else "nothing"
 
@@ -101,7 +102,7 @@ class Teacher:
         into = folder / "answers"
         into.mkdir(parents=True, exist_ok=True)
         record = into / "answers.json"
-        done = record.is_file() and json.loads(record.read_text()) == {"key": key}
+        done = record.is_file() and record.read_bytes() == _recorded(into, key)
 
         def mapped(place: Place, index: int, like: Tensor, shape: Sequence[int]) -> Tensor:
             name = str(into / f"{place[0]}-{place[1]}-{index}.bin")
@@ -110,9 +111,11 @@ class Teacher:
 
         if not done:
             record.unlink(missing_ok=True)
+            for stale in into.glob("*.bin"):
+                stale.unlink()
         self._fill(mapped, again=not done)
         if not done:
-            atomic_write(record, json.dumps({"key": key}).encode())
+            atomic_write(record, _recorded(into, key))
 
     def _fill(self, make: Callable[[Place, int, Tensor, Sequence[int]], Tensor], *, again: bool = True) -> None:
         """Keep the answers to all samples in tensors that ``make`` makes; where not ``again`` they are in there."""
@@ -142,3 +145,14 @@ class Teacher:
     def _run(self, feed: Mapping[str, Tensor]) -> Sequence[Tensor]:
         with torch.no_grad(), computing(self._precision):
             return [value.float() if value.dtype == torch.bfloat16 else value for value in self._bound(feed)]
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or the nearest above it that is there: its disk is the one that is written to."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+
+
+def _recorded(into: Path, key: str) -> bytes:
+    """What is kept beside the answers in ``into``: whose they are, and their digests, since a file may be lost."""
+    files = {path.name: file_digest(path) for path in sorted(into.glob("*.bin"))}
+    return json.dumps({"key": key, "files": files}, sort_keys=True).encode()

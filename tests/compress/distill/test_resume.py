@@ -16,6 +16,7 @@ from compress.distill.checkpoint import Checkpoint
 from compress.metrics import get_metric
 from compress.modelfile import read_model, write_model
 from compress.quantize import quantize
+from runtimes.hashing import bytes_digest
 
 ROOT = Path(__file__).parents[3]
 CONFIG = DistillConfig(epochs=4, batch_size=16, learning_rate=3e-3)
@@ -146,8 +147,21 @@ def test_a_damaged_checkpoint_costs_time_alone(folder):
     expected = run(folder, scratch=folder / "scratch")
     path = folder / "scratch" / "distill.checkpoint"
     path.write_bytes(path.read_bytes()[:1000])
-    assert Checkpoint(folder / "scratch", "").read() is None
     assert_same_run(run(folder, scratch=folder / "scratch"), expected)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_no_checkpoint(tmp_path):
+    """torch.load takes another weight as it is."""
+    checkpoint = Checkpoint(tmp_path, "key")
+    checkpoint.write({"weight": torch.ones(1000)})
+    whole = checkpoint.path.read_bytes()
+    place = whole.index(torch.ones(8).numpy().tobytes())
+    found = checkpoint.read()
+    assert found is not None
+    assert torch.equal(found["weight"], torch.ones(1000))
+    for harmed in (whole[:place] + b"\x01" + whole[place + 1:], whole[:-100], whole[65:], b"", b"\x80", b"\n\n"):
+        checkpoint.path.write_bytes(harmed)
+        assert checkpoint.read() is None
 
 
 def test_a_checkpoint_that_is_a_pickle_of_code_is_ignored_and_not_run(tmp_path):
@@ -155,6 +169,7 @@ def test_a_checkpoint_that_is_a_pickle_of_code_is_ignored_and_not_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    (tmp_path / "distill.checkpoint").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    code = pickle.dumps(Hostile(), protocol=2)
+    (tmp_path / "distill.checkpoint").write_bytes(f"{bytes_digest(code)}\n".encode() + code)
     assert Checkpoint(tmp_path, "key").read() is None
     assert not (tmp_path / "ran").exists()

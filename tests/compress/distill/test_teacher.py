@@ -56,11 +56,46 @@ def test_answers_on_disk_serve_the_next_run_of_the_same_key(build, feeds, rememb
     assert told[-1] == "teacher's answers, 200 of 200 samples"
     np.testing.assert_array_equal(np.concatenate(answers("one")), np.concatenate(first))
     assert told == []
-    for file in (tmp_path / "answers").glob("*.bin"):
-        file.write_bytes(bytes(file.stat().st_size))        # as the wrong answers would be
-    assert (np.concatenate(answers("one")) == 0).all()
     np.testing.assert_array_equal(np.concatenate(answers("another")), np.concatenate(first))
-    assert json.loads((tmp_path / "answers" / "answers.json").read_text()) == {"key": "another"}
+    assert told[-1] == "teacher's answers, 200 of 200 samples"
+    assert json.loads((tmp_path / "answers" / "answers.json").read_text())["key"] == "another"
+
+
+@pytest.mark.parametrize("harm", ["zeros", "gone", "shorter", "no record"])
+def test_answers_on_disk_that_are_not_what_was_written_are_made_again(build, feeds, remembering, tmp_path, harm):
+    remembering("disk")
+    model = build()
+    batches = Batches(feeds(model), 32, 0)
+    told = []
+
+    def answers():
+        with Teacher(bind(model), batches, epochs=2, folder=tmp_path, key="one", progress=told.append) as teacher:
+            return [teacher(batch)[0].clone().numpy() for batch in batches.epoch(0)]
+
+    first = answers()
+    (file,) = (tmp_path / "answers").glob("*.bin")
+    if harm == "zeros":
+        file.write_bytes(bytes(file.stat().st_size))
+    elif harm == "gone":
+        file.unlink()
+    elif harm == "shorter":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        (tmp_path / "answers" / "answers.json").write_text("{")
+    told.clear()
+    np.testing.assert_array_equal(np.concatenate(answers()), np.concatenate(first))
+    assert told[-1] == "teacher's answers, 200 of 200 samples"
+
+
+def test_the_free_space_is_that_of_the_disk_that_is_written_to(build, feeds, remembering, tmp_path, monkeypatch):
+    """The folder is made only once it is known that there is enough."""
+    remembering("disk")
+    asked = []
+    usage = module.shutil.disk_usage
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: (asked.append(path), usage(path))[1])
+    model = build()
+    with Teacher(bind(model), Batches(feeds(model), 32, 0), epochs=2, folder=tmp_path / "scratch" / "teacher-0"):
+        assert asked == [tmp_path]
 
 
 def test_a_pass_that_was_cut_short_is_done_again(build, feeds, remembering, tmp_path):
