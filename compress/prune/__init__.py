@@ -172,6 +172,7 @@ def prune(
     from compress.complexity import count_model
     from compress.onnxmodel import needs_module
     from compress.prune.exporting import export_pruned
+    from compress.prune.multihead import divide_model
     from compress.prune.structured import Pruned, prune_to_goals, rank_module
 
     needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
@@ -191,6 +192,8 @@ def prune(
         trimmed = _prune_vocabulary(model, module, calls, data, config, corpus)
         return _prune_further(model, trimmed, data, config, factory=factory, tables=tables, validation=validation,
                               metric=metric, progress=progress)
+    original = model
+    model, module, whole = divide_model(model, module, calls)
     before = count_model(model)
 
     classes = frozenset(f"{name}/{position}" for name, graph in model.graphs.items()
@@ -221,15 +224,15 @@ def prune(
     if config.by_latency:
         from compress.prune.latency import prune_to_latency
 
-        smaller, pruned, timed = prune_to_latency(ranked, model, data, config, export, tables, progress)
+        smaller, pruned, timed = prune_to_latency(ranked, original, data, config, export, tables, progress)
     else:
         pruned = prune_to_goals(ranked, config)
         smaller = export(pruned)
     after = count_model(smaller)
     return PruneResult(
         model=smaller, removed=pruned.removed, groups=pruned.groups, macs_before=before.total.macs,
-        macs_after=after.total.macs, components=_changes(before, after), skipped=pruned.skipped, check=pruned.check,
-        timed=timed, curves=curves, finer=_finer(pruned.groups, config.rounding))
+        macs_after=after.total.macs, components=_changes(before, after), skipped={**pruned.skipped, **whole},
+        check=pruned.check, timed=timed, curves=curves, finer=_finer(pruned.groups, config.rounding))
 
 
 def _finer(groups: Iterable[PrunedGroup], rounding: Rounding) -> dict[str, int]:
@@ -344,7 +347,9 @@ def load_into(module: nn.Module, model: Model) -> nn.Module:
         CompressError: if ``module`` is another network.
     """
     from compress.prune.channels import apply_channels
+    from compress.prune.multihead import MULTIHEAD, apply_divided
 
+    apply_divided(module, model.channels.get(MULTIHEAD, ()))
     own = list(module.state_dict())
     missing = [name for name in own if name not in model.weights and name not in model.channels.get("absent", {})]
     if missing:
@@ -364,13 +369,16 @@ def prunable(
     """
     from compress.prune.branches import Residuals
     from compress.prune.forward import tensors
+    from compress.prune.multihead import divide_model
     from compress.prune.structured import find_groups
     from compress.steps import split
 
     module, calls = _module(model, factory)
+    model, module, whole = divide_model(model, module, calls)
     residuals = Residuals(module, {name: graph.program for name, graph in model.graphs.items()})
     groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config, residuals=residuals)
-    return tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups), skipped
+    found = tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups)
+    return found, {**skipped, **whole}
 
 
 def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Graph]]:

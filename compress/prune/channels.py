@@ -152,12 +152,17 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
         channels: what pruning rewrote besides tensors: ``{"attributes": {module path: {attribute: number}}}``, and
             ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`);
             ``"merging": [{"blocks": [path], "r": number, "prefix": number}]`` (:mod:`compress.prune.merging`);
-            ``"absent": {name of a tensor: shape}`` of branches that were removed (:mod:`compress.prune.absent`).
+            ``"absent": {name of a tensor: shape}`` of branches that were removed (:mod:`compress.prune.absent`);
+            ``"multihead": [path]`` of attention with layers of its own (:mod:`compress.prune.multihead`).
         weights: the pruned model's state dict.
 
     Raises:
         CompressError: if the map or the weights name something the module does not have, or a tensor would grow.
     """
+    if "multihead" in channels:
+        from compress.prune.multihead import apply_divided
+
+        apply_divided(module, channels["multihead"])
     if "merging" in channels:
         from compress.prune.merging import apply_merging
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -30,14 +31,26 @@ def tensors(feeds: GraphFeeds) -> dict[str, list[dict[str, torch.Tensor]]]:
 def call(module: nn.Module, calls: Calls, feeds: Tensors) -> dict[str, torch.Tensor]:
     """Outputs named ``graph/position``, in the order each method returns them; ``graph/run/position`` from its 2nd."""
     found: dict[str, torch.Tensor] = {}
-    for name, graph in calls.items():
-        method = module if graph.method == "forward" else getattr(module, graph.method)
-        for run, feed in enumerate(feeds[name]):
-            given = {key: feed[key] for key in (graph.inputs or feed)}
-            for position, output in enumerate(pytree.tree_leaves(method(**given))):
-                if isinstance(output, torch.Tensor):
-                    found[f"{name}/{run}/{position}" if run else f"{name}/{position}"] = output
+    with _layer_by_layer():
+        for name, graph in calls.items():
+            method = module if graph.method == "forward" else getattr(module, graph.method)
+            for run, feed in enumerate(feeds[name]):
+                given = {key: feed[key] for key in (graph.inputs or feed)}
+                for position, output in enumerate(pytree.tree_leaves(method(**given))):
+                    if isinstance(output, torch.Tensor):
+                        found[f"{name}/{run}/{position}" if run else f"{name}/{position}"] = output
     return found
+
+
+@contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Without the fast path of torch's own transformer, which goes past its layers, and which no graph has."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def of_any_run(name: str) -> str:

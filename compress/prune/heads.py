@@ -8,6 +8,7 @@ from torch import nn
 
 from compress.prune.channels import Role, width_of
 from compress.prune.groups import Edit, Group
+from compress.prune.multihead import find_packed
 
 PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("to_q", "to_k", "to_v"),
                ("q_lin", "k_lin", "v_lin"), ("wq", "wk", "wv"))
@@ -30,9 +31,10 @@ def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[s
     alternatives: list[tuple[Group, ...]] = []
     skipped: dict[str, str] = {}
     claimed: dict[str, Role] = {}
+    _, packed = find_packed(module)
     for path, layer in module.named_modules():
         if isinstance(layer, nn.MultiheadAttention):
-            skipped[path] = "nn.MultiheadAttention ties its width to its input's: use q, k, v and out as Linear layers"
+            skipped[path] = packed.get(path, "nn.MultiheadAttention ties its width to its input's")
             continue
         inputs = _projections(layer)
         if inputs is None:
@@ -76,11 +78,11 @@ def _groups(
         tuple(row + part * inner for part in range(parts) for row in rows) for rows in index)) for name in names)
     edits += (Edit(path=output, role="in", index=index),)
     certain = {heads_name: 1}
-    certain |= {name: size for name in INNER if getattr(layer, name, None) == inner}
+    certain |= {name: size for name in INNER if layer.__dict__.get(name) == inner}
     for name in (*HEADS, "num_key_value_heads", "num_kv_heads"):   # the same number under a second name
-        if type(getattr(layer, name, None)) is int and getattr(layer, name) == heads:
+        if type(layer.__dict__.get(name)) is int and layer.__dict__[name] == heads:
             certain[name] = 1
-    maybe = certain | {name: size for name in MAYBE_INNER if getattr(layer, name, None) == inner}
+    maybe = certain | {name: size for name in MAYBE_INNER if layer.__dict__.get(name) == inner}
     variants: list[dict[str, int]] = [certain] + ([maybe] if maybe != certain else [])
     return tuple(Group(name=path, kind="heads", units=heads, edits=edits, attributes={path: v}) for v in variants)
 

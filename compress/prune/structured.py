@@ -168,7 +168,7 @@ def find_groups(
     """
     heads, skipped, claimed = find_head_groups(module)
     channels, reasons = _channel_groups(module, calls, feed if traced is None else traced, claimed)
-    skipped |= reasons
+    skipped = {**reasons, **skipped}
     branches, reasons = _branch_groups(residuals, config)
     skipped |= reasons
     wanted: list[tuple[Group, ...]] = []
