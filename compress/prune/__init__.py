@@ -187,7 +187,7 @@ def prune(
     if config.merge_tokens is not None:
         return _merge_tokens(model, data, config, factory, tables=tables, corpus=corpus, validation=validation,
                              metric=metric, progress=progress)
-    module, calls = _module(model, factory)
+    module, calls = _module(model, factory, config.protect)
     if config.vocabulary is not None:
         trimmed = _prune_vocabulary(model, module, calls, data, config, corpus)
         return _prune_further(model, trimmed, data, config, factory=factory, tables=tables, validation=validation,
@@ -264,8 +264,9 @@ def _merge_tokens(
     before, result = count_model(model), None
     if config.has_goal or config.vocabulary is not None:
         result = prune(model, data, replace(config, merge_tokens=None), factory=factory, **given)
-    module, calls = _module(model if result is None else result.model, factory)
-    smaller, merged = merge_model(model if result is None else result.model, module, calls, data, config.merge_tokens)
+    module, calls = _module(model if result is None else result.model, factory, config.protect)
+    smaller, merged = merge_model(model if result is None else result.model, module, calls, data, config.merge_tokens,
+                                  config.protect)
     after = count_model(smaller)
     if result is None:
         result = PruneResult(model=smaller, removed={}, groups=(), macs_before=before.total.macs,
@@ -289,7 +290,7 @@ def _prune_then_sparsify(
         result = PruneResult(model=model, removed={}, groups=(), macs_before=whole.total.macs, skipped={}, check=0.0,
                              macs_after=whole.total.macs, components=_changes(whole, whole))
     left = result.model
-    module, calls = _module(left, factory)
+    module, calls = _module(left, factory, config.protect)
     paths = sparse_layers(module, config.protect)
     if not paths:
         raise CompressError(f"model {left.name!r} has no weight of whole fours of inputs that can be 2:4 sparse: leave "
@@ -373,7 +374,7 @@ def prunable(
     from compress.prune.structured import find_groups
     from compress.steps import split
 
-    module, calls = _module(model, factory)
+    module, calls = _module(model, factory, config.protect)
     model, module, whole = divide_model(model, module, calls)
     residuals = Residuals(module, {name: graph.program for name, graph in model.graphs.items()})
     groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config, residuals=residuals)
@@ -381,12 +382,16 @@ def prunable(
     return found, {**skipped, **whole}
 
 
-def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Graph]]:
-    """A module of one's own to work on, and the method that each of its graphs runs."""
+def _module(
+    model: Model, factory: str | None, protect: tuple[str, ...] = (),
+) -> tuple[nn.Module, dict[str, Graph]]:
+    """A module of one's own to work on, which has all that ``protect`` names, and the method each of its graphs runs.
+    """
     import copy
 
     from compress.factory import build_module
     from compress.model import Graph
+    from compress.prune.protection import check_protected
 
     if model.quantization is not None:
         raise CompressError(f"model {model.name!r} is quantized: prune first, then quantize")
@@ -396,5 +401,6 @@ def _module(model: Model, factory: str | None) -> tuple[nn.Module, dict[str, Gra
                             f"does not say which method {unknown[0]!r} is: save it again with compress.save")
     live = model.module if factory is None else None
     module = build_module(model, factory) if live is None else copy.deepcopy(live).eval()
+    check_protected(module, protect)
     return module, {name: Graph(graph.method or "forward", tuple(spec.name for spec in graph.inputs))
                     for name, graph in model.graphs.items()}

@@ -14,6 +14,7 @@ Role = Literal["in", "out"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 RNNS = (nn.LSTM, nn.GRU, nn.RNN)
 ABSENT = "absent_tensors"                        # attribute: which of a module's tensors went with a whole branch
 
@@ -230,5 +231,9 @@ def refresh(layer: nn.Module) -> None:
         layer._flat_weights = [layer._parameters.get(name) for name in layer._flat_weights_names]
     elif isinstance(layer, BATCH_NORMS) and layer.running_mean is not None:
         layer.num_features = layer.running_mean.shape[0]
+    elif isinstance(layer, INSTANCE_NORMS) and layer.weight is not None:
+        layer.num_features = layer.weight.shape[0]
+    elif isinstance(layer, nn.GroupNorm) and layer.weight is not None:
+        layer.num_channels = layer.weight.shape[0]
     elif isinstance(layer, nn.LayerNorm | nn.RMSNorm) and layer.weight is not None and layer.weight.dim() == 1:
         layer.normalized_shape = tuple(layer.weight.shape)

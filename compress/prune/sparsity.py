@@ -6,13 +6,13 @@ The shapes stay as they are: this pays on a target whose kernels know the patter
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from compress.prune.channels import CONVOLUTIONS, ties
 from compress.prune.forward import Calls, GraphFeeds, call, samples_of, tensors
+from compress.prune.protection import is_protected
 from compress.prune.readings import by_channel, reading_layers
 
 ZEROS, OF = 2, 4
@@ -27,7 +27,7 @@ def sparse_layers(module: nn.Module, protect: Iterable[str] = ()) -> list[str]:
     return [path for path, layer in module.named_modules()
             if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and "weight" in layer._parameters
             and layer.weight.shape[1] % OF == 0 and getattr(layer, "groups", 1) == 1 and id(layer) not in shared
-            and not any(fnmatchcase(prefix, glob) for glob in protect for prefix in _prefixes(path))]
+            and not is_protected(path, protect)]
 
 
 def make_sparse(
@@ -89,8 +89,3 @@ def masked(weights: Mapping[str, torch.Tensor], sparse: Iterable[str], changed: 
     """``changed`` with the zeros that ``weights`` have in those of the pattern, whatever changed them."""
     names = {name for name in sparse if name in changed and name in weights}
     return {name: value * (weights[name] != 0) if name in names else value for name, value in changed.items()}
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

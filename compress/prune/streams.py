@@ -218,13 +218,16 @@ def _ordered(places: Iterable[Place], order: Mapping[Place, int]) -> list[Place]
 
 
 def _kind(module: nn.Module, places: Iterable[Place]) -> Structure:
-    """A stream is what several layers add to, or what begins as an embedding or a parameter."""
+    """A stream is what several layers add to and a norm reads, or what begins as an embedding or a parameter.
+
+    A parameter beside what one layer gives (of PReLU, InstanceNorm, a scale) makes no stream of it.
+    """
     made = [(place, module.get_submodule(place.path)) for place in places if place.role == "out"]
     if any(isinstance(layer, RNNS) for _, layer in made):
         return "recurrent"
     makers = [place for place, layer in made if place.tensor or not is_per_channel(layer)]
     stream = len(makers) > 1 and any(is_norm(layer) for _, layer in made)
-    if stream or any(isinstance(layer, nn.Embedding) or place.tensor for place, layer in made):
+    if stream or all(place.tensor for place in makers) or any(isinstance(layer, nn.Embedding) for _, layer in made):
         return "width"
     return "channels"
 
@@ -257,9 +260,18 @@ def _torn(module: nn.Module, edits: Iterable[Edit]) -> str | None:
 
 
 def _variants(module: nn.Module, group: Group) -> Iterator[Group]:
-    """The group with the tensors alone, and with the numbers in which modules repeat its width."""
-    yield group
+    """The group with the tensors alone, and with the numbers in which modules repeat its width.
+
+    Channels that a GroupNorm takes together are one unit, or several such groups are: it has fewer groups then.
+    """
     attributes: dict[str, dict[str, int]] = {}
+    for edit in group.edits:
+        layer = module.get_submodule(edit.path)
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups % group.units == 0:
+            attributes[edit.path] = {"num_groups": layer.num_groups // group.units}
+    group = replace(group, attributes={path: dict(held) for path, held in attributes.items()})
+    yield group
+    known = len(attributes)
     for edit in group.edits:
         width = sum(map(len, edit.index))
         if width != width_of(module.get_submodule(edit.path), edit.role, edit.tensor) or width % group.units:
@@ -271,5 +283,5 @@ def _variants(module: nn.Module, group: Group) -> Iterator[Group]:
             for name in WIDTHS:
                 if type(owner.__dict__.get(name)) is int and owner.__dict__[name] == width:
                     attributes.setdefault(path, {})[name] = width // group.units
-    if attributes:
+    if len(attributes) > known:
         yield replace(group, attributes=attributes)

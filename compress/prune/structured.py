@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import numpy as np
 from torch import nn
@@ -25,6 +24,7 @@ from compress.prune.forward import Calls, GraphFeeds, Tensors, call, samples_of,
 from compress.prune.groups import Group, find_channel_groups
 from compress.prune.heads import find_head_groups
 from compress.prune.importance import rank
+from compress.prune.protection import is_protected
 from compress.prune.streams import find_stream_groups
 from compress.prune.tracing import TracingError
 
@@ -251,7 +251,7 @@ def _unwanted(group: Group, config: PruneConfig) -> str | None:
     paths = {group.name, *(edit.path for edit in group.edits)}
     if group.branch is not None:
         paths = {*group.branch.last, *group.branch.modules, *(key.rpartition(".")[0] for key in group.branch.tensors)}
-    if any(_matches(path, config.protect) for path in paths):
+    if any(is_protected(path, config.protect) for path in paths):
         return PROTECTED
     if group.kind not in config.structures:
         return f"{group.kind} is not among the structures that may shrink"
@@ -268,13 +268,6 @@ def _resources(
         yield resource
         if resource.name == "params" and config.size_mb is not None:
             yield resource.times(4e-6, "size_mb")
-
-
-def _matches(path: str, globs: Iterable[str]) -> bool:
-    """A glob holds a module and everything under it."""
-    parts = path.split(".")
-    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(fnmatchcase(prefix, glob) for glob in globs for prefix in prefixes)
 
 
 def _told(feeds: Iterator[Tensors], config: PruneConfig, progress: Progress | None) -> Iterator[Tensors]:

@@ -21,6 +21,7 @@ from compress.prune.curves import reach_of_components
 from compress.prune.exporting import export_pruned
 from compress.prune.forward import Calls, Tensors, call, tensors
 from compress.prune.merging import Attention, merge_tokens
+from compress.prune.protection import is_protected
 from compress.steps import graph_feeds
 from runtimes.spec import largest_batch
 
@@ -36,6 +37,11 @@ class Encoder:
     tokens: int
     prefix: int
 
+    @property
+    def path(self) -> str:
+        """Of the list that the blocks are in."""
+        return self.blocks[0].rpartition(".")[0]
+
     def left(self, r: int) -> int:
         """Tokens in the last block."""
         count = self.tokens - self.prefix
@@ -45,15 +51,20 @@ class Encoder:
 
 
 def merge_model(
-    model: Model, module: nn.Module, calls: Calls, data: CalibrationSet, r: int,
+    model: Model, module: nn.Module, calls: Calls, data: CalibrationSet, r: int, protect: Sequence[str] = (),
 ) -> tuple[Model, tuple[MergedTokens, ...]]:
     """The model whose image encoders merge ``r`` tokens between each two blocks, and how far its outputs moved.
+
+    An encoder that ``protect`` matches, or a block of which, is left as it is.
 
     Raises:
         CompressError: if it has no encoder whose tokens can be merged, or what reads them needs all of them.
     """
     feed = tensors(graph_feeds(model, data.first(largest_batch(model.inputs, CHECKED))))
     found, reasons = find_encoders(model, module, calls, feed)
+    for one in [one for one in found if any(is_protected(block, protect) for block in one.blocks)]:
+        found.remove(one)
+        reasons[one.path] = "protect names it"
     if not found:
         why = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
         raise CompressError(f"prune: merge_tokens={r}: model {model.name!r} has no blocks of a transformer over "
@@ -78,7 +89,7 @@ def merge_model(
     noises = [_noise(value, after[name]) for name, value in before.items() if value.is_floating_point()]
     noise = max(noises, default=0.0)
     return made, tuple(MergedTokens(
-        name=one.blocks[0].rpartition(".")[0], blocks=len(one.blocks), before=one.tokens, after=one.left(r),
+        name=one.path, blocks=len(one.blocks), before=one.tokens, after=one.left(r),
         sqnr_db=-10 * math.log10(noise) if 0 < noise < math.inf else None) for one in found)
 
 

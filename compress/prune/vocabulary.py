@@ -24,6 +24,7 @@ from compress.prune import PruneConfig, PrunedVocabulary
 from compress.prune.check import FunctionChangedError, difference
 from compress.prune.exporting import export_pruned
 from compress.prune.forward import Calls, Tensors, call, tensors
+from compress.prune.protection import is_protected
 from compress.prune.rows import keep_rows
 from compress.prune.tables import Vocabulary, find_vocabularies
 from compress.prune.tokenfile import TokenFile, gone
@@ -56,6 +57,12 @@ def prune_vocabulary(
     feed = tensors(graph_feeds(model, data.first(largest_batch(model.inputs, CHECKED))))
     found = [(one, uses) for one in find_vocabularies(model, module, calls, feed)
              if (uses := uses_of(model, one)) is not None]
+    free = [(one, uses) for one, uses in found
+            if not any(is_protected(path, config.protect) for path in (*one.tables, *one.heads))]
+    if found and not free:
+        raise CompressError(f"prune: vocabulary={config.vocabulary}: protect={list(config.protect)} leaves no table to "
+                            f"prune: {', '.join(one.name for one, _ in found)} match it")
+    found = free
     if not found:
         raise CompressError(
             f"prune: vocabulary={config.vocabulary}: no input of model {model.name!r} that is a text's ids goes to a "

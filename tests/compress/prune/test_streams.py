@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.errors import CompressError
 from compress.prune import PruneConfig
+from compress.prune.channels import apply_channels
 from compress.prune.check import trials
 from compress.prune.heads import find_head_groups
 from compress.prune.streams import find_stream_groups
@@ -172,3 +176,43 @@ def test_what_is_tied_to_other_layers_is_left_whole(networks, calls):
     assert set(groups) == {"embedding", "enter", "up"}
     assert "'attention' (MultiheadAttention)" in skipped["lstm"]
     assert "'attention' (MultiheadAttention)" in skipped["attention"]  # which reads what it is added to
+
+
+class Normed(nn.Module):
+    """Two convolutions, each behind a norm with a weight and a bias of its own, and PReLU; on 4 x 4 pictures."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], width: int = 32) -> None:
+        super().__init__()
+        self.one, self.first, self.slope = nn.Conv2d(1, width, 3, padding=1), norm(width), nn.PReLU(width)
+        self.two, self.second, self.last = nn.Conv2d(width, 16, 3, padding=1), norm(16), nn.Linear(16, 3)
+        for layer in (self.first, self.second):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slope(self.first(self.one(x)))
+        return self.last(self.second(self.two(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("norm", "units", "left"), [
+    (lambda width: nn.InstanceNorm2d(width, affine=True), 32, {"num_features": 16}),
+    (lambda width: nn.InstanceNorm2d(width, affine=True, track_running_stats=True), 32, {"num_features": 16}),
+    (lambda width: nn.GroupNorm(8, width), 8, {"num_channels": 16, "num_groups": 4}),
+    (lambda width: nn.GroupNorm(width, width), 32, {"num_channels": 16, "num_groups": 16}),
+])
+def test_norms_of_channels_shrink_with_their_layer(prune_one, noise, norm, units, left) -> None:
+    """Channels that a GroupNorm takes together go together; none of this is the width of a stream."""
+    module = Normed(norm)
+    pruned = prune_one(module, noise(4, 1, 4, 4), params=0.6, round_to=units // 2, max_share=0.6)
+    assert {group.name: (group.kind, group.before) for group in pruned.groups}["one"] == ("channels", units)
+    assert pruned.module.one.weight.shape[0] == 16
+    assert {name: getattr(pruned.module.first, name) for name in left} == left
+    fresh = Normed(norm)
+    apply_channels(fresh, {"attributes": pruned.attributes}, pruned.module.state_dict())
+    fresh.load_state_dict(pruned.module.state_dict())
+    x = torch.from_numpy(noise(4, 1, 4, 4))
+    torch.testing.assert_close(fresh.eval()(x), pruned.module(x))
+
+
+def test_a_group_norm_over_all_channels_leaves_them_whole(prune_one, noise) -> None:
+    with pytest.raises(CompressError, match="one: its channels are mixed with each other before a layer reads them"):
+        prune_one(Normed(lambda width: nn.GroupNorm(1, width)), noise(4, 1, 4, 4))
