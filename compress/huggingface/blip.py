@@ -46,8 +46,7 @@ class Blip(nn.Module):
         """Keys and values of ``states`` ``(batch, length, width)`` in each layer, computed once for all tokens."""
         attentions = [layer.crossattention.self for layer in self.model.text_decoder.bert.encoder.layer]
         found = [linear(states) for attention in attentions for linear in (attention.key, attention.value)]
-        heads = (self.cache.heads, self.cache.width)
-        split = [array.reshape(*array.shape[:2], *heads).transpose(1, 2) for array in found]
+        split = [array.reshape(*array.shape[:2], -1, self.cache.width).transpose(1, 2) for array in found]
         return dict(zip(self.cache.names(CROSS), split, strict=True))
 
     def scores(self, ids: torch.Tensor, cache: Mapping[str, torch.Tensor], **given: Any) -> dict[str, torch.Tensor]:

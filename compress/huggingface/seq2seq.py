@@ -47,7 +47,7 @@ class Seq2Seq(nn.Module):
         Both come as ``(batch, states, heads * width)``. Keys lie as they are multiplied: a step would else transpose
         all of them anew.
         """
-        shape = (*keys.shape[:2], self.cache.heads, self.cache.width)
+        shape = (*keys.shape[:2], -1, self.cache.width)
         return [keys.view(shape).permute(0, 2, 3, 1), values.view(shape).transpose(1, 2)]
 
     def encoder(self, **feed: torch.Tensor) -> dict[str, torch.Tensor]:

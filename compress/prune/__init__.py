@@ -172,6 +172,7 @@ def prune(
     from compress.complexity import count_model
     from compress.onnxmodel import needs_module
     from compress.prune.exporting import export_pruned
+    from compress.prune.handed import handed_of
     from compress.prune.multihead import divide_model
     from compress.prune.structured import Pruned, prune_to_goals, rank_module
 
@@ -204,7 +205,8 @@ def prune(
             progress(done * 2 // 5 if config.by_latency else done, of, what)
 
     ranked = rank_module(module, calls, _feeds_of(model, data), before.modules, config, told, classes=classes,
-                         programs={name: graph.program for name, graph in model.graphs.items()})
+                         programs={name: graph.program for name, graph in model.graphs.items()},
+                         handed=handed_of(model))
 
     def export(pruned: Pruned) -> Model:
         attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
@@ -212,7 +214,8 @@ def prune(
             attributes.setdefault(path, {}).update(changed)
         gone = {"absent": pruned.absent} if pruned.absent else {}
         kept = {name: held for name, held in model.channels.items() if name != "sparse"}     # the fours are others now
-        return export_pruned(model, pruned.module, calls, channels={**kept, "attributes": attributes, **gone})
+        return export_pruned(model, pruned.module, calls, channels={**kept, "attributes": attributes, **gone},
+                             less=pruned.less)
 
     curves = None
     if config.sensitivity:
@@ -370,6 +373,7 @@ def prunable(
     """
     from compress.prune.branches import Residuals
     from compress.prune.forward import tensors
+    from compress.prune.handed import handed_of
     from compress.prune.multihead import divide_model
     from compress.prune.structured import find_groups
     from compress.steps import split
@@ -377,7 +381,8 @@ def prunable(
     module, calls = _module(model, factory, config.protect)
     model, module, whole = divide_model(model, module, calls)
     residuals = Residuals(module, {name: graph.program for name, graph in model.graphs.items()})
-    groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config, residuals=residuals)
+    groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config, residuals=residuals,
+                                  handed=handed_of(model))
     found = tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units) for g in groups)
     return found, {**skipped, **whole}
 

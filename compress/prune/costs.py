@@ -140,8 +140,9 @@ def resources_of(module: nn.Module, groups: Sequence[Group], macs: Mapping[str, 
                 counted.add(id(parameter))
                 held.append(Held(id(parameter), Item(float(parameter.numel()), parts[name])))
     for group in groups:
-        if group.kind == "heads" and macs.get(group.name) and group.name not in work:
-            work[group.name] = [Item(float(macs[group.name]), (group.consumers[0].place,))]
+        for path in group.attention:
+            if macs.get(path) and path not in work:
+                work[path] = [Item(float(macs[path]), (group.consumers[0].place,))]
     _of_branches(module, groups, macs, work, held)
     whole = {id(p): p.numel() for p in module.parameters()}
     return [

@@ -41,6 +41,19 @@ class Edit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What each unit has of an array that graphs hand to each other: ``index[u]`` are its places along ``axis``.
+
+    ``outputs`` give the array, ``graph/position``, and ``inputs`` take it.
+    """
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    axis: int
+    index: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """Units that can each be removed from every layer of the group at once.
 
@@ -54,6 +67,12 @@ class Group:
     edits: tuple[Edit, ...]
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # path -> attribute -> its value per unit
     branch: Branch | None = None                 # that is the group's only unit
+    shares: tuple[Share, ...] = ()               # of a decoder's cache, which shrinks as well
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """The paths of the modules whose heads the units are."""
+        return (tuple(self.attributes) or (self.name,)) if self.kind == "heads" else ()
 
     @property
     def sides(self) -> tuple[tuple[Place, tuple[int, ...]], ...]:

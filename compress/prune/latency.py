@@ -113,7 +113,7 @@ def layers_of(ranked: Ranked) -> list[str]:
     """The paths of all layers that a group changes, of attention, whose heads are one, and of what a branch has."""
     found = {edit.path for group in ranked.groups for edit in group.edits if not edit.tensor}
     found |= {path for group in ranked.groups if group.branch is not None for path in group.branch.modules}
-    return sorted(found | {group.name for group in ranked.groups if group.kind == "heads"})
+    return sorted(found | {path for group in ranked.groups for path in group.attention})
 
 
 def _table(
@@ -177,7 +177,7 @@ class Prices:
             if group.branch is not None:
                 continue
             names = {edit.path for edit in group.edits if not edit.tensor}
-            for path in names | ({group.name} if group.kind == "heads" else set()):
+            for path in names.union(group.attention):
                 owners.setdefault(number[path], []).append(at)
         whole = table[0]
         own = np.zeros((len(table), len(ranked.groups)))

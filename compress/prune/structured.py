@@ -22,6 +22,7 @@ from compress.prune.check import prove, remove, trials
 from compress.prune.costs import Costs, Resource, resources_of, widths_of
 from compress.prune.forward import Calls, GraphFeeds, Tensors, call, samples_of, tensors
 from compress.prune.groups import Group, find_channel_groups
+from compress.prune.handed import Handed, Lost, given_less, lost, share_out
 from compress.prune.heads import find_head_groups
 from compress.prune.importance import rank
 from compress.prune.protection import is_protected
@@ -47,6 +48,7 @@ class Pruned:
     removed: Mapping[str, int]
     skipped: Mapping[str, str]
     check: float
+    less: Lost = field(default_factory=dict)     # of what graphs hand to each other
 
     @property
     def absent(self) -> dict[str, list[int]]:
@@ -80,7 +82,7 @@ class Ranked:
 def rank_module(
     module: nn.Module, calls: Calls, batches: Callable[[int], Iterable[GraphFeeds]], macs: Mapping[str, int],
     config: PruneConfig, progress: Progress | None = None, *, classes: frozenset[str] = frozenset(),
-    programs: Mapping[str, ExportedProgram] | None = None,
+    programs: Mapping[str, ExportedProgram] | None = None, handed: Sequence[Handed] = (),
 ) -> Ranked:
     """Find what can be pruned in ``module``, which is left as it was, and rank it.
 
@@ -93,6 +95,7 @@ def rank_module(
         progress: called with the percent done, 100, and what is being done.
         classes: the outputs that are scores of classes, as :func:`compress.prune.forward.call` names them.
         programs: the graphs of ``module``, in which branches are found; without them none are.
+        handed: what the graphs hand to each other, which may shrink.
 
     Raises:
         CompressError: if nothing can be pruned.
@@ -103,7 +106,8 @@ def rank_module(
         raise CompressError("pruning needs calibration samples, and there are none")
     pair = next(tensors(feed) for feed in batches(TRACED))
     residuals = Residuals(module, programs or {})
-    groups, skipped = find_groups(module, calls, few, config, progress, traced=pair, residuals=residuals)
+    groups, skipped = find_groups(module, calls, few, config, progress, traced=pair, residuals=residuals,
+                                  handed=handed)
     costs = Costs(groups, widths_of(module, groups), _resources(module, groups, macs, config))
     goals = config.goals(round(costs.resources["macs"].total), round(costs.resources["params"].total))
     scores = rank(config.importance, module, groups, [costs.share(number, goals) for number in range(len(groups))],
@@ -140,11 +144,12 @@ def cut_module(ranked: Ranked, chosen: Sequence[tuple[int, ...]]) -> Pruned:
               for group in ranked.groups for edit in group.producers if not edit.tensor}
     attributes = remove(module, removal)
     take_out(module, unused)                     # what several branches share is unused once all of them are gone
-    call(module, ranked.calls, ranked.few)
-    lost = {path: width - width_of(module.get_submodule(path), "out") for path, width in before.items()}
+    less = lost(removal.values())
+    call(module, ranked.calls, given_less(ranked.few, less))
+    narrower = {path: width - width_of(module.get_submodule(path), "out") for path, width in before.items()}
     return Pruned(
-        module=module, attributes=attributes, skipped=ranked.skipped, check=check,
-        removed={path: number for path, number in lost.items() if number},
+        module=module, attributes=attributes, skipped=ranked.skipped, check=check, less=less,
+        removed={path: number for path, number in narrower.items() if number},
         groups=tuple(PrunedGroup(name=g.name, kind=g.kind, before=g.units, after=g.units - len(units))
                      for g, units in zip(ranked.groups, chosen, strict=True)))
 
@@ -157,16 +162,18 @@ def within(group: Group, tensors: Collection[str]) -> bool:
 
 def find_groups(
     module: nn.Module, calls: Calls, feed: Tensors, config: PruneConfig, progress: Progress | None = None, *,
-    traced: Tensors | None = None, residuals: Residuals | None = None,
+    traced: Tensors | None = None, residuals: Residuals | None = None, handed: Sequence[Handed] = (),
 ) -> tuple[list[Group], dict[str, str]]:
     """Every group that a trial on ``feed`` shows can be pruned, and module path -> reason for what cannot.
 
-    ``traced`` may be fewer samples, that what is tied is found with; ``residuals`` has the branches.
+    ``traced`` may be fewer samples, that what is tied is found with; ``residuals`` has the branches; ``handed`` is what
+    the graphs hand to each other, which shrinks with the heads in it.
 
     Raises:
         CompressError: if none is left.
     """
     heads, skipped, claimed = find_head_groups(module)
+    heads = share_out(module, heads, calls, feed if traced is None else traced, handed)
     channels, reasons = _channel_groups(module, calls, feed if traced is None else traced, claimed)
     skipped = {**reasons, **skipped}
     branches, reasons = _branch_groups(residuals, config)

@@ -114,6 +114,18 @@ class Tracer:
             read = tuple(own)
         return Readers(read or ({},) * width, reaches, mixed=read is None)
 
+    def moved(self, sources: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """The outputs of the graphs in which these layers run, and where they are others once these channels are."""
+        for name, graph in self._graphs.items():
+            if sources.keys().isdisjoint(self._answers[name]):
+                continue
+            self._given = {}
+            with torch.no_grad(), self._forwards(self._answering(name, sources, 1)):
+                outputs = self._called(graph)
+            for key, value in self._outputs[name].items():
+                same = value.shape == outputs[key].shape
+                yield key, np.asarray((value != outputs[key]).numpy()) if same else np.ones(tuple(value.shape), bool)
+
     def _marks(self, sources: Mapping[Place, int]) -> dict[str, np.ndarray]:
         """By path ``(bits, 2, columns)``: which columns are others once all channels change that have a bit, or not."""
         bits = _bits(max(sources.values(), default=1))

@@ -80,7 +80,8 @@ class Captioner(nn.Module):
     def forward(self, image: Tensor, words: Tensor) -> Tensor:
         """Scores of the word after each of ``words``, as :meth:`decode` gives them, of whole sentences."""
         seen = self.encode(image)
-        nothing = seen["seen_key"][:, :, :, :0]
+        heads = self.decoder.blocks[0].read.heads           # of its own: pruning leaves it and the other their numbers
+        nothing = seen["seen_key"][:, :, :1, :0].expand(-1, -1, heads, -1, -1)
         return self.decode(words, past_key=nothing, past_value=nothing, **seen)["logits"]
 
 
