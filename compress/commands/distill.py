@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from compress.commands.shared import EXISTING, common, read_data, written
+from compress.commands.shared import EXISTING, common, read_data, writable, written
 from compress.distill import DistillConfig
 from compress.options import options_of
 from compress.progress import Progress
@@ -41,8 +41,8 @@ def distill(
     from compress.modelfile import write_model
 
     student, first = load(model), first_of_torchrun()
+    path = writable(output or model.with_suffix(".distilled.pt"))
     progress = Progress(quiet=quiet or not first)
-    path = output or model.with_suffix(".distilled.pt")
     kept = scratch or path.with_name(f"{path.name}.scratch")
     try:
         with progress.stage("distill"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, read_sets, show
+from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, read_sets, show, writable
 from compress.errors import CompressError
 from compress.options import options_of
 from compress.progress import Progress
@@ -81,7 +81,7 @@ def budget(
     loaded = load(model)
     keep_to(
         config, loaded, validation, metric, [get_target(target) for target in targets],
-        output or model.with_suffix(".mixed.pt"), {}, Progress(quiet=quiet), as_json,
+        writable(output or model.with_suffix(".mixed.pt")), {}, Progress(quiet=quiet), as_json,
         reference=None if reference is None else load(reference),
     )  # fmt: skip
 

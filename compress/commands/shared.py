@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from compress.errors import CompressError
 
 if TYPE_CHECKING:
     from calibration import CalibrationSet
@@ -58,6 +61,22 @@ def read_sets(path: Path, model: Model) -> CalibrationSet | dict[str, Calibratio
     if len(model.graphs) == 1 or not any((path / name).is_dir() for name in model.graphs):
         return read_data(path, model)
     return {name: read_data(path / name, only(model, name)) for name in model.graphs}
+
+
+def writable(path: Path) -> Path:
+    """``path``, a file that a long command writes at its end: what can be known to fail then fails before.
+
+    Raises:
+        CompressError: if there is no such folder, it cannot be written to, or ``path`` is a folder.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise CompressError(f"cannot write {path}: {folder} is no folder: make it, or give another --output")
+    if path.is_dir():
+        raise CompressError(f"cannot write {path}: it is a folder: give a file as --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CompressError(f"cannot write {path}: the folder {folder} is read-only: give another --output")
+    return path
 
 
 def show(value: Any, as_json: bool, text: Callable[[], Any]) -> None:

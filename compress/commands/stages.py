@@ -7,7 +7,17 @@ from pathlib import Path
 
 import click
 
-from compress.commands.shared import EXISTING, common, model_options, read_data, read_model, read_sets, show, written
+from compress.commands.shared import (
+    EXISTING,
+    common,
+    model_options,
+    read_data,
+    read_model,
+    read_sets,
+    show,
+    writable,
+    written,
+)
 from compress.errors import CompressError
 from compress.options import options_of
 from compress.progress import Progress
@@ -63,6 +73,7 @@ def prune(
     if (validation is None) != (metric is None) or (metric is not None and not config.sensitivity):
         raise CompressError("prune: --validation and --metric go together, with --sensitivity")
     loaded = read_model(model, factory, trust_pickle, example)
+    path = writable(output or model.with_suffix(".pruned.pt"))
     progress = Progress(quiet=quiet)
     with progress.stage("prune"):
         result = compress.prune(
@@ -70,7 +81,6 @@ def prune(
             validation=None if validation is None else read_data(validation, loaded),
             metric=None if metric is None else get_metric(metric, described(loaded)), progress=progress.step,
         )
-    path = output or model.with_suffix(".pruned.pt")
     write_model(result.model, path)
     share = result.macs_after / result.macs_before
     told = f"{share:.1%} of the MACs are left ({result.macs_after:,} a sample)"
@@ -137,13 +147,13 @@ def quantize(
     if within is not None:
         get_metric(metric)      # an unknown one is refused before any work
         needs_module(loaded, "--max-drop", "parts of it are switched between int8 and float to see what each costs")
+    path = writable(output or model.with_suffix(".int8.onnx" if isinstance(loaded, OnnxModel) else ".int8.pt"))
     progress = Progress(quiet=quiet)
     with progress.stage("quantize", row.scheme):
         result = compress.quantize(
             loaded, read_sets(calibration, loaded), scheme=row.scheme, config=config, statistics=statistics,
             progress=progress.step,
         )
-    path = output or model.with_suffix(".int8.onnx" if isinstance(loaded, OnnxModel) else ".int8.pt")
     if within is not None and validation is not None:
         keep_to(within, result.model, validation, metric, [row], path, result.to_json(), progress, as_json)
         return

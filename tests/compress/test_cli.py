@@ -633,6 +633,23 @@ def test_an_output_that_cannot_be_written(finished: Path, tmp_path: Path) -> Non
     assert line.startswith(f"compress: cannot write {tmp_path}/file/q.pt")
 
 
+@pytest.mark.parametrize("verb", ["prune", "distill", "quantize", "budget"])
+def test_a_file_that_could_not_be_written_is_refused_before_any_work(
+    verb: str, finished: Path, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"compress.{verb}", None)       # would fail
+    given = {"prune": (finished / "model.pt", "--data", finished / "calibration", "--factory", "small_recipe:Tiny"),
+             "distill": (finished / "model.pt", "--data", finished / "train", "--teacher", finished / "model.pt"),
+             "quantize": (finished / "model.pt", "--calibration", finished / "calibration"),
+             "budget": (int8, "--validation", finished / "validation")}[verb]  # fmt: skip
+    line = refused(verb, *given, "--output", tmp_path / "none/x.pt")
+    assert line == (f"compress: cannot write {tmp_path}/none/x.pt: {tmp_path}/none is no folder: make it, or give "
+                    "another --output")  # fmt: skip
+    assert "it is a folder: give a file as --output" in refused(verb, *given, "--output", tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    assert f"the folder {tmp_path} is read-only: give another" in refused(verb, *given, "--output", tmp_path / "x.pt")
+
+
 def test_a_module_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def get_model(): return 5\ndef get_args(): return {}\n")
     assert "get_model() returned int, not an nn.Module" in refused("inspect", tmp_path / "mine.py")
