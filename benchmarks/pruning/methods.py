@@ -38,16 +38,22 @@ IGNORED: Mapping[str, Sequence[str]] = {        # what Torch-Pruning cannot foll
 }  # fmt: skip
 
 
-def pruned(method: str, model: Model, data: CalibrationSet, macs: float) -> Model:
-    """``model`` with at most the share ``macs`` of its multiply-accumulates."""
+def pruned(method: str, model: Model, data: CalibrationSet, goal: str) -> Model:
+    """``model`` with at most a share of its multiply-accumulates, or so many times as fast: ``0.5``, ``x1.7``."""
     from compress.prune import PruneConfig, prune
 
-    if method in PROJECT:
-        config = PruneConfig(macs=macs, target=TARGET, importance=PROJECT[method])  # type: ignore[arg-type]
-        if macs < BLOCKS_BELOW:
-            config = dataclasses.replace(config, structures=(*config.structures, "blocks"))
-        return prune(model, data, config).model
-    return by_torch_pruning(model, macs)
+    timed = goal.startswith("x")
+    if method not in PROJECT:
+        if timed:
+            raise SystemExit(f"{method} has no goal in latency: give --macs")
+        return by_torch_pruning(model, float(goal))
+    config = PruneConfig(
+        macs=None if timed else float(goal), speedup=float(goal[1:]) if timed else None, target=TARGET,
+        importance=PROJECT[method],  # type: ignore[arg-type]
+    )
+    if timed or float(goal) < BLOCKS_BELOW:
+        config = dataclasses.replace(config, structures=(*config.structures, "blocks"))
+    return prune(model, data, config).model
 
 
 def by_torch_pruning(model: Model, macs: float) -> Model:

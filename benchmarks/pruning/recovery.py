@@ -1,9 +1,9 @@
 """One way to a smaller network, and what it answers right before and after it was trained for a while.
 
-    python -m benchmarks.pruning.recovery CASE METHOD SEED MACS SECONDS
+    python -m benchmarks.pruning.recovery CASE METHOD SEED GOAL SECONDS
 
 CASE is the ``case.json`` of a model. Prints the row on standard output, and leaves engines for OpenVINO beside the
-case, in ``built-MACS/METHOD/GRAPH`` those of the first seed, which are timed. Scores are those of the engines on the
+case, in ``built-GOAL/METHOD/GRAPH`` those of the first seed, which are timed. Scores are those of the engines on the
 whole validation set. The pruned network learns from the original's answers (``compress.distill`` as it is by default)
 on some of the training set, one of the same shape from scratch from the labels of the same samples, as its own kind of
 network is trained in ``compress.zoo``, for SECONDS of the processor's time, which is what ours took. The demo's has all
@@ -45,7 +45,7 @@ INT8 = ("ours",)
 SCORES = "scores.npy"   # beside the engines: those of each sample
 
 
-def row(case: Mapping[str, Any], method: str, seed: int, macs: float, seconds: float) -> dict[str, Any]:
+def row(case: Mapping[str, Any], method: str, seed: int, goal: str, seconds: float) -> dict[str, Any]:
     """What is kept of ``case``'s network, its scores, and how long it trained."""
     import compress
     from calibration import open_set
@@ -54,9 +54,9 @@ def row(case: Mapping[str, Any], method: str, seed: int, macs: float, seconds: f
     model = compress.load(case["model"])
     data = open_set(case["calibration"], model.inputs)
     train = some(open_set(case["train"], model.inputs), case["samples"])
-    small = _pruned(case, method, model, data, macs)
+    small = _pruned(case, method, model, data, goal)
     whole_cost, cost = count_model(model).total, count_model(small).total
-    into = built(case, macs) / (method if seed == 0 else f"{method}-{seed}")
+    into = built(case, goal) / (method if seed == 0 else f"{method}-{seed}")
     made: dict[str, Any] = {"macs_kept": cost.macs / whole_cost.macs, "params_kept": cost.params / whole_cost.params}
     if seed == 0 and method != "scratch":
         made["before"] = score(case, small, into)
@@ -75,9 +75,9 @@ def row(case: Mapping[str, Any], method: str, seed: int, macs: float, seconds: f
     return made
 
 
-def built(case: Mapping[str, Any], macs: float) -> Path:
+def built(case: Mapping[str, Any], goal: str) -> Path:
     """The folder of the engines of networks of this size."""
-    return Path(case["folder"]) / f"built-{macs:g}"
+    return Path(case["folder"]) / f"built-{goal}"
 
 
 def some(data: CalibrationSet, count: int) -> CalibrationSet:
@@ -86,14 +86,14 @@ def some(data: CalibrationSet, count: int) -> CalibrationSet:
     return data.pick(sorted(places.tolist()))
 
 
-def _pruned(case: Mapping[str, Any], method: str, model: Model, data: CalibrationSet, macs: float) -> Model:
+def _pruned(case: Mapping[str, Any], method: str, model: Model, data: CalibrationSet, goal: str) -> Model:
     """As it was pruned before, if it was: every seed trains the same network."""
     from compress import load
     from compress.modelfile import write_model
 
-    file = Path(case["folder"]) / f"{SHAPE_OF if method == 'scratch' else method}-{macs:g}.pt"
+    file = Path(case["folder"]) / f"{SHAPE_OF if method == 'scratch' else method}-{goal}.pt"
     if not file.exists():
-        write_model(pruned(SHAPE_OF if method == "scratch" else method, model, data, macs), file)
+        write_model(pruned(SHAPE_OF if method == "scratch" else method, model, data, goal), file)
     return load(file)
 
 
@@ -182,9 +182,9 @@ def parts(data: CalibrationSet, tasks: Tasks) -> Parts:
 
 
 def main() -> None:
-    file, method, seed, macs, seconds = sys.argv[1:]
+    file, method, seed, goal, seconds = sys.argv[1:]
     case = json.loads(Path(file).read_text(encoding="utf-8"))
-    print(json.dumps(row(case, method, int(seed), float(macs), float(seconds))))
+    print(json.dumps(row(case, method, int(seed), goal, float(seconds))))
 
 
 if __name__ == "__main__":

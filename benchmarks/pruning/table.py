@@ -12,13 +12,13 @@ Row = Mapping[str, Any]
 
 
 def pruning_lines(record: Row) -> Iterator[str]:
-    """Scores behind equal training for each share of the multiply-accumulates; then the speed of what is ours."""
+    """Scores behind equal training for each goal; then the speed of what is ours."""
     yield _line(["model", "MACs kept", "original", "right behind pruning", *TITLES.values()])
     yield "| --- | ---: | ---: | ---: |" + " ---: |" * len(TITLES)
     for name, share, model in _sizes(record):
         rows = model["results"][share]
         before = rows["ours"].get("before")
-        yield _line([f"`{name}`", f"{100 * rows['ours']['macs_kept']:.0f} %", _percent(model["original"]["value"]),
+        yield _line([f"`{name}`", _kept(rows["ours"], share), _percent(model["original"]["value"]),
                      "–" if before is None else _percent(before["value"]), *(_mean(rows.get(way)) for way in TITLES)])
     yield ""
     yield _line(["model", "MACs kept", "batch", "original, fp32", "pruned, fp32", "pruned, int8",
@@ -27,7 +27,7 @@ def pruning_lines(record: Row) -> Iterator[str]:
     for name, share, model in _sizes(record):
         ours = model["results"][share]["ours"]
         for batch, timed in model.get("latency_ms", {}).get(share, {}).items():
-            yield _line([f"`{name}`", f"{100 * ours['macs_kept']:.0f} %", batch,
+            yield _line([f"`{name}`", _kept(ours, share), batch,
                          f"{statistics.median(timed['original']):.3g} ms",
                          *(_speed(timed, engine) for engine in ("ours", "ours-int8")),
                          *(_lost(ours, precision) for precision in ("after", "int8"))])
@@ -44,7 +44,7 @@ def clip_line(record: Row) -> str:
 
 
 def _sizes(record: Row) -> Iterator[tuple[str, str, Row]]:
-    """Model, share of the multiply-accumulates, and the model's record; where ours is there."""
+    """Model, goal, and the model's record; where ours is there."""
     for name, model in record["models"].items():
         for share, rows in model["results"].items():
             if "ours" in rows:
@@ -59,6 +59,12 @@ def ratio(timed: Mapping[str, list[float]], engine: str) -> float:
 def scores(row: Row, precision: str = "after") -> list[float]:
     """Of each seed."""
     return [float(seed[precision]["value"]) for seed in row["seeds"].values()]
+
+
+def _kept(ours: Row, goal: str) -> str:
+    """Of the multiply-accumulates; with the goal where that was another."""
+    kept = f"{100 * ours['macs_kept']:.0f} %"
+    return f"{kept}, asked for {goal[1:]}×" if goal.startswith("x") else kept
 
 
 def _mean(row: Row | None) -> str:

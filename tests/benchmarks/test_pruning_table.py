@@ -32,6 +32,13 @@ def test_lines() -> None:
     assert not any("other" in line for line in lines)
 
 
+def test_goal_in_latency_is_told() -> None:
+    lines = list(pruning_lines({"models": {"net": {**MODEL, "results": {"x1.7": {"ours": OURS}},
+                                                   "latency_ms": {"x1.7": {"1": TIMED}}}}}))
+    assert any(line.startswith("| `net` | 50 %, asked for 1.7× | 98.5 % | 95.0 %") for line in lines)
+    assert any(line.startswith("| `net` | 50 %, asked for 1.7× | 1 | 3 ms") for line in lines)
+
+
 def test_clip_line() -> None:
     record = {
         "samples": 64, "macs_before": 200, "macs_after": 99, "peak_bytes": 4.66e9, "threads": 2, "importance": "taylor",
