@@ -385,6 +385,8 @@ def _is_ours_to_explain(error: OSError, path: Path) -> bool:
     """Whether the place is at fault, rather than a stage that reads a file it never wrote: that is a bug."""
     if isinstance(error, FileNotFoundError):
         return not path.parent.is_dir()
+    if error.errno in (errno.EFBIG, errno.EROFS, errno.EIO):    # of a write, which names no file
+        return True
     return isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(path.parent)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -463,6 +464,20 @@ def test_atomic_write_to_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(call, full)
     with pytest.raises(CompressError, match=r"cannot write .*/a: no space left"):
         atomic_write(tmp_path / "a", "new")
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_that_is_too_large_for_its_disk(tmp_path: Path) -> None:
+    """As of 4 GiB on FAT32; Python says what it is, and not of which file."""
+    atomic_write(tmp_path / "a", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(CompressError, match=r"cannot write .*/a: .*File too large"):
+            atomic_write(tmp_path / "a", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "old"
 
