@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,14 @@ def train(run: Run) -> State:
     clock = _Clock()
     while state.step < run.total and not _stopped(state, config):
         epoch, done = divmod(state.step, batches.per_epoch)
-        among: list[float] = []     # losses of the batches that the next step is made of
+        among: list[tuple[float, float]] = []     # loss and weight of the batches that the next step is made of
         for batch in batches.epoch(epoch, skip=done):
             started = time.perf_counter()
-            last, count = _place(run, state.step % batches.per_epoch)
-            losses = _backward(run, batch, count)
-            among.append(losses["loss"])
+            last, weight = _place(run, state.step % batches.per_epoch, batch)
+            losses = _backward(run, batch, weight)
+            among.append((losses["loss"], weight))
             if last:
-                _update(run, training, state, math.fsum(among) / len(among))
+                _update(run, training, state, among)
                 among = []
             state.step += 1
             state.add(losses)
@@ -109,39 +109,46 @@ def _begin(run: Run, training: Training) -> State:
     if saved is not None:
         return training.resume(saved)
     if len(run.learner.projections):
-        first = next(iter(run.batches.epoch(0)))
+        first = next(iter(run.batches.epoch(0))).to(run.learner.bound.device)
         run.learner.fit(first.feed, run.teacher(first))
         run.workers.same(run.learner.projections.parameters())
     score = _score(run)
     return State(before=score, best=score, best_weights=run.learner.bound.parameters())
 
 
-def _place(run: Run, batch: int) -> tuple[bool, int]:
-    """Whether a batch of an epoch is the last of its step, and of how many: ``accumulate``, or what the epoch has left.
+def _place(run: Run, number: int, batch: Batch) -> tuple[bool, float]:
+    """Whether a batch of an epoch is the last of its step, and what it weighs in it: as many samples as it has.
+
+    A step is made of ``accumulate`` batches, or of what the epoch has left.
     """
-    begun = batch - batch % run.config.accumulate
-    count = min(run.config.accumulate, run.batches.per_epoch - begun)
-    return batch == begun + count - 1, count
+    among = run.config.accumulate
+    last = (number + 1) % among == 0 or number + 1 == run.batches.per_epoch
+    return last, 1.0 if among == 1 else len(batch.rows) / run.batches.size
 
 
-def _backward(run: Run, batch: Batch, among: int) -> dict[str, float]:
-    """Add a batch's gradient, as one of ``among``, and return its losses: ``loss``, and each part of it."""
+def _backward(run: Run, batch: Batch, weight: float) -> dict[str, float]:
+    """Add a batch's gradient, times its weight, and return its losses: ``loss``, and each part of it."""
+    batch = batch.to(run.learner.bound.device)
     losses = run.criterion(run.learner(batch.feed), run.teacher(batch), batch.labels)
-    (losses.total if among == 1 else losses.total / among).backward()  # type: ignore[no-untyped-call]
+    (losses.total if weight == 1 else losses.total * weight).backward()  # type: ignore[no-untyped-call]
     values = torch.stack([losses.total.detach(), *losses.parts.values()]).tolist()
     return dict(zip(("loss", *losses.parts), values, strict=True))
 
 
-def _update(run: Run, training: Training, state: State, loss: float) -> None:
-    """One step of the optimizer down the gradient that was added up."""
+def _update(run: Run, training: Training, state: State, among: Sequence[tuple[float, float]]) -> None:
+    """One step of the optimizer down the gradient that was added up, of batches with these losses and weights."""
     config, optimizer = run.config, training.optimizer
     assert config.learning_rate is not None
     held = optimizer.param_groups[0]["params"]      # the learner's, without a walk through its modules
-    run.workers.join(held)
     trained = [value for value in held if value.grad is not None]
-    total = get_total_norm([value.grad for value in trained if value.grad is not None])
+    gradients = [value.grad for value in trained if value.grad is not None]
+    weights = math.fsum(weight for _, weight in among)
+    if weights != 1 and gradients:
+        torch._foreach_mul_(gradients, 1 / weights)
+    run.workers.join(held)
+    total = get_total_norm(gradients)
     norm = float(total)
-    (loss,) = run.workers.mean([loss])
+    (loss,) = run.workers.mean([math.fsum(loss * weight for loss, weight in among) / weights])
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise _diverged(run, loss, norm, state.step)
     share = schedule(state.step, run.total, kind=config.schedule, warmup=config.warmup)
