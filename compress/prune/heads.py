@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -17,7 +18,9 @@ OUTPUTS = ("out", "out_proj", "o_proj", "o", "proj", "to_out", "to_out.0", "out_
            "projection", "projection_layer")
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "n_head", "nhead")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "dim_per_head")
-INNER = ("all_head_size", "inner_dim", "attn_dim")       # always heads x head size
+INNER = ("all_head_size", "inner_dim", "attn_dim", "q_size")     # always heads x head size
+SHARED = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "n_kv_head")  # that several heads share
+SHARED_INNER = ("kv_dim", "kv_size", "kv_width")         # those x head size
 MAYBE_INNER = ("embed_dim", "hidden_size", "dim", "d_model")  # that, or the width of the input: a trial tells
 
 
@@ -53,42 +56,84 @@ def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[s
     return alternatives, skipped, claimed
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """``queries`` heads, which share the keys and values of ``units``; each is ``size`` wide."""
+
+    queries: int
+    units: int
+    size: int
+
+    @property
+    def shared(self) -> int:
+        """How many heads of queries have one key and value in common: all of them go with it."""
+        return self.queries // self.units
+
+    def rows(self, start: int = 0, shared: int = 1) -> tuple[tuple[int, ...], ...]:
+        """The channels of each unit, in a row of such with so many heads of each, that begins at ``start``."""
+        width = shared * self.size
+        return tuple(tuple(range(start + unit * width, start + (unit + 1) * width)) for unit in range(self.units))
+
+
 def _groups(
     module: nn.Module, path: str, layer: nn.Module, names: Sequence[str], output: str | None,
 ) -> tuple[Group, ...] | str:
     if output is None:
         return f"attention with no output projection under the names {', '.join(OUTPUTS)}"
-    heads_name = next((name for name in HEADS if type(getattr(layer, name, None)) is int), None)
-    if heads_name is None:
-        return f"attention that does not say how many heads it has ({', '.join(HEADS)})"
-    heads = int(getattr(layer, heads_name))
     widths = [width_of(module.get_submodule(name), "out") for name in names]
     inner = width_of(module.get_submodule(output), "in")
-    parts = 3 if len(names) == 1 else 1                   # a fused projection holds q, k and v, one after the other
-    if any(width != parts * inner for width in widths) or inner % heads:
-        return f"its projections are {widths} wide with {heads} heads: grouped or shared heads are not pruned"
-    size = inner // heads
-    stated = next((getattr(layer, name) for name in HEAD_SIZES if type(getattr(layer, name, None)) is int), size)
-    if stated != size:
+    heads = _count(layer, widths, inner)
+    if isinstance(heads, str):
+        return heads
+    queries = heads.rows(shared=heads.shared)
+    if len(names) == 1:                          # a fused projection holds q, k and v, one after the other
+        own = heads.units * heads.size
+        parts = zip(queries, heads.rows(inner), heads.rows(inner + own), strict=True)
+        edits = [Edit(path=names[0], role="out", index=tuple(q + k + v for q, k, v in parts))]
+    else:
+        edits = [Edit(path=name, role="out", index=index)
+                 for name, index in zip(names, (queries, heads.rows(), heads.rows()), strict=True)]
+    edits.append(Edit(path=output, role="in", index=queries))
+    variants = _attributes(layer, heads)
+    return tuple(Group(name=path, kind="heads", units=heads.units, edits=tuple(edits), attributes={path: variant})
+                 for variant in variants)
+
+
+def _count(layer: nn.Module, widths: Sequence[int], inner: int) -> _Heads | str:
+    """The heads of attention whose projections are so wide, and ``inner`` what its output layer reads; or why none."""
+    stated = _stated(layer, HEAD_SIZES)
+    queries = _stated(layer, HEADS) or (inner // stated if stated else None)
+    if queries is None:
+        return f"attention that does not say how many heads it has, or how wide they are ({', '.join(HEADS)})"
+    queried, *others = widths if len(widths) == 3 else (inner, (widths[0] - inner) // 2)
+    size = max(1, inner // queries)
+    own = others[0]                              # of the keys, and of the values
+    units = own // size
+    if (queried != inner or any(other != own for other in others) or inner != queries * size or units < 1
+            or own != units * size or queries % units or (len(widths) == 1 and widths[0] != inner + 2 * own)):
+        return f"its projections are {list(widths)} wide, which {queries} heads do not share evenly"
+    if stated is not None and stated != size:
         return f"it says its heads are {stated} wide, and the projections say {size}"
-    if heads < 2:
-        return "it has one head"
-    index = _rows(heads, size)
-    edits = tuple(Edit(path=name, role="out", index=tuple(
-        tuple(row + part * inner for part in range(parts) for row in rows) for rows in index)) for name in names)
-    edits += (Edit(path=output, role="in", index=index),)
-    certain = {heads_name: 1}
-    certain |= {name: size for name in INNER if layer.__dict__.get(name) == inner}
-    for name in (*HEADS, "num_key_value_heads", "num_kv_heads"):   # the same number under a second name
-        if type(layer.__dict__.get(name)) is int and layer.__dict__[name] == heads:
-            certain[name] = 1
-    maybe = certain | {name: size for name in MAYBE_INNER if layer.__dict__.get(name) == inner}
-    variants: list[dict[str, int]] = [certain] + ([maybe] if maybe != certain else [])
-    return tuple(Group(name=path, kind="heads", units=heads, edits=edits, attributes={path: v}) for v in variants)
+    if units < 2:
+        return "it has one head" if queries < 2 else "its heads have one key and value in common"
+    return _Heads(queries, units, size)
 
 
-def _rows(heads: int, size: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(range(head * size, (head + 1) * size)) for head in range(heads))
+def _stated(layer: nn.Module, names: Iterable[str]) -> int | None:
+    return next((held for name in names if type(held := getattr(layer, name, None)) is int), None)
+
+
+def _attributes(layer: nn.Module, heads: _Heads) -> list[dict[str, int]]:
+    """What each unit counts for in the numbers that ``layer`` keeps: those that are certain, and with those that are
+    maybe."""
+    held = {name: value for name, value in layer.__dict__.items() if type(value) is int}
+    inner, own = heads.queries * heads.size, heads.units * heads.size
+    certain: dict[str, int] = {}
+    for names, value, unit in ((HEADS, heads.queries, heads.shared), (INNER, inner, heads.shared * heads.size),
+                               (SHARED, heads.units, 1), (SHARED_INNER, own, heads.size)):
+        certain |= {name: unit for name in names if held.get(name) == value}
+    maybe = certain | {name: heads.shared * heads.size for name in MAYBE_INNER if held.get(name) == inner}
+    return [certain] + ([maybe] if maybe != certain else [])
 
 
 def _projections(layer: nn.Module) -> tuple[str, ...] | None:

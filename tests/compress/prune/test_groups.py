@@ -177,7 +177,10 @@ def test_spellings_of_attention():
     ("layer", "reason"),
     [
         (named(1, ("q", "k", "v")), "one head"),
-        (named(4, ("q", "k", "v"), widths=(32, 16, 16)), "grouped or shared heads"),
+        (named(4, ("q", "k", "v"), widths=(32, 12, 12)), "which 4 heads do not share evenly"),
+        (named(4, ("q", "k", "v"), widths=(32, 24, 24)), "which 4 heads do not share evenly"),
+        (named(4, ("q", "k", "v"), widths=(32, 16, 32)), "which 4 heads do not share evenly"),
+        (named(4, ("q", "k", "v"), widths=(32, 8, 8)), "its heads have one key and value in common"),
         (named(4, ("q", "k", "v"), head_dim=16), "says its heads are 16 wide, and the projections say 8"),
         (named(None, ("q", "k", "v")), "does not say how many heads"),
         (named(4, ("q", "k", "v"), out=("elsewhere", 32)), "no output projection"),

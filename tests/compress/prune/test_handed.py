@@ -23,7 +23,7 @@ from compress.zoo import captioning
 from compress.zoo.captioning import CAPTIONING
 from tests.compress.huggingface.folders import bundle, opened, transformers
 from tests.compress.huggingface.generators import generated, whisper
-from tests.compress.huggingface.pairs import blip
+from tests.compress.huggingface.pairs import blip, llava
 
 BLOCKS = ("decoder.blocks.0", "decoder.blocks.1")
 READ, LOOK = ("+".join(f"{block}.{part}" for block in BLOCKS) for part in ("read", "look"))
@@ -186,6 +186,29 @@ def test_decoders_of_the_transformers_library(tmp_path: Path, make: Any) -> None
         theirs = generated(again.model, 4, input_features=torch.from_numpy(feed["input_features"]), language="en",
                            force_unique_generate_call=True)
         np.testing.assert_array_equal(expected["text"], theirs)
+    for target in ("onnxruntime-cpu", "openvino-cpu"):
+        with opened(bundle(dataclasses.replace(small, processing=None), tmp_path / target, target)) as session:
+            np.testing.assert_array_equal(session.run(feed)["text"], expected["text"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_heads_that_share_keys_go_from_the_cache_of_a_llama(tmp_path: Path, kind: str) -> None:
+    """Four heads of queries, two of keys and values: each goes with both that share it."""
+    model = load(llava(tmp_path / "whole", kind))
+    config = PruneConfig(params=0.97, structures=("heads",), importance="magnitude", max_share=0.6,
+                         protect=("*vision*",))
+    result = prune(model, samples(model), config)
+    left = {name: count for name, count in heads(result).items() if "language_model" in name}
+    assert [group.before for group in result.groups if group.name in left] == [2, 2]
+    assert 1 in left.values()
+    small = result.model
+    for number, (name, count) in enumerate(left.items()):
+        assert shape(small, "decoder", f"past_key_{number}")[1] == shape(small, "decoder", f"present_value_{number}")[1]
+        assert shape(small, "decoder", f"past_key_{number}")[1] == count
+        assert small.weights[f"{name}.q_proj.weight"].shape[0] == 2 * small.weights[f"{name}.k_proj.weight"].shape[0]
+    feed = samples(model).first(2)
+    expected = model_runner(small)(feed)
     for target in ("onnxruntime-cpu", "openvino-cpu"):
         with opened(bundle(dataclasses.replace(small, processing=None), tmp_path / target, target)) as session:
             np.testing.assert_array_equal(session.run(feed)["text"], expected["text"])
