@@ -7,7 +7,7 @@ place here has the same arguments and results, and as many heads as its layers a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -174,12 +174,14 @@ def divide(module: nn.Module, paths: Iterable[str]) -> None:
             owner.use_nested_tensor = False      # of its layers' fast path, too
 
 
-def apply_divided(module: nn.Module, paths: Iterable[str]) -> None:
+def apply_divided(module: nn.Module, paths: Sequence[str]) -> None:
     """:func:`divide` a factory's fresh ``module`` as a channel map says; what is divided already stays.
 
     Raises:
-        CompressError: as :func:`divide` does.
+        CompressError: as :func:`divide` does, or if ``paths``, which come from a file, are none.
     """
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+        raise CompressError(f"the channel map's {MULTIHEAD!r} is {paths!r:.80}, expected a list of module paths")
     modules = dict(module.named_modules())
     divide(module, [path for path in paths if not isinstance(modules.get(path), DividedAttention)])
 

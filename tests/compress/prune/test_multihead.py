@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import numpy as np
@@ -251,3 +252,6 @@ def test_a_channel_map_of_another_network_is_refused(saved: Model) -> None:
     small = prune(saved, data, PruneConfig(params=0.9, structures=("heads",)), factory=f"{__name__}:build").model
     with pytest.raises(CompressError, match=r"attention at 'encoder\.layers\.0\.self_attn' cannot be divided"):
         load_into(nn.Linear(2, 2), small)
+    for wrong in (7, "look", [["look"]]):
+        with pytest.raises(CompressError, match=r"the channel map's 'multihead' is .*, expected a list of"):
+            load_into(build(), dataclasses.replace(small, channels={**small.channels, "multihead": wrong}))
