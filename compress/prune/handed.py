@@ -16,7 +16,7 @@ from torch import nn
 
 from compress.model import Model
 from compress.prune.forward import Calls, Tensors, of_any_run
-from compress.prune.groups import Edit, Group, Share
+from compress.prune.groups import Group, Share
 from compress.prune.tracing import Tracer, TracingError
 
 Lost = Mapping[str, tuple[int, tuple[int, ...]]]
@@ -71,8 +71,9 @@ def share_out(
         return list(heads)
     tracer = Tracer(module, calls, feed)
     by_output = {output: array for array in handed for output in array.outputs}
+    firsts = [group for group, *_ in heads]
     try:
-        found = [_touched(tracer, [group], range(group.units), by_output) for group, *_ in heads]
+        found = [_touched(tracer, [(group, range(group.units))], by_output) for group in firsts]
         sets: list[tuple[list[int], set[Handed]]] = []
         for number, touched in enumerate(found):
             numbers, arrays = [number], set(touched)
@@ -80,23 +81,29 @@ def share_out(
                 sets.remove(one)
                 numbers, arrays = one[0] + numbers, arrays | one[1]
             sets.append((numbers, arrays))
-        joined = list[tuple[Group, ...]]()
-        for numbers, arrays in sets:
-            joined += _joined([heads[number] for number in sorted(numbers)], tracer, by_output if arrays else {})
+        sharing = [group for group, touched in zip(firsts, found, strict=True) if touched]
+        # what two sets have of the arrays is told apart by the array: one head of each is changed at once
+        by_unit = [_touched(tracer, [(group, [unit]) for group in sharing if unit < group.units], by_output)
+                   for unit in range(max((group.units for group in sharing), default=0))]
     except TracingError:                         # what cannot be traced the trials refuse
         return list(heads)
+    joined = list[tuple[Group, ...]]()
+    for numbers, arrays in sets:
+        joined += _joined([heads[number] for number in sorted(numbers)],
+                          [{array: axes for array, axes in one.items() if array in arrays} for one in by_unit])
     return joined
 
 
 def _joined(
-    heads: Sequence[tuple[Group, ...]], tracer: Tracer, by_output: Mapping[str, Handed],
+    heads: Sequence[tuple[Group, ...]], touched: Sequence[Mapping[Handed, Sequence[np.ndarray]]],
 ) -> Sequence[tuple[Group, ...]]:
-    """One group of several, each of them with alternatives, and its share of the arrays; or all as they are."""
+    """One group of several, each of them with alternatives, and its share of the arrays; or all as they are.
+
+    ``touched`` says of each unit which arrays it is in, and where.
+    """
     firsts = [group for group, *_ in heads]
     units = min(group.units for group in firsts)
-    shares: tuple[Share, ...] = ()
-    if by_output and all(group.units == units for group in firsts):
-        shares = _shares([_touched(tracer, firsts, [unit], by_output) for unit in range(units)])
+    shares = _shares(touched[:units]) if all(group.units == units for group in firsts) else ()
     if not shares:
         return heads                             # where there is an array their trials say what is wrong
     made = []
@@ -109,13 +116,12 @@ def _joined(
 
 
 def _touched(
-    tracer: Tracer, groups: Iterable[Group], units: Iterable[int], by_output: Mapping[str, Handed],
+    tracer: Tracer, units: Iterable[tuple[Group, Iterable[int]]], by_output: Mapping[str, Handed],
 ) -> dict[Handed, list[np.ndarray]]:
-    """The arrays that are others once these units of the groups are; of each axis the places that are."""
-    edits: list[Edit] = [edit for group in groups for edit in group.producers]
-    units = list(units)
+    """The arrays that are others once these units of groups are; of each axis the places that are."""
+    changed = {edit.path: np.array(edit.channels(own)) for group, own in units for edit in group.producers}
     found: dict[Handed, list[np.ndarray]] = {}
-    for name, differs in tracer.moved({edit.path: np.array(edit.channels(units)) for edit in edits}):
+    for name, differs in tracer.moved(changed):
         array = by_output.get(of_any_run(name))
         if array is None or not differs.any():
             continue

@@ -17,7 +17,7 @@ from compress.modelfile import read_model, write_model
 from compress.program import model_runner
 from compress.prune import PruneConfig, PruneResult, load_into, prunable, prune
 from compress.prune.groups import Edit, Group, Share
-from compress.prune.handed import Handed, given_less, handed_of, lost, made_less
+from compress.prune.handed import Handed, _shares, given_less, handed_of, lost, made_less
 from compress.saving import export_model
 from compress.zoo import captioning
 from compress.zoo.captioning import CAPTIONING
@@ -228,6 +228,21 @@ def test_heads_in_an_order_of_their_own_are_found(captioner: Model) -> None:
                          example={"image": pictures(2), **composed.given}, inputs=CAPTIONING.inputs)
     groups, _ = prunable(model, PruneConfig(structures=("heads",)))
     assert {group.name for group in groups} == {READ, LOOK}
+
+
+def test_heads_have_one_axis_of_an_array_where_none_has_places_of_anothers() -> None:
+    array = Handed(outputs=frozenset(["step/1"]), inputs=frozenset(["past"]))
+
+    def places(*axes: tuple[int, ...]) -> dict[Handed, list[np.ndarray]]:
+        return {array: [np.array(axis, bool) for axis in axes]}
+
+    (share,) = _shares([places((1, 1), (1, 0, 0, 1)), places((1, 1), (0, 1, 1, 0))])
+    assert (share.axis, share.index) == (1, ((0, 3), (1, 2)))
+    assert _shares([places((1, 1), (1, 1)), places((1, 1), (0, 1))]) == ()       # the second is in the first's place
+    assert _shares([places((1, 1), (1, 0, 0)), places((1, 1), (0, 1, 0))]) == ()     # a place is nobody's
+    assert _shares([places((1, 0), (1, 0)), places((0, 1), (0, 1))]) == ()           # which of the two it is is not told
+    assert _shares([places((1, 1), (1, 0)), {}]) == ()                               # one is in no array
+    assert _shares([{}, {}]) == ()
 
 
 def test_what_is_lost_of_arrays_by_hand() -> None:
