@@ -240,7 +240,7 @@ def test_heads_have_one_axis_of_an_array_where_none_has_places_of_anothers() -> 
     assert (share.axis, share.index) == (1, ((0, 3), (1, 2)))
     assert _shares([places((1, 1), (1, 1)), places((1, 1), (0, 1))]) == ()       # the second is in the first's place
     assert _shares([places((1, 1), (1, 0, 0)), places((1, 1), (0, 1, 0))]) == ()     # a place is nobody's
-    assert _shares([places((1, 0), (1, 0)), places((0, 1), (0, 1))]) == ()           # which of the two it is is not told
+    assert _shares([places((1, 0), (1, 0)), places((0, 1), (0, 1))]) == ()           # which of the two is it?
     assert _shares([places((1, 1), (1, 0)), {}]) == ()                               # one is in no array
     assert _shares([{}, {}]) == ()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from compress.program import program_runner
 from compress.prune import PruneConfig, load_into, prunable, prune
 from compress.prune.multihead import DividedAttention, divide, find_packed
 from compress.saving import save
+from tests.compress.huggingface.folders import bundle, opened
 
 LENGTH, KEYS, WIDTH, HEADS = 5, 7, 24, 4
 HIDDEN = torch.tensor([[False] * 7, [False] * 4 + [True] * 3])
@@ -225,6 +228,48 @@ def test_a_pruned_one_is_pruned_again_and_its_width_goes_with_its_streams(saved:
     again = load_into(build(), second.model)
     np.testing.assert_allclose(again(torch.from_numpy(feed(3)["x"])).detach(),
                                program_runner(second.model.graph)(feed(3))["output"], atol=1e-5)
+
+
+class Writer(nn.Module):
+    """A decoder layer of torch's, length first, over numbers of any length; each looks at those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.see, self.head = nn.Linear(6, 32), nn.Linear(4, 32), nn.Linear(32, 3)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(32, 4, dim_feedforward=64), 2)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """``(batch, length, 6)`` and ``(batch, 3, 4)`` to ``(batch, length, 3)``."""
+        told, memory = self.enter(x).transpose(0, 1), self.see(seen).transpose(0, 1)
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        scores: Tensor = self.head(self.decoder(told, memory, tgt_mask=mask, tgt_is_causal=True).transpose(0, 1))
+        return scores
+
+
+def build_writer() -> nn.Module:
+    torch.manual_seed(0)
+    return Writer().eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [build, build_writer])
+def test_engines_of_what_is_left_compute_what_it_does(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    given = feed(2) if make is build else {**feed(2), "seen": feed(2, 3, 1)["x"][:, :, :4]}
+    dims = {name: Input(dims=("batch", "length") if name == "x" else ("batch",)) for name in given}
+    save(make(), tmp_path / "model.pt", example=given, inputs=dims, factory=make)
+    model = load(tmp_path / "model.pt")
+    data = open_set([{name: np.concatenate([value] * 8) for name, value in given.items()}], model.inputs, name="some")
+    config = PruneConfig(params=0.7, structures=("heads", "channels", "width"), importance="activation", round_to=4)
+    result = prune(model, data, config, factory=f"{__name__}:{make.__name__}")
+    heads = [group for group in result.groups if group.kind == "heads"]
+    assert len(heads) == (3 if make is build else 4)
+    assert any(group.after < 4 for group in heads)
+    longer = {**given, "x": feed(2, 7, 2)["x"]}
+    with torch.no_grad():
+        expected = load_into(make(), result.model)(**{name: torch.from_numpy(one) for name, one in longer.items()})
+    for target in ("onnxruntime-cpu", "openvino-cpu"):
+        with opened(bundle(result.model, tmp_path / target, target)) as session:
+            np.testing.assert_allclose(session.run(longer)["output"], expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 class Peeking(Reader):
