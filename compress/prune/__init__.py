@@ -284,6 +284,7 @@ def _prune_then_sparsify(
     """What else is asked for, if anything is, and of what is left two of every four weights less."""
     from compress.complexity import count_model
     from compress.prune.exporting import export_pruned
+    from compress.prune.multihead import divide_model
     from compress.prune.sparsity import make_sparse, sparse_layers
 
     if any(getattr(config, name) is not None for name in (*GOALS, "vocabulary", "merge_tokens")):
@@ -294,6 +295,7 @@ def _prune_then_sparsify(
                              macs_after=whole.total.macs, components=_changes(whole, whole))
     left = result.model
     module, calls = _module(left, factory, config.protect)
+    left, module, _ = divide_model(left, module, calls)
     paths = sparse_layers(module, config.protect)
     if not paths:
         raise CompressError(f"model {left.name!r} has no weight of whole fours of inputs that can be 2:4 sparse: leave "

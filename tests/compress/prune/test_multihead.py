@@ -292,6 +292,18 @@ def test_a_network_that_reads_the_packed_weights_keeps_its_heads(tmp_path) -> No
     assert "'DividedAttention' object has no attribute 'q_proj_weight'" in skipped["look"]
 
 
+def test_two_of_four_weights_of_each_of_its_layers_go(saved: Model) -> None:
+    """Of queries, keys and values too, which torch packs into what is no layer's weight."""
+    data = open_set([feed(32)], saved.inputs, name="noise")
+    result = prune(saved, data, PruneConfig(sparsity="2:4", target="rtx"), factory=f"{__name__}:build")
+    layers = ("q_proj", "k_proj", "v_proj", "out_proj")
+    names = {f"{path}.{layer}.weight" for path in ATTENTION for layer in layers}
+    assert names - {"look.k_proj.weight", "look.v_proj.weight"} <= set(result.sparse)   # six inputs are no fours
+    fours = result.model.weights["encoder.layers.0.self_attn.k_proj.weight"].reshape(-1, 4)
+    assert ((fours != 0).sum(1) == 2).all()
+    assert load_into(build(), result.model).look.q_proj.weight.shape == (32, 32)
+
+
 def test_a_channel_map_of_another_network_is_refused(saved: Model) -> None:
     data = open_set([feed(32)], saved.inputs, name="noise")
     small = prune(saved, data, PruneConfig(params=0.9, structures=("heads",)), factory=f"{__name__}:build").model
