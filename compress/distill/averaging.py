@@ -21,6 +21,10 @@ class Average:
         self._decay = decay
         self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._weights.items()}
 
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Go on from these."""
+        self.values = {name: value.to(self._weights[name].device) for name, value in values.items()}
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights as they are behind step ``step``, counted from 0."""

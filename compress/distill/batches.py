@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class Batch:
     labels: Mapping[str, Tensor]
     place: tuple[int, int]
     rows: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """With what is computed with on ``device``."""
+        return replace(self, feed={name: value.to(device) for name, value in self.feed.items()},
+                       labels={name: value.to(device) for name, value in self.labels.items()})
 
 
 class Batches:

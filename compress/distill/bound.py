@@ -14,6 +14,7 @@ from torch.fx.graph import CodeGen
 
 from compress.distill.forcing import forced, tokens_key
 from compress.distill.graphs import Feature, compared_sources, compared_specs, output_nodes, wiring_of
+from compress.distill.placement import CPU, place
 from compress.model import Model, ProgramGraph
 from compress.weights import storage
 from runtimes.spec import Feed
@@ -31,13 +32,14 @@ class Bound:
             batch, a tensor that does not depend on the inputs).
     """
 
-    def __init__(self, model: Model, features: Sequence[Feature]) -> None:
+    def __init__(self, model: Model, features: Sequence[Feature], device: torch.device = CPU) -> None:
         self.wiring = wiring_of(model)
+        self.device = device
         self.graphs: dict[str, Traced] = {}
         copies: dict[Any, nn.Parameter] = {}
         for name, graph in model.graphs.items():
             own = [feature for feature in features if feature.graph == name]
-            self.graphs[name] = Traced(_module(model, name), graph, own, copies)
+            self.graphs[name] = Traced(_module(model, name), graph, own, copies, device)
         self.module = nn.ModuleList([graph.module for graph in self.graphs.values()])
         self.compared = compared_specs(model)
         self._sources = list(compared_sources(self.wiring).values())
@@ -68,8 +70,8 @@ class Bound:
         return {name: value for graph in self.graphs.values() for name, value in graph.module.named_parameters()}
 
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of what trains, by the model's names."""
-        return {name: value.detach().clone() for name, value in self.named().items()}
+        """A copy of what trains, by the model's names, in the processor's memory."""
+        return {name: value.detach().to(CPU, copy=True) for name, value in self.named().items()}
 
 
 class Traced:
@@ -80,10 +82,13 @@ class Traced:
     """
 
     def __init__(
-        self, module: GraphModule, graph: ProgramGraph, features: Sequence[Feature], copies: dict[Any, nn.Parameter]
-    ) -> None:
-        _own_parameters(module, copies)
+        self, module: GraphModule, graph: ProgramGraph, features: Sequence[Feature], copies: dict[Any, nn.Parameter],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        _own_parameters(module, copies, device)
+        place(module, device)
         self.graph = graph
+        self._device = device
         self._features = list(features)
         nodes = {node.name: node for node in module.graph.nodes}
         output = module.graph.output_node()
@@ -113,8 +118,9 @@ class Traced:
     def on_arrays(self, feed: Feed) -> dict[str, np.ndarray]:
         """The outputs by name, without a gradient."""
         with torch.no_grad():
-            outputs, _ = self.run({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()})
-        return {name: value.numpy() for name, value in outputs.items()}
+            outputs, _ = self.run({name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+                                   for name, array in feed.items()})  # fmt: skip
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
 
 def keep_zeros(bound: Bound, names: Iterable[str]) -> None:
@@ -127,9 +133,9 @@ def keep_zeros(bound: Bound, names: Iterable[str]) -> None:
             parameter.register_hook(functools.partial(torch.mul, left))  # type: ignore[no-untyped-call]
 
 
-def bind(model: Model, features: Sequence[Feature] = ()) -> Bound:
+def bind(model: Model, features: Sequence[Feature] = (), device: torch.device = CPU) -> Bound:
     """The graphs of ``model`` with parameters of their own; with fake quantizers where the model is quantized."""
-    return Bound(model, features)
+    return Bound(model, features, device)
 
 
 def _module(model: Model, graph: str) -> GraphModule:
@@ -142,11 +148,12 @@ def _module(model: Model, graph: str) -> GraphModule:
     return module
 
 
-def _own_parameters(module: GraphModule, copies: dict[Any, nn.Parameter]) -> None:
+def _own_parameters(module: GraphModule, copies: dict[Any, nn.Parameter], device: torch.device) -> None:
     """Put copies in place of the parameters, which are the model's own; one copy for all names of a tied weight."""
     for name, value in list(module.named_parameters(remove_duplicate=False)):
         if (key := storage(value)) not in copies:
-            copies[key] = nn.Parameter(value.detach().clone(), requires_grad=value.is_floating_point())
+            copies[key] = nn.Parameter(value.detach().to(device, copy=True),
+                                       requires_grad=value.is_floating_point())  # fmt: skip
         path, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(path), attribute, copies[key])
 

@@ -55,7 +55,7 @@ class Checkpoint:
         if digest != bytes_digest(held).encode():           # that costs time, nothing else
             return None
         try:
-            record = torch.load(io.BytesIO(held), weights_only=True)
+            record = torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError):      # not of this project's making
             return None
         if not isinstance(record, dict) or record.get("key") != self.key:

@@ -66,6 +66,10 @@ class DistillConfig:
     precision: Literal["fp32", "bf16"] = field(
         default="fp32", metadata=_said("What products are computed in; weights, gradients and losses stay in fp32.")
     )
+    device: Literal["cpu", "cuda"] = field(
+        default="cpu", metadata=_said("Where it trains: the processor, or an NVIDIA GPU that torch can use; of several "
+                                      "GPUs one for each process.")
+    )  # fmt: skip
     seed: int = field(default=0, metadata=_said("Of the order of the samples."))
 
     def __post_init__(self) -> None:
@@ -87,7 +91,7 @@ class DistillConfig:
         self._check_weights()
         for name, choices in (
             ("loss", ("auto", "kl", "mse")), ("schedule", ("cosine", "linear", "constant")),
-            ("precision", ("fp32", "bf16")),
+            ("precision", ("fp32", "bf16")), ("device", ("cpu", "cuda")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise CompressError(f"{name} is {getattr(self, name)!r}: expected {' or '.join(map(repr, choices))}")

@@ -81,9 +81,9 @@ def forced(run: Run, loop: Loop, graph: ProgramGraph, *, picked: Tensor) -> Run:
         fixed = dict(given)
         start = fixed.pop(loop.token, None)
         if start is None:
-            start = torch.tensor([loop.start]).expand(len(picked), -1)
+            start = torch.tensor([loop.start], device=picked.device).expand(len(picked), -1)
         masks = {} if loop.mask is None else {loop.mask: fixed.pop(loop.mask, torch.ones_like(start))}
-        state = {name: _empty(specs[name], len(picked), loop.initial[name]) for name in loop.state}
+        state = {name: _empty(specs[name], picked, loop.initial[name]) for name in loop.state}
         told = torch.cat([start, picked[:, :-1]], dim=1)
         features: Any = {}
         if at_once(loop, graph):
@@ -105,7 +105,7 @@ def forced(run: Run, loop: Loop, graph: ProgramGraph, *, picked: Tensor) -> Run:
 
 def _stopped(picked: Tensor, loop: Loop) -> Tensor:
     """Which tokens ``(batch, steps)`` stand behind a stop token."""
-    stops = torch.isin(picked, torch.tensor(loop.stop, dtype=picked.dtype)).long()
+    stops = torch.isin(picked, torch.tensor(loop.stop, dtype=picked.dtype, device=picked.device)).long()
     return (stops.cumsum(1) - stops) > 0
 
 
@@ -114,10 +114,10 @@ def _grown(masks: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return {name: torch.cat([mask, mask.new_ones(len(mask), count)], dim=1) for name, mask in masks.items()}
 
 
-def _empty(spec: TensorSpec, batch: int, length: int) -> Tensor:
-    axis = spec.batch_axis
+def _empty(spec: TensorSpec, picked: Tensor, length: int) -> Tensor:
+    batch, axis = len(picked), spec.batch_axis
     sizes = [batch if i == axis else size if isinstance(size, int) else length for i, size in enumerate(spec.shape)]
-    return torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
+    return torch.zeros(sizes, dtype=getattr(torch, spec.dtype), device=picked.device)
 
 
 def _joined(parts: list[np.ndarray], pad: int) -> np.ndarray:

@@ -26,17 +26,17 @@ class Learner(nn.Module):
         for index, pair in enumerate(matched.pairs, len(bound.compared)):
             if pair.projection is not None:
                 self._projected.append(index)
-                self.projections.append(Projection(*pair.projection))
+                self.projections.append(Projection(*pair.projection).to(bound.device))
 
     def forward(self, feed: Mapping[str, Tensor]) -> list[Tensor]:
-        with computing(self._precision):
+        with computing(self._precision, self.bound.device):
             values = self.bound(feed)
         values = [value.float() if value.dtype == torch.bfloat16 else value for value in values]
         return [*values, *(project(values[index]) for project, index in self._projecting())]
 
     def fit(self, feed: Mapping[str, Tensor], answers: Sequence[Tensor]) -> None:
         """Begin the projections from one batch and its teacher's answers."""
-        with torch.no_grad(), computing(self._precision):
+        with torch.no_grad(), computing(self._precision, self.bound.device):
             values = self.bound(feed)
         for project, index in self._projecting():
             project.fit(values[index], answers[index])

@@ -44,7 +44,8 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     Source: the hint of Romero et al. 2015, arXiv:1412.6550, equation 3, without its half and with features of
     different sizes made comparable.
     """
-    return mse_loss(student, teacher) / (float(teacher.square().mean()) or 1.0)
+    power = teacher.square().mean()
+    return mse_loss(student, teacher) / (power + (power == 0))
 
 
 def attention_divergence(student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,16 +6,17 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from compress.distill.placement import CPU
 from compress.errors import CompressError
 from compress.model import Model
 
 
-def computing(precision: str) -> AbstractContextManager[None]:
+def computing(precision: str, device: torch.device = CPU) -> AbstractContextManager[None]:
     """Run what is inside in ``fp32`` or ``bf16``: then torch chooses for each operator, and weights stay in fp32.
 
     Source: Micikevicius et al. 2018, arXiv:1710.03740, with bfloat16, which needs no scaling of the loss.
     """
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def check_precision(precision: str, student: Model) -> None:

@@ -57,5 +57,5 @@ class Training:
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None:
-            self.average.values = dict(saved["average"])
+            self.average.load(saved["average"])
         return State(**saved["run"])

@@ -57,7 +57,7 @@ class Teacher:
         self._held = contextlib.ExitStack()
         self.remembers = self._where(folder) if epochs > 1 else "nothing"
         if self.remembers == "memory":
-            self._fill(lambda place, index, like, shape: like.new_empty(shape))
+            self._fill(lambda place, index, like, shape: torch.empty(shape, dtype=like.dtype))
         elif self.remembers == "disk":
             self._on_disk(folder, key)
 
@@ -73,7 +73,7 @@ class Teacher:
     def __call__(self, batch: Batch) -> Sequence[Tensor]:
         if self.remembers != "nothing":
             kept = zip(self._kept[batch.place], self._bound.batch_axes, strict=True)
-            return [value.index_select(axis or 0, batch.rows) for value, axis in kept]
+            return [value.index_select(axis or 0, batch.rows).to(self._bound.device) for value, axis in kept]
         return self._run(batch.feed)
 
     def _where(self, folder: Path | None) -> str:
@@ -143,8 +143,10 @@ class Teacher:
                 yield (index, number), group
 
     def _run(self, feed: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad(), computing(self._precision):
-            return [value.float() if value.dtype == torch.bfloat16 else value for value in self._bound(feed)]
+        device = self._bound.device
+        with torch.no_grad(), computing(self._precision, device):
+            values = self._bound({name: value.to(device) for name, value in feed.items()})
+        return [value.float() if value.dtype == torch.bfloat16 else value for value in values]
 
 
 def _existing(folder: Path) -> Path:

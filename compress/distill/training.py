@@ -21,6 +21,7 @@ from compress.distill.labels import read_labels
 from compress.distill.learner import Learner
 from compress.distill.loop import Run, train
 from compress.distill.pairs import check_pair, match_features
+from compress.distill.placement import device_of
 from compress.distill.precision import check_precision
 from compress.distill.scoring import Scorer
 from compress.distill.teacher import Teacher
@@ -41,6 +42,7 @@ def train_student(
     """As :func:`compress.distill.distill` says, in one of several processes."""
     check_pair(student, teacher, config)
     check_precision(config.precision, student)
+    device = device_of(config.device)
     _check_data(student, data, validation, metric, config)
     matched = match_features(student, teacher, config)
     outputs = outputs_of(teacher, config.loss, metric)
@@ -63,12 +65,12 @@ def train_student(
     size = largest_batch(student.inputs, max(1, config.batch_size // workers.count))
     tokens = teacher_tokens(teacher, data, lambda text: report(0, config.epochs, text))
     batches = Batches(data, size, config.seed, labels=labels, more=tokens, share=(workers.rank, workers.count))
-    module = bind(student, matched.student)
+    module = bind(student, matched.student, device)
     keep_zeros(module, student.channels.get("sparse", ()))
     folder = None if scratch is None else scratch / f"teacher-{workers.rank}"
     with Teacher(
-        bind(teacher, matched.teacher), batches, epochs=config.epochs, precision=config.precision, folder=folder,
-        key=key, progress=lambda text: report(0, config.epochs * batches.per_epoch, text),
+        bind(teacher, matched.teacher, device), batches, epochs=config.epochs, precision=config.precision,
+        folder=folder, key=key, progress=lambda text: report(0, config.epochs * batches.per_epoch, text),
     ) as answers:  # fmt: skip
         state = train(Run(
             learner=Learner(module, matched, config.precision), teacher=answers, batches=batches, criterion=criterion,
