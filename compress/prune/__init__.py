@@ -212,7 +212,8 @@ def prune(
         attributes = {path: dict(held) for path, held in model.channels.get("attributes", {}).items()}
         for path, changed in pruned.attributes.items():
             attributes.setdefault(path, {}).update(changed)
-        gone = {"absent": pruned.absent} if pruned.absent else {}
+        gone: dict[str, Any] = {"absent": pruned.absent} if pruned.absent else {}
+        gone |= {"reshaping": pruned.reshaping} if pruned.reshaping else {}
         kept = {name: held for name, held in model.channels.items() if name != "sparse"}     # the fours are others now
         return export_pruned(model, pruned.module, calls, channels={**kept, "attributes": attributes, **gone},
                              less=pruned.less)

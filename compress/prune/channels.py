@@ -154,7 +154,8 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
             ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`);
             ``"merging": [{"blocks": [path], "r": number, "prefix": number}]`` (:mod:`compress.prune.merging`);
             ``"absent": {name of a tensor: shape}`` of branches that were removed (:mod:`compress.prune.absent`);
-            ``"multihead": [path]`` of attention with layers of its own (:mod:`compress.prune.multihead`).
+            ``"multihead": [path]`` of attention with layers of its own (:mod:`compress.prune.multihead`);
+            ``"reshaping": [path]`` of attention whose reshapes take what there is (:mod:`compress.prune.reshaping`).
         weights: the pruned model's state dict.
 
     Raises:
@@ -164,6 +165,10 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
         from compress.prune.multihead import apply_divided
 
         apply_divided(module, channels["multihead"])
+    if "reshaping" in channels:
+        from compress.prune.reshaping import apply_reshaping
+
+        apply_reshaping(module, channels["reshaping"])
     if "merging" in channels:
         from compress.prune.merging import apply_merging
 

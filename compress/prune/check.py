@@ -18,6 +18,7 @@ from compress.prune.channels import RNNS, Place, Role, axis_of, cut, is_depthwis
 from compress.prune.forward import Calls, Tensors, call
 from compress.prune.groups import Group
 from compress.prune.handed import given_less, lost, made_less
+from compress.prune.reshaping import let_reshape
 
 TOLERANCE = 1e-4                                 # of the largest output; fp32 sums in another order differ by ~1e-6
 
@@ -40,6 +41,7 @@ def remove(module: nn.Module, removal: Removal) -> dict[str, dict[str, int]]:
             attributes.setdefault(path, {})["groups"] = int(layer.groups)  # type: ignore[arg-type]
     tie(tied)
     for group, units in removal.values():
+        let_reshape(module, group.reshaping)
         kept = group.units - len(units)
         for path, per_unit in group.attributes.items():
             for name, value in per_unit.items():
@@ -116,11 +118,12 @@ def restored(module: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
         layer = module.get_submodule(path)
         held = {"_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers),
                 "_non_persistent_buffers_set": set(layer._non_persistent_buffers_set)}
-        before.append((layer, layer.__dict__ | held))
+        before.append((layer, type(layer), layer.__dict__ | held))
     try:
         yield
     finally:
-        for layer, state in before:
+        for layer, kind, state in before:
+            layer.__class__ = kind
             layer.__dict__.clear()
             layer.__dict__.update(state)
 

@@ -68,6 +68,7 @@ class Group:
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # path -> attribute -> its value per unit
     branch: Branch | None = None                 # that is the group's only unit
     shares: tuple[Share, ...] = ()               # of a decoder's cache, which shrinks as well
+    reshaping: tuple[str, ...] = ()              # paths of modules whose reshapes have to take what is left
 
     @property
     def attention(self) -> tuple[str, ...]:

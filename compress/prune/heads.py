@@ -15,13 +15,13 @@ PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key",
                ("q_lin", "k_lin", "v_lin"), ("wq", "wk", "wv"))
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "Wqkv", "to_qkv")
 OUTPUTS = ("out", "out_proj", "o_proj", "o", "proj", "to_out", "to_out.0", "out_lin", "wo", "output.dense", "dense",
-           "projection", "projection_layer")
+           "projection", "projection_layer", "c_proj")
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "n_head", "nhead")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "dim_per_head")
 INNER = ("all_head_size", "inner_dim", "attn_dim", "q_size")     # always heads x head size
 SHARED = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "n_kv_head")  # that several heads share
 SHARED_INNER = ("kv_dim", "kv_size", "kv_width")         # those x head size
-MAYBE_INNER = ("embed_dim", "hidden_size", "dim", "d_model")  # that, or the width of the input: a trial tells
+MAYBE_INNER = ("embed_dim", "hidden_size", "dim", "d_model", "n_embd")  # that, or the width of the input: a trial tells
 
 
 def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[str, str], dict[str, Role]]:

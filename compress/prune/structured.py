@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -26,6 +26,7 @@ from compress.prune.handed import Handed, Lost, given_less, lost, share_out
 from compress.prune.heads import find_head_groups
 from compress.prune.importance import rank
 from compress.prune.protection import is_protected
+from compress.prune.reshaping import reshaping
 from compress.prune.streams import find_stream_groups
 from compress.prune.tracing import TracingError
 
@@ -54,6 +55,11 @@ class Pruned:
     def absent(self) -> dict[str, list[int]]:
         """Shapes of the tensors of branches that are gone, by name: part of the channel map."""
         return {key: list(shape) for key, shape in absent(self.module).items()}
+
+    @property
+    def reshaping(self) -> list[str]:
+        """Paths of attention whose reshapes take what there is: part of the channel map."""
+        return sorted(reshaping(self.module))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +180,7 @@ def find_groups(
     """
     heads, skipped, claimed = find_head_groups(module)
     heads = share_out(module, heads, calls, feed if traced is None else traced, handed)
+    heads = [(*own, *(replace(group, reshaping=group.attention) for group in own)) for own in heads]
     channels, reasons = _channel_groups(module, calls, feed if traced is None else traced, claimed)
     skipped = {**reasons, **skipped}
     branches, reasons = _branch_groups(residuals, config)

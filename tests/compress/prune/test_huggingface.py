@@ -26,7 +26,7 @@ from tests.compress.huggingface.generators import reader, whisper
 from tests.compress.huggingface.pairs import blip, vilt
 
 EVERYTHING = ("channels", "heads", "recurrent", "width")
-HEADS = {"bert": 2, "vit": 2, "clip": 4, "siglip": 5, "vilt": 2, "whisper": 5, "blip": 4, "reader": 6}
+HEADS = {"bert": 2, "vit": 2, "clip": 4, "siglip": 5, "vilt": 2, "whisper": 5, "blip": 6, "reader": 6}
 WIDTH = {"bert": 1, "vit": 1, "clip": 2, "siglip": 3, "vilt": 1, "whisper": 2, "blip": 1, "reader": 2}
 
 
