@@ -144,7 +144,9 @@ def kept(rounds: Sequence[Round], budget: Budget) -> Round:
     """
     good = [one for one in rounds if one.keeps(budget.max_drop)]
     enough = [one for one in good if met(one, budget)] if budget.speedup != "most" else []
-    return min(enough, key=lambda one: one.drop) if enough else max(good, key=lambda one: one.speedup)
+    if enough:
+        return min(enough, key=lambda one: (one.drop, -one.speedup))
+    return max(good, key=lambda one: one.speedup)
 
 
 def met(one: Round, budget: Budget) -> bool:
@@ -167,7 +169,7 @@ def faster(measured: Mapping[str, Mapping[str, Any]], targets: Sequence[Target],
         drops = {form: max(_points(measured[name][form]) for name in own) for form in measured[own[0]]}
         gains = {form: min(measured[name][form]["speedup"] for name in own) for form in drops}
         good = [form for form, points in drops.items() if points <= 100 * max_drop]
-        best = max(good, key=gains.__getitem__) if good else min(drops, key=drops.__getitem__)
+        best = max(good, key=gains.__getitem__) if good else min(drops, key=lambda form: (drops[form], -gains[form]))
         chosen |= dict.fromkeys(own, best)
     return chosen
 

@@ -120,6 +120,13 @@ def test_one_precision_ships_for_all_targets_of_a_scheme() -> None:
     assert faster(measured, targets, 0.001)["openvino-cpu"] == "fp32"        # neither keeps it, it drops least
 
 
+def test_of_those_that_drop_as_much_the_faster_counts() -> None:
+    measured = {"openvino-cpu": {"fp32": figures(1.5, 16.4), "int8": figures(1.75, 16.4)}}
+    assert faster(measured, [get_target("openvino-cpu")], 0.01) == {"openvino-cpu": "int8"}
+    rounds = [FIRST, done(1, 0, 1.5, 3.0, 0.1), done(2, 1, 1.5, 4.0, 0.1)]
+    assert kept(rounds, dataclasses.replace(MOST, speedup=2.5)) is rounds[2]
+
+
 def test_the_stages_that_led_to_what_ships() -> None:
     def stage(name: str, number: int, scheme: str | None = None) -> dict[str, Any]:
         return {"stage": name, "round": number, "target_scheme": scheme}
