@@ -53,6 +53,7 @@ class Scatter:
     y: Axis
     markers: tuple[Marker, ...]
     rule: tuple[float, str] | None = None  # a horizontal line: pixel and text
+    rule_y: float = 0.0  # where its text stands, which ends with the line
     width: float = WIDTH
     height: float = HEIGHT
 
@@ -98,6 +99,14 @@ def scatter(
     taken += [(x - 2, min(bar), x + 2, max(bar)) for (x, _), bar in zip(at, bars, strict=True) if bar]
     wide = [_span(across, point.x_interval) for point in points]
     taken += [(min(bar), y - 2, max(bar), y + 2) for (_, y), bar in zip(at, wide, strict=True) if bar]
+    rule_y = 0.0
+    if rule:
+        line, end = up.at(rule[0]), across.end - 4
+        start = end - len(rule[1]) * _CHARACTER
+        sides = [(start, line - 6 - _LINE, end, line - 2), (start, line + 2, end, line + 6 + _LINE)]
+        beside = min(sides, key=lambda box: sum(_overlap(box, other) for other in taken))
+        taken.append(beside)
+        rule_y = round(beside[3] - 4, 1)
     markers = []
     for point, (x, y) in zip(points, at, strict=True):
         box, leader = _label_box(point.label, x, y, taken) if point.label else ((x, y, x, y), False)
@@ -117,7 +126,8 @@ def scatter(
                 y_bar=_span(up, point.y_interval),
             )
         )
-    return Scatter(x=across, y=up, markers=tuple(markers), rule=(up.at(rule[0]), rule[1]) if rule else None)
+    return Scatter(x=across, y=up, markers=tuple(markers), rule=(up.at(rule[0]), rule[1]) if rule else None,
+                   rule_y=rule_y)  # fmt: skip
 
 
 def lines(

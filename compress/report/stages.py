@@ -63,7 +63,8 @@ def _pruned(found: PruneSummary) -> str:
     less = 1 - found.macs_after / found.macs_before if found.macs_before else 0.0
     share = units.minus(f"{-100 * less:+.0f} %")
     text = f"{units.count(found.macs_before)} → {units.count(found.macs_after)} MACs ({share})"
-    return text + (f", {_many(len(found.skipped), 'part')} left as they were" if found.skipped else "")
+    whole = len(found.skipped)
+    return text + (f", {_many(whole, 'part')} left as {'it was' if whole == 1 else 'they were'}" if whole else "")
 
 
 def _distilled(found: DistillSummary, metric: str) -> str:

@@ -61,3 +61,20 @@ def test_a_label_is_not_struck_through_by_a_wide_interval() -> None:
     marker = scatter(points, x_label="ms", y_label="accuracy", y_text=str).markers[0]
     bottom, top = marker.text_y + 4, marker.text_y + 4 - 15
     assert not top < marker.y < bottom
+
+
+def test_the_text_of_a_rule_covers_no_marker_and_no_label() -> None:
+    """The last point lies just above the end of the line, and its label would stand there."""
+    points = [Point(x=x, y=y, label=f"{number}, fp32", title="") for number, (x, y) in enumerate(
+        ((0.04, 0.0), (0.046, -16.0), (0.07, 0.0)))]  # fmt: skip
+    plot = scatter(points, x_label="ms", y_label="points", y_text=str, rule=(-1.0, "the budget"))
+    assert plot.rule is not None
+    left, top, bottom = plot.x.end - 4 - len("the budget") * 6.6, plot.rule_y - 11, plot.rule_y + 4
+    for marker in plot.markers:
+        assert not (left < marker.x < plot.x.end and top < marker.y < bottom)
+        starts = marker.text_x - (0 if marker.anchor == "start" else 6 * 6.6)
+        ends = starts + 7 * 6.6
+        assert ends < left or starts > plot.x.end or not top - 4 < marker.text_y - 4 < bottom
+    free = scatter(points[:2], x_label="ms", y_label="points", y_text=str, rule=(-8.0, "the budget"))
+    assert free.rule is not None
+    assert free.rule_y == free.rule[0] - 6

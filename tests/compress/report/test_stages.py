@@ -9,7 +9,7 @@ from compress.report.stages import result, stage_rows
 
 def test_each_stage_says_what_came_out(example: dict[str, Any]) -> None:
     rows = {row.label: row.result for row in stage_rows(validate(example).stages or ())}
-    assert rows["prune"] == "75.0 M → 35.6 M MACs (−53 %), 1 part left as they were"
+    assert rows["prune"] == "75.0 M → 35.6 M MACs (−53 %), 1 part left as it was"
     assert rows["distill"] == "6 epochs, accuracy 94.1 % → 98.1 %"
     assert rows["quantize for x86-vnni"] == "52 operators in int8, 2 in float; percentile ranges of 300 samples"
     assert rows["export"] == "11 engines built, 1 not built"
