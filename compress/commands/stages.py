@@ -87,6 +87,8 @@ def prune(
     if (timed := result.timed) is not None:
         told += (f"; {timed.original_ms:.3g} -> {timed.pruned_ms:.3g} ms on {timed.target}, "
                  f"{timed.speedup:.2f} times as fast")
+    if result.groups and result.gave_nothing:
+        told += f"\nas large as before: {', '.join(result.gave_nothing)}; --json says why"
     if result.finer:
         told += "\nno multiple of what the target's kernels like: " + ", ".join(
             f"{name} (of {multiple})" for name, multiple in result.finer.items())

@@ -112,6 +112,10 @@ def test_prune(finished: Path, tmp_path: Path) -> None:
     assert found["output"] == str(path)
     assert found["macs_before"] == 704 + 1120
     assert found["macs_after"] <= 0.6 * found["macs_before"]
+    assert found["gave_nothing"] == ["heard"]
+    text = call("prune", finished / "model.pt", "--data", finished / "calibration", "--macs", "0.6", "--output", path,
+                "--factory", "small_recipe:Tiny").stdout  # fmt: skip
+    assert "\nas large as before: heard; --json says why" in text
     told("inspect", path)
 
 
