@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,18 @@ _KEYS = {"version", "model", "data", "metric", *_BUDGET, "target", "stages", "fa
 _DATA = {"calibration", "train", "validation"}
 
 
+def _loader() -> Any:
+    """YAML's safe loader, to which ``1e-3`` is a number, as in YAML 1.2; in YAML 1.1 it is a word without a point."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                                 list("-+0123456789"))  # fmt: skip
+    return Loader
+
+
 def read_recipe(path: Path, instead: Mapping[str, Any] | None = None) -> Recipe:
     """Read and check a recipe; relative paths in it are relative to its folder.
 
@@ -138,8 +151,9 @@ def read_recipe(path: Path, instead: Mapping[str, Any] | None = None) -> Recipe:
         raise CompressError(f"recipe {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_double_keys(yaml.compose(text, yaml.SafeLoader), str(path))
-        raw = yaml.safe_load(text)
+        loader = _loader()
+        _refuse_double_keys(yaml.compose(text, loader), str(path))
+        raw = yaml.load(text, loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise CompressError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(raw, dict):

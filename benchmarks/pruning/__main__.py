@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--speedup", type=float, help="in place of --macs: times as fast as the original, measured")
     parser.add_argument("--samples", type=int, help="to train on, in place of the model's own number")
     parser.add_argument("--epochs", type=int, help="to train for, in place of the model's own number")
+    parser.add_argument("--learning-rate", type=float, help="in place of the one that compress distill has")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--again", action="store_true", help="make rows that there are")
     parser.add_argument("--threads", type=int, default=2)
@@ -57,7 +58,7 @@ def main() -> None:
         if "prepare" in options.steps:
             _run("models", name, folder, options.trained.resolve())
             prepare(read_case(folder))
-        case = read_case(folder, options.samples, options.epochs)
+        case = read_case(folder, options.samples, options.epochs, options.learning_rate)
         if "train" in options.steps:
             for seed in options.seeds:
                 for method in methods:
@@ -77,12 +78,15 @@ def _wanted(pairs: Sequence[str]) -> dict[str, list[str]]:
     return wanted
 
 
-def read_case(folder: Path, samples: int | None = None, epochs: int | None = None) -> dict[str, Any]:
+def read_case(
+    folder: Path, samples: int | None = None, epochs: int | None = None, learning_rate: float | None = None
+) -> dict[str, Any]:
     """With what this comparison trains on, or what is asked for; written again for the processes."""
     file = folder / "case.json"
     case: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     own = TRAINED[case["name"]]
-    case |= {"folder": str(folder), "samples": samples or own[0], "epochs": epochs or own[1]}
+    case |= {"folder": str(folder), "samples": samples or own[0], "epochs": epochs or own[1],
+             "learning_rate": learning_rate}
     file.write_text(json.dumps(case, indent=1), encoding="utf-8")
     return case
 
@@ -113,7 +117,7 @@ def train(case: Mapping[str, Any], method: str, seed: int, options: argparse.Nam
     record = read()
     model = record["models"].setdefault(case["name"], {"results": {}})
     model |= {name: case[name] for name in ("metric", "network")}
-    made |= {name: case[name] for name in ("samples", "epochs")}
+    made |= {name: case[name] for name in ("samples", "epochs", "learning_rate")}
     kept = model["results"].setdefault(key, {}).setdefault(method, {"seeds": {}})
     kept |= {name: made.pop(name) for name in ("macs_kept", "params_kept", "before") if name in made}
     kept["seeds"][str(seed)] = made

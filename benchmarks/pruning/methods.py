@@ -13,7 +13,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TARGET = "openvino-cpu"
 PROJECT = {"ours": "taylor", "magnitude": "magnitude"}          # method -> importance
-BLOCKS_BELOW = 0.5      # of the multiply-accumulates: whole blocks may go too, which widths alone pay dearly for
+ALL_BELOW = 0.5         # of the multiply-accumulates: whole blocks and residual streams may go too
 METHODS = (*PROJECT, "torch-pruning", "scratch")
 ROUND_TO = 8
 LARGEST, STEP = 0.95, 0.01      # of the ratio of Torch-Pruning
@@ -41,6 +41,7 @@ IGNORED: Mapping[str, Sequence[str]] = {        # what Torch-Pruning cannot foll
 def pruned(method: str, model: Model, data: CalibrationSet, goal: str) -> Model:
     """``model`` with at most a share of its multiply-accumulates, or so many times as fast: ``0.5``, ``x1.7``."""
     from compress.prune import PruneConfig, prune
+    from compress.prune.config import Structure
 
     timed = goal.startswith("x")
     if method not in PROJECT:
@@ -51,8 +52,8 @@ def pruned(method: str, model: Model, data: CalibrationSet, goal: str) -> Model:
         macs=None if timed else float(goal), speedup=float(goal[1:]) if timed else None, target=TARGET,
         importance=PROJECT[method],  # type: ignore[arg-type]
     )
-    if timed or float(goal) < BLOCKS_BELOW:
-        config = dataclasses.replace(config, structures=(*config.structures, "blocks"))
+    if timed or float(goal) < ALL_BELOW:
+        config = dataclasses.replace(config, structures=get_args(Structure))
     return prune(model, data, config).model
 
 

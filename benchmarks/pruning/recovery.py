@@ -64,7 +64,8 @@ def row(case: Mapping[str, Any], method: str, seed: int, goal: str, seconds: flo
     if method == "scratch":
         learnt = from_scratch(case, untrained(small, seed), train, seed, seconds)
     else:
-        config = compress.DistillConfig(epochs=case["epochs"], batch_size=BATCH, seed=seed)
+        config = compress.DistillConfig(
+            epochs=case["epochs"], batch_size=BATCH, learning_rate=case.get("learning_rate"), seed=seed)
         learnt = compress.distill(small, model, train, config=config).model
     made |= {"processor_s": round(time.process_time() - started, 1), "after": score(case, learnt, into)}
     if method in INT8:

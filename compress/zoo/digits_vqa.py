@@ -21,6 +21,7 @@ STEM = 32               # channels between the image encoder's two convolutions
 def build(
     *,
     width: int = 384,
+    image_width: int | None = None,
     head_dim: int = 64,
     image_heads: Sequence[int] = (6, 6),
     image_hidden: Sequence[int] = (1024, 1024),
@@ -34,7 +35,7 @@ def build(
     """Return the network with fresh weights; the factory ``compress.zoo.digits_vqa:build``.
 
     Args:
-        width: channels of the residual stream, the same in every component.
+        width: channels of the residual stream. image_width: of the image encoder's, where it is another.
         head_dim: channels of one attention head.
         image_heads, image_hidden: attention heads and feed-forward channels of each block of the image encoder, one
             entry a block: a pruned network's shape is built by giving the pruned numbers.
@@ -52,10 +53,11 @@ def build(
             raise CompressError(
                 f"{name}_heads {list(heads)} and {name}_hidden {list(hidden)} must have one entry of at least 1 a block"
             )
+    seen = width if image_width is None else image_width
     return DigitsVQA(
-        ImageEncoder(width, _blocks(width, head_dim, image_heads, image_hidden)),
-        TextEncoder(words, width, _blocks(width, head_dim, text_heads, text_hidden)),
-        Fusion(_blocks(width, head_dim, fusion_heads, fusion_hidden)),
+        ImageEncoder(seen, _blocks(seen, seen, head_dim, image_heads, image_hidden)),
+        TextEncoder(words, width, _blocks(width, width, head_dim, text_heads, text_hidden)),
+        Fusion(_blocks(width, seen, head_dim, fusion_heads, fusion_hidden)),
         Head(width, answers),
     )
 
@@ -171,12 +173,13 @@ class Head(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with ``context`` its attention is cross-attention onto those tokens."""
+    """Pre-norm transformer block; with ``context`` its attention is cross-attention onto tokens ``context_width`` wide.
+    """
 
-    def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, head_dim: int, hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, head_dim)
+        self.attention = Attention(width, context_width, heads, head_dim)
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
@@ -195,18 +198,18 @@ class Attention(nn.Module):
     the weights were trained with, so that removing channels that are zero changes nothing.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.q = nn.Linear(width, heads * head_dim)
-        self.k = nn.Linear(width, heads * head_dim)
-        self.v = nn.Linear(width, heads * head_dim)
+        self.k = nn.Linear(context_width, heads * head_dim)
+        self.v = nn.Linear(context_width, heads * head_dim)
         self.out = nn.Linear(heads * head_dim, width)
 
     def forward(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``(batch, tokens, width)``; ``mask`` is True where a context token may be seen, broadcast to the scores."""
+        """As wide as ``query``; ``mask`` is True where a context token may be seen, broadcast to the scores."""
         q, k, v = self._split(self.q(query)), self._split(self.k(context)), self._split(self.v(context))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         merged: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
@@ -217,5 +220,8 @@ class Attention(nn.Module):
         return channels.view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
 
 
-def _blocks(width: int, head_dim: int, heads: Sequence[int], hidden: Sequence[int]) -> nn.ModuleList:
-    return nn.ModuleList(Block(width, h, head_dim, channels) for h, channels in zip(heads, hidden, strict=True))
+def _blocks(
+    width: int, context_width: int, head_dim: int, heads: Sequence[int], hidden: Sequence[int]
+) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, context_width, h, head_dim, channels)
+                         for h, channels in zip(heads, hidden, strict=True))

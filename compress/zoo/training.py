@@ -62,7 +62,7 @@ def train(
     """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    guides = _Guides(network.head.answer.in_features)
+    guides = _Guides(network.image_encoder.norm.normalized_shape[0], network.text_encoder.embedding.embedding_dim)
     parameters = [*network.parameters(), *guides.parameters()]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
@@ -127,17 +127,18 @@ def _uniform(count: int) -> Tensor:
 class _Guides(nn.Module):
     """What the encoders should know before they meet: which digit this is, and what each digit's answer would be."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, seen: int, read: int) -> None:
+        """``seen`` and ``read`` are the widths of image tokens and of words."""
         super().__init__()
         digits, answers = len(digits_questions.DIGITS), len(digits_questions.ANSWERS)
-        self.digit = nn.Linear(width, digits)
-        self.answers = nn.Linear(width, digits * answers)
+        self.digit = nn.Linear(seen, digits)
+        self.answers = nn.Linear(read, digits * answers)
 
     def forward(self, seen: Tensor, read: Tensor, digits: Tensor, table: Tensor) -> Tensor:
         """Loss of the mean image token of ``seen`` against ``digits``, and of the ``read`` words against ``table``.
 
         Args:
-            seen: ``(images, 64, width)``. digits: ``(images,)``. read: ``(words, width)``. table: the answer of each
+            seen: ``(images, 64, seen)``. digits: ``(images,)``. read: ``(words, read)``. table: the answer of each
                 word's question for every digit, ``(words, 10)``.
         """
         answers = self.answers(read).unflatten(-1, (table.shape[1], -1)).flatten(0, 1)

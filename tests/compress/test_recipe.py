@@ -55,6 +55,14 @@ stages:
     assert not read(tmp_path).has("bench")
 
 
+@pytest.mark.parametrize(("written", "rate"), [("1e-3", 0.001), ("5.E-4", 0.0005), ("+2e0", 2.0), ("1.0e-3", 0.001)])
+def test_numbers_with_an_exponent_need_no_point(tmp_path: Path, written: str, rate: float) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "stages": ["STAGE", "export"]}).replace(
+        "STAGE", f"distill: {{learning_rate: {written}}}"))
+    assert read_recipe(path).stages[0].config == DistillStage(learning_rate=rate)
+
+
 def test_defaults(tmp_path: Path) -> None:
     recipe = read(tmp_path)
     assert (recipe.metric, recipe.max_drop, recipe.factory, recipe.comparisons) == ("accuracy", 0.01, None, None)

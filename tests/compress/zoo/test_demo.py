@@ -15,6 +15,7 @@ from compress.modelfile import read_model
 from compress.zoo import demo
 from compress.zoo.demo import QUICK, compare, evaluate_network, make_demo, shape_of, train_from_scratch
 from compress.zoo.digits_questions import ANSWERS, questions, splits
+from compress.zoo.digits_vqa import build
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +137,20 @@ def test_comparisons_for_the_report(made, monkeypatch):
 
 def test_shape_of_the_unpruned_is_its_own(made):
     assert shape_of(read_model(made[0] / "model.pt")) == {**QUICK.network}
+
+
+def test_shape_of_the_pruned_builds_a_network_like_it(made):
+    """Of its own width behind the image: all tensors but the stem's, whose channels the factory does not ask for."""
+    from compress.prune import PruneConfig, prune
+
+    model = read_model(made[0] / "model.pt")
+    pruned = prune(model, open_set(made[0] / "calibration", model.inputs), PruneConfig(
+        macs=0.6, structures=("width",), importance="magnitude")).model
+    shape = shape_of(pruned)
+    assert shape["image_width"] < shape["width"]
+    fresh = build(**shape).state_dict()
+    assert {name: value.shape for name, value in fresh.items() if "stem" not in name} == {
+        name: value.shape for name, value in pruned.weights.items() if "stem" not in name}
 
 
 def test_importing_the_demo_loads_no_torch():

@@ -42,6 +42,14 @@ def test_same_seed_same_weights(few):
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_an_image_encoder_of_another_width(few):
+    network = build(**TINY, image_width=8)
+    before = network.image_encoder.position.detach().clone()
+    assert train(network, *few, TrainConfig(epochs=1)) == 4
+    assert before.shape == (1, 64, 8)
+    assert not torch.equal(network.image_encoder.position, before)
+
+
 def test_it_learns_to_name_the_digit(few):
     """On 40 images, the loss of a network that saw them 30 times is far below that of one that did not."""
     losses = []
