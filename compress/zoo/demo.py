@@ -171,11 +171,11 @@ def shape_of(model: Model) -> dict[str, Any]:
 
     if model.factory is None or model.factory.reference != FACTORY:
         raise CompressError(f"model {model.name!r} is not the demo's: its factory is {model.factory}")
-    network = build_module(model)
+    network: Any = build_module(model)
     shape: dict[str, Any] = dict(model.factory.kwargs)
     sizes = set()
     for part, component in (("image", "image_encoder"), ("text", "text_encoder"), ("fusion", "fusion")):
-        blocks: Any = network.get_submodule(component).blocks
+        blocks = network.get_submodule(component).blocks
         shape[f"{part}_heads"] = [int(block.attention.heads) for block in blocks]
         shape[f"{part}_hidden"] = [int(block.up.out_features) for block in blocks]
         sizes |= {int(block.attention.head_dim) for block in blocks}

@@ -55,9 +55,9 @@ def build(
             )
     seen = width if image_width is None else image_width
     return DigitsVQA(
-        ImageEncoder(seen, _blocks(seen, seen, head_dim, image_heads, image_hidden)),
-        TextEncoder(words, width, _blocks(width, width, head_dim, text_heads, text_hidden)),
-        Fusion(_blocks(width, seen, head_dim, fusion_heads, fusion_hidden)),
+        ImageEncoder(seen, _blocks(seen, head_dim, image_heads, image_hidden)),
+        TextEncoder(words, width, _blocks(width, head_dim, text_heads, text_hidden)),
+        Fusion(_blocks(width, head_dim, fusion_heads, fusion_hidden, seen)),
         Head(width, answers),
     )
 
@@ -173,13 +173,16 @@ class Head(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with ``context`` its attention is cross-attention onto tokens ``context_width`` wide.
+    """Pre-norm transformer block; with ``context`` its attention is cross-attention onto tokens ``context_width`` wide,
+    where not as wide as its own.
     """
 
-    def __init__(self, width: int, context_width: int, heads: int, head_dim: int, hidden: int) -> None:
+    def __init__(
+        self, width: int, heads: int, head_dim: int, hidden: int, context_width: int | None = None
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, context_width, heads, head_dim)
+        self.attention = Attention(width, heads, head_dim, context_width)
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
@@ -198,14 +201,14 @@ class Attention(nn.Module):
     the weights were trained with, so that removing channels that are zero changes nothing.
     """
 
-    def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.q = nn.Linear(width, heads * head_dim)
-        self.k = nn.Linear(context_width, heads * head_dim)
-        self.v = nn.Linear(context_width, heads * head_dim)
+        self.k = nn.Linear(context_width or width, heads * head_dim)
+        self.v = nn.Linear(context_width or width, heads * head_dim)
         self.out = nn.Linear(heads * head_dim, width)
 
     def forward(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -221,7 +224,7 @@ class Attention(nn.Module):
 
 
 def _blocks(
-    width: int, context_width: int, head_dim: int, heads: Sequence[int], hidden: Sequence[int]
+    width: int, head_dim: int, heads: Sequence[int], hidden: Sequence[int], context_width: int | None = None
 ) -> nn.ModuleList:
-    return nn.ModuleList(Block(width, context_width, h, head_dim, channels)
+    return nn.ModuleList(Block(width, h, head_dim, channels, context_width)
                          for h, channels in zip(heads, hidden, strict=True))

@@ -62,7 +62,7 @@ def test_ask_equals_forward_on_every_pair(network):
 
 def test_attention_against_the_formula():
     torch.manual_seed(0)
-    attention = Attention(6, 6, heads=2, head_dim=3)
+    attention = Attention(6, heads=2, head_dim=3)
     query, context = torch.randn(1, 4, 6), torch.randn(1, 5, 6)
     seen = torch.tensor([True, True, False, True, False])
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_attention_against_the_formula():
 def test_a_head_of_zeros_can_be_cut_out():
     """What pruning relies on: heads and head_dim are read at run time, and the scale stays."""
     torch.manual_seed(0)
-    attention = Attention(8, 8, heads=3, head_dim=4)
+    attention = Attention(8, heads=3, head_dim=4)
     tokens = torch.randn(2, 5, 8)
     with torch.no_grad():
         attention.out.weight[:, 4:8] = 0
