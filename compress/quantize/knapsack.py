@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,13 +46,30 @@ def choose(
     for parts, most in limits:       # as many as the parts, less those that take their first
         row = csr_matrix((np.ones(len(parts)), ([0] * len(parts), first[list(parts)])), shape=(1, len(owner)))
         constraints.append(LinearConstraint(row, len(parts) - most, np.inf))
-    found = milp(
-        time / (np.abs(time).max(initial=0.0) or 1.0), integrality=np.ones(len(owner)),
-        bounds=Bounds(0, allowed.astype(float)), constraints=constraints, options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
+    with _mute():
+        found = milp(
+            time / (np.abs(time).max(initial=0.0) or 1.0), integrality=np.ones(len(owner)),
+            bounds=Bounds(0, allowed.astype(float)), constraints=constraints, options={"mip_rel_gap": 0.0},
+        )  # fmt: skip
     if found.status == 2:       # infeasible
         return None
     if found.x is None:
         raise CompressError(f"no choice of precisions was found: {found.message}")
     taken = found.x > 0.5
     return tuple(int(np.flatnonzero(taken[owner == part])[0]) for part in range(len(times)))
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Without standard output: HiGHS prints a line of its own at some problems, which a command's JSON cannot bear."""
+    sys.stdout.flush()
+    held, libc = os.dup(1), ctypes.CDLL(None)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            libc.fflush(None)
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        libc.fflush(None)       # what it prints waits in C's own buffer
+        os.dup2(held, 1)
+        os.close(held)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -69,3 +71,20 @@ def test_a_solver_that_gives_up_says_so() -> None:
         pytest.raises(CompressError, match="no choice of precisions was found: time limit reached"),
     ):
         choose([[1.0]], [[0.0]], 1.0)
+
+
+def test_what_the_solver_prints_is_not_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    """Through C's buffered output, as HiGHS does; what is printed behind it is seen."""
+    from scipy import optimize
+
+    libc, solve = ctypes.CDLL(None), optimize.milp
+
+    def loud(*given: Any, **more: Any) -> Any:
+        libc.printf(b"noise\n")
+        return solve(*given, **more)
+
+    with mock.patch.object(optimize, "milp", loud):
+        assert choose([[3.0, 1.0]], [[0.0, 1.0]], 2.0) == (1,)
+    libc.printf(b"heard\n")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "heard\n"
