@@ -60,8 +60,8 @@ def test_a_run_that_takes_too_long_is_given_up_and_the_session_goes_on(backend: 
                 try:
                     answer = session.run(small)["y"]
                     break
-                except LimitError as error:     # OpenVINO is still busy with the large one
-                    assert (backend, "still busy with earlier runs" in str(error)) == ("openvino", True)  # noqa: PT017
+                except LimitError as error:     # OpenVINO is still busy with the large one, or a loaded machine late
+                    assert backend == "openvino" or "still busy with earlier runs" not in str(error)  # noqa: PT017
             np.testing.assert_array_equal(answer, expected)
         with pytest.raises(LimitError, match="not done after"):
             session.submit(large).result(60)
