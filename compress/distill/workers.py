@@ -13,7 +13,6 @@ import torch
 from torch import distributed, nn
 
 T = TypeVar("T")
-BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"     # by where a tensor is
 PATIENCE = timedelta(hours=12)      # of the others, while the first scores
 
 
@@ -78,7 +77,8 @@ def workers() -> Iterator[Workers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Workers()
         return
-    distributed.init_process_group(BACKEND, timeout=PATIENCE)
+    by_device = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(by_device, timeout=PATIENCE)
     try:
         yield Workers(rank=distributed.get_rank(), count=distributed.get_world_size())
     finally:
