@@ -46,6 +46,14 @@ def finished(small_files: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def int8(finished: Path) -> Path:
+    """The model file of that run which is in int8."""
+    from tests.compress.command import from_run
+
+    return from_run(finished, "distill", 1)
+
+
+@pytest.fixture(scope="session")
 def running_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     from compress.errors import CompressError
     from tests.sshd import have_ssh, started_sshd
