@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -18,15 +21,21 @@ from runtimes.spec import Feed
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """A row of the table: our module that runs it, the vendor's package it needs, and the extra that installs that."""
+    """A row of the table: our module that runs it, the vendor's package it needs, and the extra that installs that.
+
+    ``reporter`` is a package that the vendor's does without, and reports its use to the vendor with.
+    """
 
     module: str
     package: str
     extra: str
+    reporter: str | None = None
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "openvino": Backend(module="runtimes.openvino", package="openvino", extra="openvino"),
+    "openvino": Backend(
+        module="runtimes.openvino", package="openvino", extra="openvino", reporter="openvino_telemetry",
+    ),
     "onnxruntime": Backend(module="runtimes.onnxruntime", package="onnxruntime", extra="onnxruntime"),
     "tensorrt": Backend(module="runtimes.tensorrt", package="tensorrt", extra="tensorrt"),
     "tensorrt_rtx": Backend(module="runtimes.tensorrt", package="tensorrt_rtx", extra="tensorrt-rtx"),
@@ -108,11 +117,37 @@ def import_backend(name: str) -> None:
     """Import the vendor's package of a backend, or say how to install it (DeviceGone)."""
     backend = find_backend(name)
     try:
-        importlib.import_module(backend.package)
+        import_package(backend)
     except ImportError as error:
         raise DeviceGone(
             f"backend {name!r} is not installed ({error}): {install_command(name)}"
         ) from error
+
+
+def import_package(backend: Backend) -> ModuleType:
+    """The vendor's package, which reports nothing where it was not imported before."""
+    with without(backend.reporter):
+        return importlib.import_module(backend.package)
+
+
+@contextmanager
+def without(reporter: str | None) -> Iterator[None]:
+    """Within it a package cannot be imported, and one that would use it does as if it were not installed.
+
+    OpenVINO tells of each import over the network, from a process that it forks and the program may find among its
+    children. The program's own imports of the reporter find it before and after.
+    """
+    if reporter is None:
+        yield
+        return
+    kept = sys.modules.get(reporter)
+    sys.modules[reporter] = None    # type: ignore[assignment]    # to Python, what cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[reporter]
+        if kept is not None:
+            sys.modules[reporter] = kept
 
 
 def find_backend(name: str) -> Backend:

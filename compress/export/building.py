@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import mmap
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import CompressError
 from compress.export.onnxdata import light_model
 from compress.targets import Target
+from runtimes.backends import find_backend, import_package
 from runtimes.engine import Precision
 from runtimes.errors import RuntimesError
 from runtimes.hashing import bytes_digest, file_digest
@@ -149,13 +149,13 @@ def new_folder(into: Path) -> Iterator[Path]:
         raise
 
 
-def import_backend(module: str, target: Target) -> Any:
+def import_backend(name: str, target: Target) -> Any:
     """The vendor's package, or the command that installs it."""
     try:
-        return importlib.import_module(module)
+        return import_package(find_backend(name))
     except ImportError as error:
         raise CompressError(
-            f'target {target.name!r} needs {module} ({error}): pip install "compress-edge[{target.install}]"'
+            f'target {target.name!r} needs {name} ({error}): pip install "compress-edge[{target.install}]"'
         ) from error
 
 

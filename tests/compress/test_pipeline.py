@@ -379,7 +379,7 @@ def test_refused_in_several_processes(small_files: Path, small: ModuleType, tmp_
     done = subprocess.run(command, env=small.ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     told = "a recipe runs in one process, and torchrun started 2: run it without torchrun, or distil alone in several"
-    assert done.stderr.count(told) == 2     # each says so
+    assert told in done.stderr      # once or twice: torchrun ends the others as soon as one has ended
     assert "pipeline.py" not in done.stderr     # in one line: the traceback is torchrun's own
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,3 +42,20 @@ def test_unknown_backend() -> None:
 def test_engine_still_to_be_built(made_bundle: Path) -> None:
     with pytest.raises(RuntimesError, match="jetson has not been built"):
         open_engine(read_engine(made_bundle / "engines/main/jetson"))
+
+
+IMPORTED = """
+import subprocess
+import sys
+from runtimes.backends import import_backend
+import_backend("openvino")
+print("openvino_telemetry" in sys.modules)
+import openvino_telemetry, openvino
+print(openvino_telemetry.__name__, openvino.convert_model.__name__)
+"""
+
+
+def test_openvino_is_imported_without_its_reporter() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parents[2])
+    assert done.stdout == "False\nopenvino_telemetry convert_model\n"

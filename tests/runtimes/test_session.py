@@ -277,5 +277,5 @@ def test_use_after_a_fork_is_refused_and_destroying_it_there_hangs_nothing(backe
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4
-    assert all("this is a fork of it: the backend's threads are not here" in line for line in lines[:2])
+    assert all("this is a fork of it: the backend's threads are not here" in line for line in lines[:2]), lines
     assert lines[2:] == ["the child goes on", "7 [[5.0, 7.0, 9.0]]"]
