@@ -173,7 +173,7 @@ def prune(
     from compress.onnxmodel import needs_module
     from compress.prune.exporting import export_pruned
     from compress.prune.handed import handed_of
-    from compress.prune.multihead import divide_model
+    from compress.prune.standins import stand_in_all
     from compress.prune.structured import Pruned, prune_to_goals, rank_module
 
     needs_module(model, "prune", "channels are taken out of its layers, whose attributes say what is tied to what")
@@ -194,7 +194,7 @@ def prune(
         return _prune_further(model, trimmed, data, config, factory=factory, tables=tables, validation=validation,
                               metric=metric, progress=progress)
     original = model
-    model, module, whole = divide_model(model, module, calls)
+    model, module, whole = stand_in_all(model, module, calls)
     before = count_model(model)
 
     classes = frozenset(f"{name}/{position}" for name, graph in model.graphs.items()
@@ -285,8 +285,8 @@ def _prune_then_sparsify(
     """What else is asked for, if anything is, and of what is left two of every four weights less."""
     from compress.complexity import count_model
     from compress.prune.exporting import export_pruned
-    from compress.prune.multihead import divide_model
     from compress.prune.sparsity import make_sparse, sparse_layers
+    from compress.prune.standins import stand_in_all
 
     if any(getattr(config, name) is not None for name in (*GOALS, "vocabulary", "merge_tokens")):
         result = prune(model, data, replace(config, sparsity=None), factory=factory, **more)
@@ -296,7 +296,7 @@ def _prune_then_sparsify(
                              macs_after=whole.total.macs, components=_changes(whole, whole))
     left = result.model
     module, calls = _module(left, factory, config.protect)
-    left, module, _ = divide_model(left, module, calls)
+    left, module, _ = stand_in_all(left, module, calls)
     paths = sparse_layers(module, config.protect)
     if not paths:
         raise CompressError(f"model {left.name!r} has no weight of whole fours of inputs that can be 2:4 sparse: leave "
@@ -354,9 +354,9 @@ def load_into(module: nn.Module, model: Model) -> nn.Module:
         CompressError: if ``module`` is another network.
     """
     from compress.prune.channels import apply_channels
-    from compress.prune.multihead import MULTIHEAD, apply_divided
+    from compress.prune.standins import apply_stand_ins
 
-    apply_divided(module, model.channels.get(MULTIHEAD, ()))
+    apply_stand_ins(module, model.channels)
     own = list(module.state_dict())
     missing = [name for name in own if name not in model.weights and name not in model.channels.get("absent", {})]
     if missing:
@@ -377,12 +377,12 @@ def prunable(
     from compress.prune.branches import Residuals
     from compress.prune.forward import tensors
     from compress.prune.handed import handed_of
-    from compress.prune.multihead import divide_model
+    from compress.prune.standins import stand_in_all
     from compress.prune.structured import find_groups
     from compress.steps import split
 
     module, calls = _module(model, factory, config.protect)
-    model, module, whole = divide_model(model, module, calls)
+    model, module, whole = stand_in_all(model, module, calls)
     residuals = Residuals(module, {name: graph.program for name, graph in model.graphs.items()})
     groups, skipped = find_groups(module, calls, tensors(split(model, model.example)), config, residuals=residuals,
                                   handed=handed_of(model))

@@ -154,17 +154,18 @@ def apply_channels(module: nn.Module, channels: Mapping[str, Any], weights: Mapp
             ``"vocabulary": {"tables": [path], "heads": [path]}`` where rows are looked up (:mod:`compress.prune.rows`);
             ``"merging": [{"blocks": [path], "r": number, "prefix": number}]`` (:mod:`compress.prune.merging`);
             ``"absent": {name of a tensor: shape}`` of branches that were removed (:mod:`compress.prune.absent`);
-            ``"multihead": [path]`` of attention with layers of its own (:mod:`compress.prune.multihead`);
+            ``"multihead": [path]`` and ``"conv1d": [path]`` of layers that others stand for
+            (:mod:`compress.prune.standins`);
             ``"reshaping": [path]`` of attention whose reshapes take what there is (:mod:`compress.prune.reshaping`).
         weights: the pruned model's state dict.
 
     Raises:
         CompressError: if the map or the weights name something the module does not have, or a tensor would grow.
     """
-    if "multihead" in channels:
-        from compress.prune.multihead import apply_divided
+    if "multihead" in channels or "conv1d" in channels:
+        from compress.prune.standins import apply_stand_ins
 
-        apply_divided(module, channels["multihead"])
+        apply_stand_ins(module, channels)
     if "reshaping" in channels:
         from compress.prune.reshaping import apply_reshaping
 

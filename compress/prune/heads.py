@@ -9,16 +9,17 @@ from torch import nn
 
 from compress.prune.channels import Role, width_of
 from compress.prune.groups import Edit, Group
-from compress.prune.multihead import find_packed
 
 PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("to_q", "to_k", "to_v"),
                ("q_lin", "k_lin", "v_lin"), ("wq", "wk", "wv"))
+PAIRED = (("q", "kv"), ("q_proj", "kv_proj"), ("query", "key_value"), ("to_q", "to_kv"), ("wq", "wkv"), ("Wq", "Wkv"),
+          ("q_attn", "c_attn"))         # keys and values in one
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "Wqkv", "to_qkv")
 OUTPUTS = ("out", "out_proj", "o_proj", "o", "proj", "to_out", "to_out.0", "out_lin", "wo", "output.dense", "dense",
            "projection", "projection_layer", "c_proj")
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "n_head", "nhead")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "dim_per_head")
-INNER = ("all_head_size", "inner_dim", "attn_dim", "q_size")     # always heads x head size
+INNER = ("all_head_size", "inner_dim", "attn_dim", "q_size", "split_size")     # always heads x head size
 SHARED = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "n_kv_head")  # that several heads share
 SHARED_INNER = ("kv_dim", "kv_size", "kv_width")         # those x head size
 MAYBE_INNER = ("embed_dim", "hidden_size", "dim", "d_model", "n_embd")  # that, or the width of the input: a trial tells
@@ -34,11 +35,7 @@ def find_head_groups(module: nn.Module) -> tuple[list[tuple[Group, ...]], dict[s
     alternatives: list[tuple[Group, ...]] = []
     skipped: dict[str, str] = {}
     claimed: dict[str, Role] = {}
-    _, packed = find_packed(module)
     for path, layer in module.named_modules():
-        if isinstance(layer, nn.MultiheadAttention):
-            skipped[path] = packed.get(path, "nn.MultiheadAttention ties its width to its input's")
-            continue
         inputs = _projections(layer)
         if inputs is None:
             continue
@@ -90,6 +87,10 @@ def _groups(
         own = heads.units * heads.size
         parts = zip(queries, heads.rows(inner), heads.rows(inner + own), strict=True)
         edits = [Edit(path=names[0], role="out", index=tuple(q + k + v for q, k, v in parts))]
+    elif len(names) == 2:
+        both = zip(heads.rows(), heads.rows(heads.units * heads.size), strict=True)
+        edits = [Edit(path=names[0], role="out", index=queries),
+                 Edit(path=names[1], role="out", index=tuple(k + v for k, v in both))]
     else:
         edits = [Edit(path=name, role="out", index=index)
                  for name, index in zip(names, (queries, heads.rows(), heads.rows()), strict=True)]
@@ -105,12 +106,12 @@ def _count(layer: nn.Module, widths: Sequence[int], inner: int) -> _Heads | str:
     queries = _stated(layer, HEADS) or (inner // stated if stated else None)
     if queries is None:
         return f"attention that does not say how many heads it has, or how wide they are ({', '.join(HEADS)})"
-    queried, *others = widths if len(widths) == 3 else (inner, (widths[0] - inner) // 2)
+    queried, *others = {1: (inner, (widths[0] - inner) // 2), 2: (widths[0], widths[-1] // 2), 3: widths}[len(widths)]
     size = max(1, inner // queries)
     own = others[0]                              # of the keys, and of the values
     units = own // size
     if (queried != inner or any(other != own for other in others) or inner != queries * size or units < 1
-            or own != units * size or queries % units or (len(widths) == 1 and widths[0] != inner + 2 * own)):
+            or own != units * size or queries % units or (len(widths) < 3 and sum(widths) != queried + 2 * own)):
         return f"its projections are {list(widths)} wide, which {queries} heads do not share evenly"
     if stated is not None and stated != size:
         return f"it says its heads are {stated} wide, and the projections say {size}"
@@ -137,7 +138,7 @@ def _attributes(layer: nn.Module, heads: _Heads) -> list[dict[str, int]]:
 
 
 def _projections(layer: nn.Module) -> tuple[str, ...] | None:
-    for names in (*PROJECTIONS, *((name,) for name in FUSED)):
+    for names in (*PROJECTIONS, *PAIRED, *((name,) for name in FUSED)):
         parts = [getattr(layer, name, None) for name in names]
         if all(isinstance(part, nn.Linear) and "weight" in part._parameters for part in parts):
             return names

@@ -6,22 +6,14 @@ place here has the same arguments and results, and as many heads as its layers a
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.errors import CompressError
-from compress.model import Model
-from compress.program import program_runner
 from compress.prune.channels import ties
-from compress.prune.check import FunctionChangedError, difference
-from compress.prune.exporting import export_pruned
-from compress.prune.forward import Calls
 
-MULTIHEAD = "multihead"                          # in the channel map: the paths of attention that was divided
 PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
 
 
@@ -152,61 +144,8 @@ def _whole(path: str, layer: nn.MultiheadAttention) -> str | None:
     return None
 
 
-def divide(module: nn.Module, paths: Iterable[str]) -> None:
-    """Put a :class:`DividedAttention` in the place of each ``nn.MultiheadAttention`` at ``paths``, wherever it is held.
-
-    Raises:
-        CompressError: if there is none at a path, or it cannot be divided.
-    """
-    found, reasons = find_packed(module)
-    paths = list(paths)
-    for path in paths:
-        if path not in found:
-            raise CompressError(f"the attention at {path!r} cannot be divided into layers: "
-                                f"{reasons.get(path, 'no nn.MultiheadAttention is there')}")
-    packed = {layer: DividedAttention(layer) for layer in map(module.get_submodule, paths)
-              if isinstance(layer, nn.MultiheadAttention)}
-    for owner in list(module.modules()):
-        for name, layer in owner._modules.items():
-            if isinstance(layer, nn.MultiheadAttention) and layer in packed:
-                owner._modules[name] = packed[layer]
+def leave_fast_path(module: nn.Module) -> None:
+    """Let no encoder pack its sequences for layers' fast path, which divided attention has not."""
+    for owner in module.modules():
         if isinstance(owner, nn.TransformerEncoder):
-            owner.use_nested_tensor = False      # of its layers' fast path, too
-
-
-def apply_divided(module: nn.Module, paths: Sequence[str]) -> None:
-    """:func:`divide` a factory's fresh ``module`` as a channel map says; what is divided already stays.
-
-    Raises:
-        CompressError: as :func:`divide` does, or if ``paths``, which come from a file, are none.
-    """
-    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
-        raise CompressError(f"the channel map's {MULTIHEAD!r} is {paths!r:.80}, expected a list of module paths")
-    modules = dict(module.named_modules())
-    divide(module, [path for path in paths if not isinstance(modules.get(path), DividedAttention)])
-
-
-def divide_model(model: Model, module: nn.Module, calls: Calls) -> tuple[Model, nn.Module, dict[str, str]]:
-    """``model`` and its ``module`` with all ``nn.MultiheadAttention`` divided that can be, proved on the example; or
-    both as they are.
-
-    Returns:
-        The two, ``module`` itself unchanged; and the reasons for what ought to have been divided, and was not.
-    """
-    paths, _ = find_packed(module)
-    if not paths:
-        return model, module, {}
-    other = copy.deepcopy(module)
-    divide(other, paths)
-    known = model.channels.get(MULTIHEAD, ())
-    try:
-        made = export_pruned(model, other, calls, channels={**model.channels, MULTIHEAD: sorted({*known, *paths})})
-        for name, graph in made.graphs.items():
-            feed = {spec.name: model.example[spec.name] for spec in graph.inputs}
-            expected, found = (program_runner(one.graphs[name])(feed) for one in (model, made))
-            difference({key: torch.from_numpy(value) for key, value in expected.items()},
-                       {key: torch.from_numpy(value) for key, value in found.items()})
-    except (CompressError, FunctionChangedError) as error:
-        return model, module, dict.fromkeys(paths, f"nn.MultiheadAttention that stays whole: the model is another with "
-                                                   f"layers for its queries, keys and values ({error})")
-    return made, other, {}
+            owner.use_nested_tensor = False

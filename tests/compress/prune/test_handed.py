@@ -22,7 +22,7 @@ from compress.saving import export_model
 from compress.zoo import captioning
 from compress.zoo.captioning import CAPTIONING
 from tests.compress.huggingface.folders import bundle, opened, transformers
-from tests.compress.huggingface.generators import generated, whisper
+from tests.compress.huggingface.generators import generated, reader, whisper
 from tests.compress.huggingface.pairs import blip, llava
 
 BLOCKS = ("decoder.blocks.0", "decoder.blocks.1")
@@ -163,7 +163,7 @@ def test_engines_say_what_the_smaller_network_says(captioner: Model, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [whisper, blip])
+@pytest.mark.parametrize("make", [whisper, blip, lambda folder: reader(folder, "gpt2")])
 def test_decoders_of_the_transformers_library(tmp_path: Path, make: Any) -> None:
     model = load(make(tmp_path / "whole"))
     config = PruneConfig(params=0.9, structures=("heads",), importance="magnitude", max_share=0.6)

@@ -26,8 +26,8 @@ from tests.compress.huggingface.generators import reader, whisper
 from tests.compress.huggingface.pairs import blip, vilt
 
 EVERYTHING = ("channels", "heads", "recurrent", "width")
-HEADS = {"bert": 2, "vit": 2, "clip": 4, "siglip": 5, "vilt": 2, "whisper": 5, "blip": 6, "reader": 6}
-WIDTH = {"bert": 1, "vit": 1, "clip": 2, "siglip": 3, "vilt": 1, "whisper": 2, "blip": 1, "reader": 2}
+HEADS = {"bert": 2, "vit": 2, "clip": 4, "siglip": 5, "vilt": 2, "whisper": 5, "blip": 6, "reader": 6, "captioner": 6}
+WIDTH = {"bert": 1, "vit": 1, "clip": 2, "siglip": 3, "vilt": 1, "whisper": 2, "blip": 1, "reader": 2, "captioner": 2}
 
 
 def samples(model: Model, count: int = 12) -> CalibrationSet:
@@ -46,7 +46,7 @@ def samples(model: Model, count: int = 12) -> CalibrationSet:
     ("bert", bert), ("vit", vit), ("clip", clip),
     *(pytest.param(name, make, marks=pytest.mark.slow) for name, make in (
         ("siglip", siglip), ("vilt", vilt), ("whisper", whisper), ("blip", blip),
-        ("reader", lambda folder: reader(folder, "bert")))),
+        ("reader", lambda folder: reader(folder, "bert")), ("captioner", lambda folder: reader(folder, "gpt2")))),
 ])
 def test_every_family(tmp_path: Path, name: str, make: Callable[[Path], Any]) -> None:
     model = load(make(tmp_path / name))

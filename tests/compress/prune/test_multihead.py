@@ -21,7 +21,8 @@ from compress.model import Input, Model
 from compress.modelfile import write_model
 from compress.program import program_runner
 from compress.prune import PruneConfig, load_into, prunable, prune
-from compress.prune.multihead import DividedAttention, divide, find_packed
+from compress.prune.multihead import DividedAttention, find_packed
+from compress.prune.standins import put
 from compress.saving import save
 from tests.compress.huggingface.folders import bundle, opened
 
@@ -40,7 +41,7 @@ MASKS = {
 
 def divided(attention: nn.MultiheadAttention) -> DividedAttention:
     owner = nn.ModuleDict({"it": copy.deepcopy(attention)})
-    divide(owner, ["it"])
+    put(owner, "multihead", ["it"])
     found = owner["it"]
     assert isinstance(found, DividedAttention)
     return found
@@ -108,7 +109,7 @@ def test_layers_of_a_transformer_take_it(norm_first: bool) -> None:
     paths, _ = find_packed(both)
     assert paths == ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn", "decoder.self_attn",
                      "decoder.multihead_attn"]  # fmt: skip
-    divide(both, paths)
+    put(both, "multihead", paths)
     with torch.no_grad():
         own = encoder(x, src_key_padding_mask=hidden)
         torch.testing.assert_close(own[~hidden], seen[~hidden], rtol=1e-5, atol=1e-5)
@@ -140,14 +141,14 @@ def test_what_stays_whole_says_why() -> None:
     assert find_packed(twins[0])[1] == {"": "nn.MultiheadAttention that stays whole: it is the model itself, with "
                                             "nothing around it"}
     for path, words in {"zero": "add_zero_attn", "nowhere": "no nn.MultiheadAttention is there"}.items():
-        with pytest.raises(CompressError, match=rf"at '{path}' cannot be divided into layers: .*{words}"):
-            divide(module, [path])
+        with pytest.raises(CompressError, match=rf"nothing can stand for a layer at '{path}': .*{words}"):
+            put(module, "multihead", [path])
 
 
 def test_one_attention_in_two_places_stays_one() -> None:
     shared = nn.MultiheadAttention(8, 2)
     module = nn.ModuleDict({"one": shared, "two": nn.Sequential(shared)})
-    divide(module, find_packed(module)[0])
+    put(module, "multihead", find_packed(module)[0])
     assert module["one"] is module["two"][0]
     assert isinstance(module["one"], DividedAttention)
 
@@ -206,7 +207,7 @@ def test_heads_of_torchs_own_layers_go(saved: Model, tmp_path, importance: str) 
         np.testing.assert_allclose(module(torch.from_numpy(feed(3, 8, 1)["x"])).detach(), expected, atol=1e-5)
     # the whole network, its lost heads silenced, computes the same
     whole = build()
-    divide(whole, ATTENTION)
+    put(whole, "multihead", ATTENTION)
     for path in ATTENTION:
         before, after = (one.get_submodule(path) for one in (whole, module))
         lost = ~torch.isin(before.q_proj.bias.detach(), after.q_proj.bias.detach())
@@ -307,7 +308,7 @@ def test_two_of_four_weights_of_each_of_its_layers_go(saved: Model) -> None:
 def test_a_channel_map_of_another_network_is_refused(saved: Model) -> None:
     data = open_set([feed(32)], saved.inputs, name="noise")
     small = prune(saved, data, PruneConfig(params=0.9, structures=("heads",)), factory=f"{__name__}:build").model
-    with pytest.raises(CompressError, match=r"attention at 'encoder\.layers\.0\.self_attn' cannot be divided"):
+    with pytest.raises(CompressError, match=r"nothing can stand for a layer at 'encoder\.layers\.0\.self_attn'"):
         load_into(nn.Linear(2, 2), small)
     for wrong in (7, "look", [["look"]]):
         with pytest.raises(CompressError, match=r"the channel map's 'multihead' is .*, expected a list of"):
