@@ -339,9 +339,13 @@ def _prune_further(
 
 
 def _changes(before: Complexity, after: Complexity) -> tuple[ComponentChange, ...]:
+    from compress.complexity import Cost
+
+    nothing = Cost(macs=0, params=0, size_bytes=0)       # is left of a component whose blocks all went
+    left = {component: after.components.get(component, nothing) for component in before.components}
     return tuple(ComponentChange(
-        name=component, macs_before=cost.macs, macs_after=after.components[component].macs,
-        params_before=cost.params, params_after=after.components[component].params,
+        name=component, macs_before=cost.macs, macs_after=left[component].macs,
+        params_before=cost.params, params_after=left[component].params,
     ) for component, cost in before.components.items())
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from compress.errors import CompressError
-from compress.prune.channels import ABSENT, refresh
+from compress.prune.channels import ABSENT, name_of, refresh
 
 
 def take_out(module: nn.Module, tensors: Iterable[str]) -> None:
@@ -43,7 +43,7 @@ def absent(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def is_absent(layer: nn.Module, tensor: str = "") -> bool:
     """Whether a layer's weight, or its parameter ``tensor``, was taken out."""
-    return (tensor or "weight") in layer.__dict__.get(ABSENT, ())
+    return name_of(layer, tensor) in layer.__dict__.get(ABSENT, ())
 
 
 def apply_absent(module: nn.Module, shapes: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 RNNS = (nn.LSTM, nn.GRU, nn.RNN)
+NORMS = re.compile(r"[Nn]orm|(LN|GRN)$")         # in the name of a class of one's own that is a norm
 ABSENT = "absent_tensors"                        # attribute: which of a module's tensors went with a whole branch
 
 
@@ -33,16 +35,29 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 
 def is_norm(layer: nn.Module) -> bool:
-    """Whether a layer normalises over its last axis, by LayerNorm or in the manner of RMSNorm, with a weight of it.
+    """Whether a layer normalises over its channels, with a weight of them: LayerNorm, RMSNorm, GRN, on any axis.
 
-    A class of one's own counts when it is called ``...Norm`` and has one vector, or two, and no children.
+    A class of one's own counts by its name (``...Norm...``, ``...LN``, ``...GRN``) and has vectors alone, all of one
+    length, and no children.
     """
-    if isinstance(layer, (*BATCH_NORMS, nn.GroupNorm)) or not type(layer).__name__.endswith("Norm"):
+    own = isinstance(layer, nn.LayerNorm | nn.RMSNorm) or NORMS.search(type(layer).__name__)
+    if not own or layer._modules or isinstance(layer, (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm)):
         return False
-    gone = {name: layer._buffers[name] for name in layer.__dict__.get(ABSENT, ())}
-    held = {name: p for name, p in {**layer._parameters, **gone}.items() if p is not None}
-    return ("weight" in held and set(held) <= {"weight", "bias"} and not layer._modules
-            and all(p.dim() == 1 for p in held.values()))
+    held = vectors(layer)
+    return len({max(p.shape, default=0) for p in held.values()}) == 1 and all(
+        p.dim() and p.numel() == max(p.shape) for p in held.values())
+
+
+def vectors(norm: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a norm by name, also where they went with a whole branch; the first of them is its weight."""
+    gone = {name: norm._buffers[name] for name in sorted(norm.__dict__.get(ABSENT, ()))}
+    held = {name: p for name, p in {**norm._parameters, **gone}.items() if p is not None}
+    return {name: held[name] for name in sorted(held, key=lambda name: name != "weight")}
+
+
+def name_of(layer: nn.Module, tensor: str = "") -> str:
+    """What a layer calls ``tensor``, by default its weight."""
+    return tensor or (next(iter(vectors(layer))) if is_norm(layer) else "weight")
 
 
 def is_per_channel(layer: nn.Module) -> bool:
@@ -56,6 +71,8 @@ def axis_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
         return parameter_axis(weight_of(layer, tensor))
     if isinstance(layer, nn.Embedding):
         return 1
+    if is_norm(layer):
+        return _long_axis(weight_of(layer))
     if is_per_channel(layer):
         return 0
     return int((role == "in") != isinstance(layer, TRANSPOSED))
@@ -66,6 +83,10 @@ def parameter_axis(parameter: torch.Tensor) -> int:
     return 1 if parameter.dim() == 4 else parameter.dim() - 1
 
 
+def _long_axis(vector: torch.Tensor) -> int:
+    return vector.shape.index(max(vector.shape))
+
+
 def width_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
     """Number of input or output channels of a layer; of a recurrent one those of its input, and its hidden units."""
     if isinstance(layer, RNNS):
@@ -74,7 +95,7 @@ def width_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
 
 
 def weight_of(layer: nn.Module, tensor: str = "") -> torch.Tensor:
-    name = tensor or "weight"
+    name = name_of(layer, tensor)
     weight = layer._parameters.get(name, layer._buffers.get(name))
     if weight is None:
         raise CompressError(f"a {type(layer).__name__} has no {tensor or 'weight'} of its own")
@@ -92,6 +113,9 @@ def cut(layer: nn.Module, role: Role, removed: Iterable[int], tensor: str = "") 
         _cut_recurrent(layer, role, kept)
     elif tensor:
         _select(layer, tensor, axis_of(layer, role, tensor), kept)
+    elif is_norm(layer):
+        for name, vector in vectors(layer).items():
+            _select(layer, name, _long_axis(vector), kept)
     else:
         axis = axis_of(layer, role)
         if role == "out" and not isinstance(layer, nn.Embedding):
@@ -241,5 +265,5 @@ def refresh(layer: nn.Module) -> None:
         layer.num_features = layer.weight.shape[0]
     elif isinstance(layer, nn.GroupNorm) and layer.weight is not None:
         layer.num_channels = layer.weight.shape[0]
-    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm) and layer.weight is not None and layer.weight.dim() == 1:
-        layer.normalized_shape = tuple(layer.weight.shape)
+    elif is_norm(layer) and isinstance(layer.__dict__.get("normalized_shape"), list | tuple):
+        layer.normalized_shape = (weight_of(layer).numel(),)  # type: ignore[assignment]

@@ -14,11 +14,24 @@ from torch import nn
 from compress.errors import CompressError
 from compress.prune.absent import silence, take_out
 from compress.prune.branches import Branch
-from compress.prune.channels import RNNS, Place, Role, axis_of, cut, is_depthwise, is_norm, tie, ties, weight_of
+from compress.prune.channels import (
+    RNNS,
+    Place,
+    Role,
+    axis_of,
+    cut,
+    is_depthwise,
+    is_norm,
+    tie,
+    ties,
+    weight_of,
+    width_of,
+)
 from compress.prune.forward import Calls, Tensors, call
 from compress.prune.groups import Group
 from compress.prune.handed import given_less, lost, made_less
 from compress.prune.reshaping import let_reshape
+from compress.prune.tracing import channel_axis
 
 TOLERANCE = 1e-4                                 # of the largest output; fp32 sums in another order differ by ~1e-6
 
@@ -97,10 +110,11 @@ def _read_columns(layer: nn.RNNBase, name: str, role: Role, channels: Sequence[i
 def _over_the_rest(layer: nn.Module, channels: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
     smaller = copy.deepcopy(layer)
     cut(smaller, "out", channels)
-    kept = torch.tensor([c for c in range(weight_of(layer).shape[0]) if c not in set(channels)])
+    kept = torch.tensor([c for c in range(width_of(layer, "out")) if c not in set(channels)])
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(x).index_copy(-1, kept, smaller(x.index_select(-1, kept)))
+        axis = channel_axis(layer, x)
+        return torch.zeros_like(x).index_copy(axis, kept, smaller(x.index_select(axis, kept)))
 
     return forward
 

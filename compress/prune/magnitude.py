@@ -25,7 +25,7 @@ def magnitude(module: nn.Module, groups: Sequence[Group]) -> list[np.ndarray]:
             if is_per_channel(layer) and not edit.tensor:
                 continue
             for weight, axis in matrices_of(layer, edit):
-                norms = weight.detach().double().square().sum(dim=[a for a in range(weight.dim()) if a != axis])
+                norms = weight.detach().double().square().movedim(axis, 0).reshape(weight.shape[axis], -1).sum(1)
                 total += per_unit(norms[None], edit)[0]
         scores.append(total)
     return scores

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compress.prune.absent import is_absent
-from compress.prune.channels import BATCH_NORMS, RNNS, Place, axis_of, is_norm, is_per_channel, ties, width_of
+from compress.prune.channels import BATCH_NORMS, RNNS, Place, axis_of, is_norm, is_per_channel, name_of, ties, width_of
 from compress.prune.config import Structure
 from compress.prune.forward import Calls, Tensors
 from compress.prune.groups import Edit, Group
@@ -96,7 +96,7 @@ def _sources(
 def _answers(layer: nn.Module) -> int:
     if isinstance(layer, nn.MultiheadAttention):
         return int(layer.embed_dim)
-    if "weight" not in layer._parameters and not isinstance(layer, RNNS):      # a parametrization computes it
+    if not ("weight" in layer._parameters or isinstance(layer, RNNS) or is_norm(layer)):    # a parametrization has it
         return int(getattr(layer, "weight").shape[axis_of(layer, "out")])  # noqa: B009 - mypy takes it for a module
     return width_of(layer, "out")
 
@@ -137,14 +137,15 @@ def _refusal(
         kind = type(reader).__name__
         if isinstance(reader, nn.MultiheadAttention) or BESIDE in path:
             return f"its channels pass through {path.partition(BESIDE)[0]!r} ({kind}), whose size is tied to them"
-        if not ("weight" in reader._parameters or isinstance(reader, (*RNNS, *BATCH_NORMS)) or is_absent(reader)):
+        if not ("weight" in reader._parameters or isinstance(reader, (*RNNS, *BATCH_NORMS)) or is_norm(reader)
+                or is_absent(reader)):
             return f"layer {path!r} computes its weight (a parametrization): it has none to cut"
         if getattr(reader, "groups", 1) != 1 and not is_per_channel(reader):
             return f"its channels pass through the grouped convolution {path!r}"
         if claimed.get(path) == place_of(module, path).role:
             return f"its channels meet those of attention heads in {path!r}"
-    if ("weight" not in layer._parameters and not source.tensor and not isinstance(layer, RNNS)
-            and not is_absent(layer)):
+    if not ("weight" in layer._parameters or source.tensor or isinstance(layer, RNNS) or is_norm(layer)
+            or is_absent(layer)):
         return "it computes its weight (a parametrization): it has none to cut"
     if getattr(layer, "groups", 1) != 1 and not is_per_channel(layer):
         return "it is a grouped convolution"
@@ -248,8 +249,9 @@ def _tied(module: nn.Module, sources: Iterable[Place]) -> Iterator[tuple[Place, 
 
 def _torn(module: nn.Module, edits: Iterable[Edit]) -> str | None:
     """Why the group would tear a weight that several layers hold as one: it has to lose the same in each."""
-    lost = {(edit.path, edit.tensor or "weight"): (axis_of(module.get_submodule(edit.path), edit.role, edit.tensor),
-                                                   edit.index) for edit in edits}
+    layers = {edit.path: module.get_submodule(edit.path) for edit in edits}
+    lost = {(edit.path, name_of(layers[edit.path], edit.tensor)): (
+        axis_of(layers[edit.path], edit.role, edit.tensor), edit.index) for edit in edits}
     paths = {id(layer): path for path, layer in module.named_modules()}
     for held in ties(module):
         found = [lost.get((paths[id(layer)], name)) for layer, name in held]

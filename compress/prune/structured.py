@@ -162,8 +162,9 @@ def cut_module(ranked: Ranked, chosen: Sequence[tuple[int, ...]]) -> Pruned:
 
 def within(group: Group, tensors: Collection[str]) -> bool:
     """Whether all that a group cuts is among ``tensors``."""
+    layers = {key.rpartition(".")[0] for key in tensors}
     return group.branch is None and all(
-        f"{edit.path}.{edit.tensor or 'weight'}" in tensors for edit in group.edits)
+        f"{edit.path}.{edit.tensor}" in tensors if edit.tensor else edit.path in layers for edit in group.edits)
 
 
 def find_groups(

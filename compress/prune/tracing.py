@@ -32,6 +32,7 @@ from compress.prune.channels import (
     is_norm,
     parameter_axis,
     weight_of,
+    width_of,
 )
 from compress.prune.forward import Calls, Tensors, call
 
@@ -299,7 +300,22 @@ def channel_axis(layer: nn.Module, tensor: torch.Tensor) -> int:
         return tensor.dim() - 1 - len(layer.kernel_size)
     if isinstance(layer, BATCH_NORMS):
         return 1
-    return tensor.dim() - 1
+    return _norm_axis(layer, tensor) if is_norm(layer) else tensor.dim() - 1
+
+
+def _norm_axis(norm: nn.Module, tensor: torch.Tensor) -> int:
+    """The axis that a norm works along: of those of its width the one on which alone it can be that wide."""
+    width = width_of(norm, "out")
+    axes = [axis for axis in range(tensor.dim() - 1, 0, -1) if tensor.shape[axis] == width]
+    for axis in axes if len(axes) > 1 else ():
+        sizes = [width if a == axis else 1 for a in range(tensor.dim())]
+        try:
+            answer = type(norm).forward(norm, tensor.new_zeros(sizes))
+        except Exception:  # the user's forward, on a shape that it is not for
+            continue
+        if list(answer.shape) == sizes:
+            return axis
+    return axes[0] if axes else tensor.dim() - 1
 
 
 def _other(before: torch.Tensor, after: torch.Tensor, axis: int) -> np.ndarray:

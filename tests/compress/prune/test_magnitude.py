@@ -33,3 +33,11 @@ def test_a_hidden_unit_of_a_recurrent_layer_has_rows_in_all_gates_and_directions
                 weight[2, 0] = 3
     scores = magnitude(lstm, [Group(name="", kind="recurrent", units=3, edits=(edit,))])[0]
     np.testing.assert_allclose(scores, [0, 4 * 5, 9])
+
+
+def test_a_parameter_that_is_one_vector():
+    module = torch.nn.Module()
+    module.gamma = torch.nn.Parameter(torch.tensor([3.0, -1.0, 2.0]))
+    edit = Edit(path="", role="out", index=((0,), (1,), (2,)), tensor="gamma")
+    (scores,) = magnitude(module, [Group(name="gamma", kind="channels", units=3, edits=(edit,))])
+    np.testing.assert_allclose(scores, [9, 1, 4])

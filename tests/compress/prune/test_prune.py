@@ -189,6 +189,26 @@ def test_whole_blocks_that_add_nothing_go_first(demo, samples, without_blocks):
                                atol=1e-5)
 
 
+def test_a_component_may_be_gone_as_a_whole():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = x + self.one(x).relu()
+            return self.head(x + self.two(x).relu())
+
+    module = Net().eval()
+    weaken(module, "one")
+    x = torch.randn(8, 8)
+    model = export_model(module, name="net", example={"x": x})
+    result = prune(model, open_set([{"x": x.numpy()}], model.inputs, name="noise"),
+                   PruneConfig(macs=0.6, structures=("blocks",)))
+    assert {change.name: (change.macs_before, change.macs_after, change.params_after)
+            for change in result.components} == {"one": (64, 0, 0), "two": (64, 64, 72), "head": (16, 16, 18)}
+
+
 def test_a_model_without_some_blocks_is_saved_loaded_rebuilt_and_pruned_again(samples, without_blocks, tmp_path):
     _, result = without_blocks
     write_model(result.model, tmp_path / "pruned.model.pt")
