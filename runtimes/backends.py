@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ BACKENDS: Mapping[str, Backend] = {
     "tensorrt": Backend(module="runtimes.tensorrt", package="tensorrt", extra="tensorrt"),
     "tensorrt_rtx": Backend(module="runtimes.tensorrt", package="tensorrt_rtx", extra="tensorrt-rtx"),
 }
+
+_LEAVING_OUT = threading.RLock()     # of a package, by one thread at a time
 
 COMPONENT_MARK = "::"   # of an operator's name, ends the component it belongs to: "image_encoder::node_MatMul_3"
 
@@ -140,14 +143,15 @@ def without(reporter: str | None) -> Iterator[None]:
     if reporter is None:
         yield
         return
-    kept = sys.modules.get(reporter)
-    sys.modules[reporter] = None    # type: ignore[assignment]    # to Python, what cannot be imported
-    try:
-        yield
-    finally:
-        del sys.modules[reporter]
-        if kept is not None:
-            sys.modules[reporter] = kept
+    with _LEAVING_OUT:
+        kept = sys.modules.get(reporter)
+        sys.modules[reporter] = None    # type: ignore[assignment]    # to Python, what cannot be imported
+        try:
+            yield
+        finally:
+            del sys.modules[reporter]
+            if kept is not None:
+                sys.modules[reporter] = kept
 
 
 def find_backend(name: str) -> Backend:

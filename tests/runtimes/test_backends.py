@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+import types
 from pathlib import Path
 
 import pytest
 
-from runtimes.backends import BACKENDS, find_backend, import_backend, install_command, is_installed, open_engine
+from runtimes.backends import (
+    BACKENDS,
+    find_backend,
+    import_backend,
+    install_command,
+    is_installed,
+    open_engine,
+    without,
+)  # fmt: skip
 from runtimes.engine import read_engine
 from runtimes.errors import RuntimesError
 
@@ -59,3 +70,22 @@ def test_openvino_is_imported_without_its_reporter() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])
     assert done.stdout == "False\nopenvino_telemetry convert_model\n"
+
+
+def test_threads_that_import_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves the reporter out for itself, and the program finds its own afterwards."""
+    reporter = types.ModuleType("reporter")
+    monkeypatch.setitem(sys.modules, "reporter", reporter)
+    seen: list[object] = []
+
+    def leave_out() -> None:
+        with without("reporter"):
+            seen.append(sys.modules["reporter"])
+
+    with without("reporter"):
+        other = threading.Thread(target=leave_out)
+        other.start()
+        time.sleep(0.05)
+        assert not seen
+    other.join(20)
+    assert (sys.modules["reporter"], seen) == (reporter, [None])
