@@ -25,6 +25,7 @@ _DROPPED = {     # checks, which the exporter removes
 }  # fmt: skip
 _CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device}
 _POOLS = {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
+_TURNED = {aten.transpose.int, aten.permute.default}
 _MISTRANSLATED = {aten.chunk.default}      # where it does not divide evenly; the exporter itself never leaves it
 
 
@@ -35,8 +36,17 @@ class _Decomposed(ExportedProgram):
         return self
 
 
+class _Traced(ExportedProgram):
+    """A program that decomposes into one that can be run with other kernels than it was traced with."""
+
+    def run_decompositions(self, *args: Any, **given: Any) -> ExportedProgram:
+        found: ExportedProgram = super().run_decompositions(*args, **given)
+        _free_views(found.graph_module)
+        return found
+
+
 def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> ExportedProgram:
-    """``program`` for the exporter: a copy that it traces no more where it need not, or itself.
+    """``program`` for the exporter: a copy that it traces no more where it need not.
 
     Args:
         program: is left as it is, which the exporter does not promise.
@@ -49,7 +59,9 @@ def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> Ex
         _simplify(node)
     known = (_torchs() | set(translated)) - _MISTRANSLATED
     if not all(_is_known(node, known) for node in module.graph.nodes):
-        return program
+        traced = copy.copy(program)          # a new one would be refused for what it does in place
+        traced.__class__ = _Traced
+        return traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # torch's trees warn of their own copies
         calls = copy.deepcopy(program.module_call_graph)
@@ -64,6 +76,18 @@ def decomposed(program: ExportedProgram, translated: Collection[Any] = ()) -> Ex
 def _torchs() -> frozenset[Any]:
     """What the exporter can translate."""
     return frozenset(_decomp.get_onnx_implemented_overloads(_registration.ONNXRegistry.from_torchlib()))
+
+
+def _free_views(module: GraphModule) -> None:
+    """Let what is a view of something turned be a copy, in place.
+
+    It is none where a kernel left its result in the right order, as torch's attention does on a CPU. But the exporter
+    runs the program with gradients, and for a mask that is trained, as T5's is, that asks a kernel which does not.
+    """
+    for node in module.graph.nodes:
+        if node.target is aten.view.default and node.args[0].target in _TURNED:
+            node.target = aten.reshape.default
+    module.recompile()
 
 
 def _is_known(node: Node, known: Collection[Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 TINY = np.float32(2.0 ** -100)      # no sum of float32 products that is not itself as small changes by it
+REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum")
 LONGEST = 16                        # operations that dequantize a weight
 
 
@@ -53,7 +54,7 @@ def avoid_faults(model: Any) -> None:
             _fold_bias(operation, operations)
         elif _type_name(operation.output(0)) != "f32":
             continue
-        elif kind in ("ReduceMax", "ReduceMin"):
+        elif kind in REDUCTIONS and not operation.get_attributes()["keep_dims"]:
             _keep_sign(operation, operations)
         elif kind in ("Convolution", "GroupConvolution", "MatMul") and _is_constant(operation.input_value(1)):
             _add_bias(operation, operations)
@@ -64,7 +65,8 @@ def _type_name(port: Any) -> str:
 
 
 def _keep_sign(reduce: Any, operations: Any) -> None:
-    """A quantization is computed as part of the maximum before it, which then loses values below zero.
+    """A quantization is computed as part of the maximum before it, which then loses values below zero; so it is of a
+    mean or a sum, of what a factor was put to. With the axis kept, as in norms, it is not.
 
     ``max(x, the least float32)`` in between, which is ``x``, keeps the two apart.
     """

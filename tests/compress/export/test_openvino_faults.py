@@ -24,12 +24,15 @@ from compress.zoo import image_text
 from runtimes.backends import open_engine
 
 
-@pytest.mark.parametrize("kind", ["ReduceMax", "ReduceMin"])
-def test_what_is_quantized_behind_a_maximum_keeps_its_sign(tmp_path, rng, kind):
-    x = rng.uniform(-0.6, 0.8, (4, 7, 32)).astype(np.float32)
-    constants = {"axes": np.array([1]), "scale": np.float32(0.0066), "zero": np.uint8(108)}
+@pytest.mark.parametrize("kind", ["max", "min", "mean", "sum"])
+def test_what_is_quantized_behind_a_reduction_keeps_its_sign(tmp_path, rng, kind):
+    x, factor = rng.uniform(-0.6, 0.8, (4, 7, 32)).astype(np.float32), rng.uniform(0.5, 1.5, 32).astype(np.float32)
+    constants = {"axes": np.array([1]), "scale": np.float32(0.0066), "zero": np.uint8(108), "factor": factor}
     nodes = [
-        helper.make_node(kind, ["x", "axes"], ["r"], name="reduce", keepdims=0),
+        helper.make_node("Sigmoid", ["x"], ["s"], name="sigmoid"),
+        helper.make_node("Mul", ["x", "s"], ["swish"], name="swish"),
+        helper.make_node("Mul", ["swish", "factor"], ["m"], name="multiply"),
+        helper.make_node(f"Reduce{kind.title()}", ["m", "axes"], ["r"], name="reduce", keepdims=0),
         helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"], name="quantize"),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="dequantize"),
     ]
@@ -39,11 +42,11 @@ def test_what_is_quantized_behind_a_maximum_keeps_its_sign(tmp_path, rng, kind):
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
-    reduced = x.max(axis=1) if kind == "ReduceMax" else x.min(axis=1)
+    reduced = getattr(x / (1 + np.exp(-x)) * factor, kind)(axis=1)
     expected = (np.clip(np.round(reduced / 0.0066) + 108, 0, 255) - 108) * 0.0066
     wrong, right = _answers(tmp_path / "m.onnx", {"x": x})
-    assert np.abs(wrong - expected).max() > 0.3
-    np.testing.assert_allclose(right, expected, atol=1e-6)
+    assert np.abs(wrong - expected).max() > 0.2
+    np.testing.assert_allclose(right, expected, atol=0.0067)         # a rounding may fall to the other side
 
 
 def test_a_convolution_keeps_its_bias(tmp_path, rng):
