@@ -12,7 +12,7 @@ from compress.errors import CompressError
 from compress.intervals import Estimate
 from compress.metrics import Metric, Outputs, statistics_of, value_of
 from runtimes.hashing import bytes_digest
-from runtimes.spec import Feed, largest_batch
+from runtimes.spec import Dim, Feed, largest_batch
 
 if TYPE_CHECKING:
     from calibration.dataset import CalibrationSet
@@ -79,6 +79,26 @@ def evaluate(
         raise CompressError(f"data set {data.name!r}, {error}") from error
     estimate = value_of(metric, per_sample, groups_of(data))
     return Evaluation(metric=metric.name, data=data.digest, estimate=estimate, per_sample=per_sample)
+
+
+def try_metric(run: Callable[[Feed], Outputs], data: CalibrationSet, metric: Metric) -> None:
+    """Refuse what cannot be scored: a metric that does not read such outputs, or such targets.
+
+    Tried on the first sample, or as many as inputs of a fixed batch take.
+
+    Raises:
+        CompressError: as :func:`evaluate` does.
+    """
+    sizes = [spec.shape[spec.batch_axis] for spec in data.inputs if spec.batch_axis is not None]
+    count = max([1, *(size.min if isinstance(size, Dim) else size for size in sizes)])
+    target, outputs = targets_of(data, metric.output)[:count], run(data.first(count))
+    try:
+        if metric.whole:        # its value may need more samples
+            metric.read(outputs)
+        else:
+            statistics_of(metric, [(count, outputs)], target)
+    except CompressError as error:
+        raise CompressError(f"data set {data.name!r}, {error}") from error
 
 
 def targets_of(data: CalibrationSet, output: str | None = None) -> np.ndarray:

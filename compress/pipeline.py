@@ -16,12 +16,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.bench.record import BenchRecord
 from compress.bundle import refuse_strangers
 from compress.described import described
 from compress.errors import CompressError
+from compress.evaluate import try_metric
 from compress.metrics import get_metric
 from compress.progress import Progress
 from compress.prune.config import SPARSE_BACKENDS
@@ -36,6 +37,9 @@ from compress.stages.results import record_of, write_bundle
 from compress.stages.search import search, timed_of
 from compress.store import Store
 from compress.targets import Target, get_target
+
+if TYPE_CHECKING:
+    from compress.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def run(
     with Store(output / "store") as store:
         filing = Filing(recipe=recipe, store=store, progress=progress)
         original = load_model(filing)
-        get_metric(recipe.metric, described(original.load()))   # as is one that reads texts where there are none
+        _try_metric(filing, original.load())
         shipped, quantized, settled = original, dict[str, ModelFile](), dict[str, str]()
         if recipe.budget.speedup is not None:
             shipped, quantized, settled = _searched(filing, original, targets, output, command)
@@ -115,6 +119,18 @@ def run(
         output=output, report=paths.html, bundle=bundle, record=record, done=filing.done, reused=filing.reused,
         losses=_losses(record),
     )  # fmt: skip
+
+
+def _try_metric(filing: Filing, model: Model) -> None:
+    """Refuse a metric that reads texts where there are none, or other outputs or targets, before hours are spent.
+
+    A validation set without targets is for a stage that needs them to refuse.
+    """
+    from compress.ladder import torch_runner
+
+    metric, validation = get_metric(filing.recipe.metric, described(model)), filing.data("validation", model)
+    if validation.labels or validation.targets() is not None:
+        try_metric(torch_runner(model), validation, metric)
 
 
 def _suited(recipe: Recipe, targets: Sequence[Target], progress: Progress) -> Recipe:

@@ -9,7 +9,7 @@ import pytest
 
 from calibration import CalibrationSet, open_set, write
 from compress.errors import CompressError
-from compress.evaluate import evaluate, groups_of, targets_of
+from compress.evaluate import evaluate, groups_of, targets_of, try_metric
 from compress.intervals import mean_interval
 from compress.metrics import Metric, get_metric
 from runtimes.spec import Dim, Feed, TensorSpec
@@ -58,6 +58,25 @@ def test_a_failing_metric_names_the_samples(data: CalibrationSet) -> None:
     with pytest.raises(CompressError, match=r"'validation', samples 2 to 3: metric 'accuracy' failed .* one output"):
         evaluate(lambda feed: {"output": feed["x"], **({"more": feed["x"]} if feed["x"][0, 0] == 5 else {})}, data,
                  get_metric("accuracy"), 2)
+
+
+def test_a_metric_is_tried_on_as_few_as_the_inputs_take(data: CalibrationSet, tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        sizes.append(len(feed["x"]))
+        return {"output": feed["x"]}
+
+    three = open_set([{"x": LOGITS, "target": TARGET}], [TensorSpec(name="x", dtype="float32", shape=(3, 2))])
+    for some in (data, three):
+        try_metric(run, some, get_metric("accuracy"))
+    assert sizes == [1, 3]
+    with pytest.raises(CompressError, match=r"data set 'validation', .* the output has shape \(1, 2\) and the targets"):
+        try_metric(run, data, get_metric("mse"))
+    whole = Metric(name="all", statistics=lambda outputs, target: 1 / 0, whole=True)
+    try_metric(run, data, whole)
+    with pytest.raises(CompressError, match="'accuracy/words' is of an output that is not there"):
+        try_metric(run, data, get_metric("accuracy/words"))
 
 
 def test_a_set_without_targets(tmp_path: Path) -> None:

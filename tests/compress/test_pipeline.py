@@ -372,6 +372,19 @@ def test_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("metric", "message"), [
+    ("accuracy/words", "metric 'accuracy/words' is of an output that is not there: the outputs are"),
+    ("bleu", "metric 'bleu' compares texts, and the model's processing makes none"),
+    ("mse", r"data set 'validation', .*'mse' failed on 1 samples: the output has shape \(1, 3\) and the targets"),
+])
+def test_a_metric_of_other_outputs_is_refused_before_any_stage(
+    small_files: Path, small: ModuleType, tmp_path: Path, metric: str, message: str,
+) -> None:
+    with pytest.raises(CompressError, match=message):
+        compress.run(small.write_recipe(small_files, "bad.yaml", metric=metric), output=tmp_path / "out")
+    assert [record["stage"] for record in small.stages(tmp_path / "out").values()] == ["load"]
+
+
 @pytest.mark.slow
 def test_refused_in_several_processes(small_files: Path, small: ModuleType, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "compress",
