@@ -195,8 +195,9 @@ def trials(
     none does.
 
     The units are drawn at random: a regular choice can agree with a wrong index mapping (halves of a gated layer).
-    All are tried at once, and halves of them where that fails, until each that is at fault stands alone. ``told`` gets
-    the number of candidates that are decided.
+    All are tried at once, and halves of them where that fails, until each that is at fault stands alone; of heads each
+    then loses another number than the one before, lest what is tied to each other agrees. ``told`` gets the number of
+    candidates that are decided.
     """
     found: list[Group | str] = [""] * len(candidates)
     waiting = [list(range(len(candidates)))] if candidates else []
@@ -209,7 +210,8 @@ def trials(
         elif some:
             firsts = [candidates[number][0] for number in some]
             try:
-                compare(module, {number: (group, _drawn(group)) for number, group in enumerate(firsts)}, calls, feed)
+                compare(module, {number: (group, _drawn(group, number))
+                                 for number, group in zip(some, firsts, strict=True)}, calls, feed)
             except FunctionChangedError:
                 waiting += [some[len(some) // 2:], some[:len(some) // 2]]
             else:
@@ -235,8 +237,15 @@ def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: 
     return reason
 
 
-def _drawn(group: Group) -> tuple[int, ...]:
-    drawn = np.random.default_rng(0).choice(group.units, size=max(1, group.units // 3), replace=False)
+def _drawn(group: Group, number: int | None = None) -> tuple[int, ...]:
+    """A third of the units; of heads, where several groups are tried at once, as many as their ``number`` says.
+
+    Two are left at least: the mask of one head fits any number.
+    """
+    size = max(1, group.units // 3)
+    if number is not None and group.kind == "heads":
+        size = 1 + number % max(1, group.units - 2)
+    drawn = np.random.default_rng(0).choice(group.units, size=size, replace=False)
     return tuple(sorted(int(unit) for unit in drawn))
 
 

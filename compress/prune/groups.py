@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -88,6 +88,18 @@ class Group:
     @property
     def consumers(self) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.role == "in")
+
+
+def joined(groups: Sequence[tuple[Group, ...]]) -> tuple[Group, ...]:
+    """One group, of which each unit is one of every group; of all of them the alternatives to try, in order."""
+    made = []
+    for number in range(max(map(len, groups))):
+        parts = [alternatives[min(number, len(alternatives) - 1)] for alternatives in groups]
+        made.append(replace(
+            parts[0], name="+".join(part.name for part in parts), edits=tuple(e for part in parts for e in part.edits),
+            attributes={path: held for part in parts for path, held in part.attributes.items()},
+            shares=tuple(share for part in parts for share in part.shares)))
+    return tuple(made)
 
 
 def find_channel_groups(

@@ -16,7 +16,7 @@ from torch import nn
 
 from compress.model import Model
 from compress.prune.forward import Calls, Tensors, of_any_run
-from compress.prune.groups import Group, Share
+from compress.prune.groups import Group, Share, joined
 from compress.prune.tracing import Tracer, TracingError
 
 Lost = Mapping[str, tuple[int, tuple[int, ...]]]
@@ -87,11 +87,11 @@ def share_out(
                    for unit in range(max((group.units for group in sharing), default=0))]
     except TracingError:                         # what cannot be traced the trials refuse
         return list(heads)
-    joined = list[tuple[Group, ...]]()
+    made = list[tuple[Group, ...]]()
     for numbers, arrays in sets:
-        joined += _joined([heads[number] for number in sorted(numbers)],
+        made += _joined([heads[number] for number in sorted(numbers)],
                           [{array: axes for array, axes in one.items() if array in arrays} for one in by_unit])
-    return joined
+    return made
 
 
 def _joined(
@@ -106,13 +106,7 @@ def _joined(
     shares = _shares(touched[:units]) if all(group.units == units for group in firsts) else ()
     if not shares:
         return heads                             # where there is an array their trials say what is wrong
-    made = []
-    for number in range(max(map(len, heads))):
-        parts = [alternatives[min(number, len(alternatives) - 1)] for alternatives in heads]
-        made.append(replace(
-            parts[0], name="+".join(part.name for part in parts), edits=tuple(e for part in parts for e in part.edits),
-            attributes={path: held for part in parts for path, held in part.attributes.items()}, shares=shares))
-    return [tuple(made)]
+    return [tuple(replace(group, shares=shares) for group in joined(heads))]
 
 
 def _touched(

@@ -35,6 +35,7 @@ class Found:
     alternatives: list[tuple[Group, ...]]
     skipped: dict[str, str]                      # path of a layer -> why it is in no group
     mixed: tuple[str, ...]                       # layers of which it could not be told which channel is read where
+    of_heads: dict[Place, Readers]               # sources that only the output layers of attention read
 
 
 def find_stream_groups(module: nn.Module, calls: Calls, feed: Tensors, *, claimed: Mapping[str, str]) -> Found:
@@ -47,7 +48,7 @@ def find_stream_groups(module: nn.Module, calls: Calls, feed: Tensors, *, claime
         claimed: sides of layers that the rule for attention heads has.
     """
     tracer = Tracer(module, calls, feed)
-    joined, reasons, mixed = _Joined(), dict[Place, str](), list[str]()
+    joined, reasons, mixed, of_heads = _Joined(), dict[Place, str](), list[str](), dict[Place, Readers]()
     sources = dict(_sources(module, tracer, claimed))
     for source, readers in tracer.trace(sources).items():
         width = sources[source]
@@ -58,6 +59,9 @@ def find_stream_groups(module: nn.Module, calls: Calls, feed: Tensors, *, claime
             reasons[source] = reason
         if reason == MIXED:
             mixed.append(source.path)
+        if reason is not None and not readers.reaches_output and all(
+                claimed.get(path) == "in" for read in readers.read for path in read):
+            of_heads[source] = readers
         for channel, read in enumerate(readers.read):
             joined.join([(source, channel), *((place_of(module, path), column)
                                               for path, columns in read.items() for column in columns)])
@@ -66,7 +70,7 @@ def find_stream_groups(module: nn.Module, calls: Calls, feed: Tensors, *, claime
             joined.join([(place, channel), (other, channel)])
     groups, skipped = _grouped(module, joined, reasons, list(sources))
     return Found(alternatives=[tuple(_variants(module, group)) for group in groups], skipped=skipped,
-                 mixed=tuple(mixed))
+                 mixed=tuple(mixed), of_heads=of_heads)
 
 
 def place_of(module: nn.Module, path: str) -> Place:

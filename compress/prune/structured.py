@@ -15,20 +15,21 @@ from compress.errors import CompressError
 from compress.prune import PruneConfig, PrunedGroup
 from compress.prune.absent import absent, is_absent, take_out
 from compress.prune.allocation import allocate
+from compress.prune.biases import with_biases
 from compress.prune.branches import Branch, Residuals
 from compress.prune.bypass import SAMPLES
 from compress.prune.channels import Place, Role, width_of
-from compress.prune.check import prove, remove, trials
+from compress.prune.check import prove, remove, trial, trials
 from compress.prune.costs import Costs, Resource, resources_of, widths_of
 from compress.prune.forward import Calls, GraphFeeds, Tensors, call, samples_of, tensors
-from compress.prune.groups import Group, find_channel_groups
+from compress.prune.groups import Group, find_channel_groups, joined
 from compress.prune.handed import Handed, Lost, given_less, lost, share_out
 from compress.prune.heads import find_head_groups
 from compress.prune.importance import rank
 from compress.prune.protection import is_protected
 from compress.prune.reshaping import reshaping
 from compress.prune.streams import find_stream_groups
-from compress.prune.tracing import TracingError
+from compress.prune.tracing import Readers, TracingError
 
 CHECKED = 8                                      # samples the zeroed-channels check runs on
 TRACED = 2                                       # samples that show what reads which channel
@@ -181,9 +182,11 @@ def find_groups(
     """
     heads, skipped, claimed = find_head_groups(module)
     heads = share_out(module, heads, calls, feed if traced is None else traced, handed)
+    channels, reasons, of_heads = _channel_groups(module, calls, feed if traced is None else traced, claimed)
+    heads, biases = with_biases(heads, of_heads)
     heads = [(*own, *(replace(group, reshaping=group.attention) for group in own)) for own in heads]
-    channels, reasons = _channel_groups(module, calls, feed if traced is None else traced, claimed)
-    skipped = {**reasons, **skipped}
+    taken = {place.path for place in biases}
+    skipped = {**{path: reason for path, reason in reasons.items() if path not in taken}, **skipped}
     branches, reasons = _branch_groups(residuals, config)
     skipped |= reasons
     wanted: list[tuple[Group, ...]] = []
@@ -208,11 +211,17 @@ def find_groups(
     rest = [one for one in wanted if one[0].branch is not None]
     decided = [*trials(module, widths, calls, feed, told),
                *trials(module, rest, calls, feed, lambda done: told(len(widths) + done))]
+    failed = list[tuple[Group, ...]]()
     for alternatives, found in zip((*widths, *rest), decided, strict=True):
         if isinstance(found, str):
             skipped[alternatives[0].name] = found
+            failed.append(alternatives)
         else:
             groups.append(found)
+    for together in _in_step(failed):
+        if not isinstance(found := trial(module, joined(together), calls, feed), str):
+            groups.append(found)
+            skipped = {path: reason for path, reason in skipped.items() if path not in {g.name for g, *_ in together}}
     modules = dict(module.named_modules())
     skipped = {path: reason for path, reason in skipped.items() if path not in modules or not is_absent(modules[path])}
     if not groups and kept:
@@ -221,6 +230,15 @@ def find_groups(
         why = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(skipped.items(), 3))
         raise CompressError(f"nothing in the model can be pruned ({why or 'it has no Linear or convolution layer'})")
     return groups, skipped
+
+
+def _in_step(failed: Iterable[tuple[Group, ...]]) -> Iterator[list[tuple[Group, ...]]]:
+    """Heads of as many units that cannot go alone: layers that hand a mask of all heads on lose the same ones."""
+    by_units: dict[int, list[tuple[Group, ...]]] = {}
+    for alternatives in failed:
+        if alternatives[0].kind == "heads":
+            by_units.setdefault(alternatives[0].units, []).append(alternatives)
+    yield from (found for found in by_units.values() if len(found) > 1)
 
 
 def _branch_groups(
@@ -234,22 +252,22 @@ def _branch_groups(
 
 def _channel_groups(
     module: nn.Module, calls: Calls, feed: Tensors, claimed: Mapping[str, Role],
-) -> tuple[list[tuple[Group, ...]], dict[str, str]]:
+) -> tuple[list[tuple[Group, ...]], dict[str, str], Mapping[Place, Readers]]:
     """Groups by tracing; where that cannot tell channels apart, or the module computes otherwise each time, of
-    Torch-Pruning's graph."""
+    Torch-Pruning's graph. And what only the output layers of attention read."""
     try:
         traced = find_stream_groups(module, calls, feed, claimed=claimed)
     except TracingError as error:
         groups, skipped = find_channel_groups(module, calls, feed, claimed=claimed)
-        return [(group,) for group in groups], {"": str(error), **skipped}
+        return [(group,) for group in groups], {"": str(error), **skipped}, {}
     if not traced.mixed:
-        return traced.alternatives, traced.skipped
+        return traced.alternatives, traced.skipped, traced.of_heads
     others, _ = find_channel_groups(module, calls, feed, claimed=claimed, only=traced.mixed)
     known = {place for (group, *_) in traced.alternatives for place in _channels(group)}
     found = [(group,) for group in others if known.isdisjoint(_channels(group))]
     mended = {edit.path for (group,) in found for edit in group.producers}
     skipped = {path: reason for path, reason in traced.skipped.items() if path not in mended}
-    return [*traced.alternatives, *found], skipped
+    return [*traced.alternatives, *found], skipped, traced.of_heads
 
 
 def _channels(group: Group) -> Iterator[tuple[Place, int]]:
