@@ -72,19 +72,20 @@ def axis_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
     if isinstance(layer, nn.Embedding):
         return 1
     if is_norm(layer):
-        return _long_axis(weight_of(layer))
+        return parameter_axis(weight_of(layer))
     if is_per_channel(layer):
         return 0
     return int((role == "in") != isinstance(layer, TRANSPOSED))
 
 
 def parameter_axis(parameter: torch.Tensor) -> int:
-    """A parameter that is added to what layers give has its channels where they do: last, or behind the batch."""
+    """A parameter that is added to what layers give has its channels where they do: last, or behind the batch.
+
+    One that is a vector has them where that lies.
+    """
+    if parameter.numel() == max(parameter.shape):
+        return parameter.shape.index(parameter.numel())
     return 1 if parameter.dim() == 4 else parameter.dim() - 1
-
-
-def _long_axis(vector: torch.Tensor) -> int:
-    return vector.shape.index(max(vector.shape))
 
 
 def width_of(layer: nn.Module, role: Role, tensor: str = "") -> int:
@@ -115,7 +116,7 @@ def cut(layer: nn.Module, role: Role, removed: Iterable[int], tensor: str = "") 
         _select(layer, tensor, axis_of(layer, role, tensor), kept)
     elif is_norm(layer):
         for name, vector in vectors(layer).items():
-            _select(layer, name, _long_axis(vector), kept)
+            _select(layer, name, parameter_axis(vector), kept)
     else:
         axis = axis_of(layer, role)
         if role == "out" and not isinstance(layer, nn.Embedding):

@@ -195,9 +195,9 @@ def trials(
     none does.
 
     The units are drawn at random: a regular choice can agree with a wrong index mapping (halves of a gated layer).
-    All are tried at once, and halves of them where that fails, until each that is at fault stands alone; of heads each
-    then loses another number than the one before, lest what is tied to each other agrees. ``told`` gets the number of
-    candidates that are decided.
+    All are tried at once, and halves of them where that fails, until each that is at fault stands alone; each loses
+    another number than the one before, lest what has to be as wide agrees. ``told`` gets the number of candidates that
+    are decided.
     """
     found: list[Group | str] = [""] * len(candidates)
     waiting = [list(range(len(candidates)))] if candidates else []
@@ -237,14 +237,10 @@ def trial(module: nn.Module, alternatives: Sequence[Group], calls: Calls, feed: 
     return reason
 
 
-def _drawn(group: Group, number: int | None = None) -> tuple[int, ...]:
-    """A third of the units; of heads, where several groups are tried at once, as many as their ``number`` says.
-
-    Two are left at least: the mask of one head fits any number.
-    """
-    size = max(1, group.units // 3)
-    if number is not None and group.kind == "heads":
-        size = 1 + number % max(1, group.units - 2)
+def _drawn(group: Group, number: int = 0) -> tuple[int, ...]:
+    """A third of the units, or more by the ``number`` of the group; two are left at least, since one fits many."""
+    third = max(1, group.units // 3)
+    size = third + number % max(1, group.units - third - 1)
     drawn = np.random.default_rng(0).choice(group.units, size=size, replace=False)
     return tuple(sorted(int(unit) for unit in drawn))
 

@@ -11,7 +11,7 @@ from compress.prune.channels import Role, width_of
 from compress.prune.groups import Edit, Group
 
 PROJECTIONS = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("to_q", "to_k", "to_v"),
-               ("q_lin", "k_lin", "v_lin"), ("wq", "wk", "wv"))
+               ("q_lin", "k_lin", "v_lin"), ("wq", "wk", "wv"), ("query_proj", "key_proj", "value_proj"))
 PAIRED = (("q", "kv"), ("q_proj", "kv_proj"), ("query", "key_value"), ("to_q", "to_kv"), ("wq", "wkv"), ("Wq", "Wkv"),
           ("q_attn", "c_attn"))         # keys and values in one
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "Wqkv", "to_qkv")

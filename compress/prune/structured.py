@@ -233,12 +233,20 @@ def find_groups(
 
 
 def _in_step(failed: Iterable[tuple[Group, ...]]) -> Iterator[list[tuple[Group, ...]]]:
-    """Heads of as many units that cannot go alone: layers that hand a mask of all heads on lose the same ones."""
-    by_units: dict[int, list[tuple[Group, ...]]] = {}
+    """Groups of as many units that cannot go alone, and have no side of a layer in common.
+
+    Layers that hand a mask of all heads on lose the same ones, and code may take the width before a layer for that
+    behind it.
+    """
+    by_units: dict[tuple[bool, int], list[tuple[Group, ...]]] = {}
     for alternatives in failed:
-        if alternatives[0].kind == "heads":
-            by_units.setdefault(alternatives[0].units, []).append(alternatives)
-    yield from (found for found in by_units.values() if len(found) > 1)
+        first = alternatives[0]
+        if first.branch is None:
+            by_units.setdefault((first.kind == "heads", first.units), []).append(alternatives)
+    for found in by_units.values():
+        places = [edit.place for first, *_ in found for edit in first.edits]
+        if len(found) > 1 and len(places) == len({*places}):
+            yield found
 
 
 def _branch_groups(

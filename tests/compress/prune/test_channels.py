@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.prune.channels import apply_channels, cut
+from compress.prune.channels import apply_channels, cut, parameter_axis
 
 
 def test_cut_linear_keeps_the_other_rows_and_columns():
@@ -92,3 +92,11 @@ def test_a_channel_map_may_only_replace_numbers(networks, attributes, message):
 def test_a_weight_larger_than_the_factorys_is_refused(shape):
     with pytest.raises(CompressError, match=r"weight '0.weight' has shape .* another factory"):
         apply_channels(nn.Sequential(nn.Linear(3, 4)), {}, {"0.weight": torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(("shape", "axis"), [
+    ((4,), 0), ((4, 1, 1), 0), ((1, 4, 1, 1), 1), ((1, 1, 1, 4), 3), ((1, 4), 1), ((7, 4), 1), ((1, 9, 4), 2),
+    ((1, 4, 8, 8), 1),
+])
+def test_the_channels_of_a_parameter(shape, axis):
+    assert parameter_axis(torch.zeros(shape)) == axis

@@ -1,10 +1,11 @@
-"""Heads of queries that share keys and values: they go together."""
+"""Heads by the names of their layers; those of queries that share keys and values go together."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,6 +13,7 @@ from calibration import open_set
 from compress.factory import build_module
 from compress.loading import load
 from compress.prune import PruneConfig, prunable, prune
+from compress.prune.check import trial
 from compress.prune.heads import find_head_groups
 from compress.saving import save
 
@@ -104,3 +106,17 @@ def test_what_is_left_computes_what_the_whole_does_without_them(tmp_path, projec
         whole.attention.o_proj.weight[:, gone] = 0
         torch.testing.assert_close(own(torch.from_numpy(x)), whole(torch.from_numpy(x)), rtol=1e-5, atol=1e-6)
     assert result.check < 1e-6
+
+
+def test_heads_of_debertas_disentangled_attention(calls) -> None:
+    """Its position keys are of the heads too, through the same layers."""
+    config = transformers.DebertaV2Config(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=16,
+        relative_attention=True, position_buckets=4, max_relative_positions=8, pos_att_type="p2c|c2p",
+        share_att_key=True, max_position_embeddings=8)
+    module = transformers.DebertaV2Model(config).eval()
+    ((group, *_),), skipped, _ = find_head_groups(module)
+    assert skipped == {}
+    feed = {"forward": [{"input_ids": torch.randint(1, 20, (2, 6))}]}
+    assert trial(module, (group,), calls, feed) == group
+    assert (group.name, group.units) == ("encoder.layer.0.attention.self", 4)

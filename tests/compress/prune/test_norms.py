@@ -80,12 +80,14 @@ class Block(nn.Module):
         self.depthwise, self.norm = nn.Conv2d(width, width, 3, padding=1, groups=width), norm(width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.grn = GRN(4 * width) if grn else nn.Identity()
-        self.gamma = nn.Parameter(torch.rand(width) + 0.2)
+        self.gamma = nn.Parameter(torch.rand(1, 1, 1, width) + 0.2 if grn else torch.rand(width, 1, 1) + 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        y = self.gamma * self.down(self.grn(functional.gelu(self.up(y))))
-        return x + y.permute(0, 3, 1, 2)
+        y = self.down(self.grn(functional.gelu(self.up(y))))
+        if self.gamma.dim() == 4:                            # as in the paper's code, or as in torchvision's
+            return x + (self.gamma * y).permute(0, 3, 1, 2)
+        return x + self.gamma * y.permute(0, 3, 1, 2)
 
 
 class ConvNeXt(nn.Module):
@@ -133,7 +135,8 @@ def test_a_convnext_loses_channels_and_width(
     left = {name: after for name, (*_, after) in groups.items()}
     width, wider = left["stem.0"], left["one.up"]
     shapes = {name: tuple(value.shape) for name, value in model.weights.items()}
-    assert shapes["stem.1.weight"] == shapes["one.norm.bias"] == shapes["one.gamma"] == (width,)
+    assert shapes["stem.1.weight"] == shapes["one.norm.bias"] == (width,)
+    assert shapes["one.gamma"] == ((1, 1, 1, width) if grn else (width, 1, 1))
     assert shapes["one.depthwise.weight"] == (width, 1, 3, 3)
     assert (shapes["one.up.weight"], shapes["one.down.weight"]) == ((wider, width), (width, wider))
     if grn:

@@ -227,3 +227,26 @@ def test_samples_bounds_what_importance_reads(networks, calls):
 
     prune_module(networks.Block(), calls, batches, {}, PruneConfig(samples=40))
     assert next(read) == 1 + 1 + 3  # a batch for the check, one to trace with; 40 samples in batches of 16
+
+
+class Reducing(nn.Module):
+    """As in SegFormer: the code takes the channels before a convolution for those behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.reduce, self.last = nn.Linear(8, 16), nn.Conv1d(16, 16, 2, 2), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.up(x).relu()
+        batch, length, channels = x.shape
+        y = self.reduce(x.transpose(1, 2).reshape(batch, channels, length)).reshape(batch, channels, -1)
+        return self.last(y.transpose(1, 2).tanh())
+
+
+def test_channels_that_the_code_wants_as_many_of_go_together(prune_one, noise) -> None:
+    """Each has a group of its own, and both at once agree: only where one loses more than the other does it show."""
+    pruned = prune_one(Reducing(), noise(16, 6, 8), macs=0.5, round_to=4, importance="magnitude")
+    (group,) = pruned.groups
+    assert (group.name, group.before) == ("up+reduce", 16)
+    assert tuple(pruned.module.reduce.weight.shape) == (group.after, group.after, 2)
+    assert "up" not in pruned.skipped
