@@ -16,7 +16,7 @@ PAIRED = (("q", "kv"), ("q_proj", "kv_proj"), ("query", "key_value"), ("to_q", "
           ("q_attn", "c_attn"))         # keys and values in one
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "Wqkv", "to_qkv")
 OUTPUTS = ("out", "out_proj", "o_proj", "o", "proj", "to_out", "to_out.0", "out_lin", "wo", "output.dense", "dense",
-           "projection", "projection_layer", "c_proj")
+           "projection", "projection_layer", "c_proj", "Wo")
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "n_head", "nhead")
 HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head", "d_head", "dim_per_head")
 INNER = ("all_head_size", "inner_dim", "attn_dim", "q_size", "split_size")     # always heads x head size

@@ -24,7 +24,7 @@ Node = tuple[Place, int]
 MIXED = "its channels are mixed with each other before a layer reads them"
 PLAIN = {"weight", "weight_ih_l0"}               # what a layer whose channels can be cut calls its weight
 WIDTHS = ("width", "dim", "embed_dim", "hidden_size", "d_model", "n_embd", "hidden_dim", "embedding_size", "input_size",
-          "in_features", "out_features")
+          "in_features", "out_features", "num_channels")
 """What modules call the number of channels that they work on."""
 
 

@@ -120,3 +120,13 @@ def test_heads_of_debertas_disentangled_attention(calls) -> None:
     feed = {"forward": [{"input_ids": torch.randint(1, 20, (2, 6))}]}
     assert trial(module, (group,), calls, feed) == group
     assert (group.name, group.units) == ("encoder.layer.0.attention.self", 4)
+
+
+def test_heads_of_modernbert() -> None:
+    config = transformers.ModernBertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=16, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
+    ((group, *_),), skipped, _ = find_head_groups(transformers.ModernBertModel(config))
+    assert (group.name, group.units, skipped) == ("layers.0.attn", 4, {})
+    assert [(edit.path, edit.role) for edit in group.edits] == [("layers.0.attn.Wqkv", "out"), ("layers.0.attn.Wo", "in")]
+    assert group.edits[0].index[1] == (*range(4, 8), *range(20, 24), *range(36, 40))

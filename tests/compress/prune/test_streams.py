@@ -130,22 +130,24 @@ def test_a_weight_that_two_layers_have_as_one_is_not_torn(calls):
     assert "another layer's too" in skipped["a"]
 
 
-def test_numbers_that_modules_repeat_are_rewritten(calls):
+@pytest.mark.parametrize("name", ["width", "num_channels"])
+def test_numbers_that_modules_repeat_are_rewritten(calls, name):
     """A module that reshapes by the width it was built with."""
     class Reshaping(nn.Module):
         def __init__(self):
             super().__init__()
-            self.width, self.table, self.last = 16, nn.Embedding(10, 16), nn.Linear(16, 2)
+            self.table, self.last = nn.Embedding(10, 16), nn.Linear(16, 2)
+            setattr(self, name, 16)
 
         def forward(self, x):
-            return self.last(self.table(x).reshape(-1, self.width)).reshape(len(x), -1)
+            return self.last(self.table(x).reshape(-1, getattr(self, name))).reshape(len(x), -1)
 
     module, x = Reshaping().eval(), torch.randint(0, 10, (2, 5))
     found = find_stream_groups(module, calls, {"forward": [{"x": x}]}, claimed={}).alternatives
     (alternatives,) = found
-    assert [group.attributes for group in alternatives] == [{}, {"": {"width": 1}}]
+    assert [group.attributes for group in alternatives] == [{}, {"": {name: 1}}]
     (chosen,) = trials(module, found, calls, {"forward": [{"x": x}]})
-    assert chosen.attributes == {"": {"width": 1}}
+    assert chosen.attributes == {"": {name: 1}}
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
