@@ -128,5 +128,5 @@ def test_heads_of_modernbert() -> None:
         bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
     ((group, *_),), skipped, _ = find_head_groups(transformers.ModernBertModel(config))
     assert (group.name, group.units, skipped) == ("layers.0.attn", 4, {})
-    assert [(edit.path, edit.role) for edit in group.edits] == [("layers.0.attn.Wqkv", "out"), ("layers.0.attn.Wo", "in")]
+    assert [(e.path, e.role) for e in group.edits] == [("layers.0.attn.Wqkv", "out"), ("layers.0.attn.Wo", "in")]
     assert group.edits[0].index[1] == (*range(4, 8), *range(20, 24), *range(36, 40))
