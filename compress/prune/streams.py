@@ -186,7 +186,8 @@ class _Joined:
 def _grouped(
     module: nn.Module, joined: _Joined, reasons: Mapping[Place, str], sources: list[Place],
 ) -> tuple[list[Group], dict[str, str]]:
-    """Units with the same places are a group, named for the first of its sources; and why the others are none."""
+    """Units with the same places are a group, named for the first of its sources whose name no other has; and why the
+    others are none."""
     by_places: dict[frozenset[Place], list[dict[Place, tuple[int, ...]]]] = {}
     for unit in joined.units():
         by_places.setdefault(frozenset(unit), []).append(unit)
@@ -210,7 +211,9 @@ def _grouped(
                             and not place.tensor})
             continue
         makers = [place for place in made if place.tensor or not is_per_channel(module.get_submodule(place.path))]
-        groups.append(Group(name=_named(makers[0]), kind=_kind(module, places), units=len(units), edits=edits))
+        names = [name for name in map(_named, makers) if name not in {group.name for group in groups}]
+        name = names[0] if names else f"{_named(makers[0])}, {len(groups)}"
+        groups.append(Group(name=name, kind=_kind(module, places), units=len(units), edits=edits))
     return groups, skipped
 
 

@@ -144,7 +144,7 @@ def cut_module(ranked: Ranked, chosen: Sequence[tuple[int, ...]]) -> Pruned:
     module = copy.deepcopy(ranked.module)
     gone = ranked.branches(number for number, units in enumerate(chosen) if units)
     unused = set(ranked.residuals.unused(path for branch in gone for path in branch.last)) if gone else set()
-    removal = {(group.name, group.kind): (group, units) for group, units in zip(ranked.groups, chosen, strict=True)
+    removal = {number: (group, units) for number, (group, units) in enumerate(zip(ranked.groups, chosen, strict=True))
                if units and not within(group, unused)}
     check = prove(module, removal, ranked.calls, ranked.few)
     before = {edit.path: width_of(module.get_submodule(edit.path), "out")

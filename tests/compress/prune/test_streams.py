@@ -78,6 +78,30 @@ def test_a_smaller_norm_normalises_over_what_is_left(calls, prune_one):
     assert small.norm.normalized_shape == (8,)
 
 
+class Pieces(nn.Module):
+    """As in LayoutLM: one parameter is added to several embeddings side by side, which are a group each."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(24))
+        self.x, self.y, self.last = nn.Embedding(10, 16), nn.Embedding(10, 8), nn.Linear(24, 2)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.x(x), self.y(x)], -1) + self.start).mean(1)
+
+
+def test_groups_that_begin_with_one_parameter_are_told_apart(calls, prune_one):
+    groups, _ = streams(Pieces(), calls, torch.randint(0, 10, (2, 5)))
+    assert {name: group.units for name, group in groups.items()} == {"start": 16, "y": 8}
+    x = np.random.default_rng(0).integers(0, 10, (16, 5))
+    pruned = prune_one(Pieces(), x, params=0.5, round_to=2, structures=ALL, importance="magnitude")
+    left = {group.name: group.after for group in pruned.groups}
+    assert left["start"] < 16
+    assert left["y"] < 8
+    assert (pruned.module.x.embedding_dim, pruned.module.y.embedding_dim) == (left["start"], left["y"])
+    assert pruned.module.start.shape == (left["start"] + left["y"],)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_smaller_recurrent_layer_computes_what_is_left(networks, calls, kind):
     module = networks.Sequence(kind).eval()
