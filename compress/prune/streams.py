@@ -192,7 +192,7 @@ def _grouped(
     for unit in joined.units():
         by_places.setdefault(frozenset(unit), []).append(unit)
     order = {source: number for number, source in enumerate(sources)}
-    groups, skipped = [], dict[str, str]()
+    groups, skipped = list[Group](), dict[str, str]()
     for places, units in by_places.items():
         made = sorted((place for place in places if place in order), key=order.__getitem__)
         if all(is_per_channel(module.get_submodule(place.path)) and not place.tensor for place in made):
