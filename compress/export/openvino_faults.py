@@ -11,6 +11,7 @@ import numpy as np
 
 TINY = np.float32(2.0 ** -100)      # no sum of float32 products that is not itself as small changes by it
 REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum")
+TURNING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 LONGEST = 16                        # operations that dequantize a weight
 
 
@@ -54,8 +55,10 @@ def avoid_faults(model: Any) -> None:
             _fold_bias(operation, operations)
         elif _type_name(operation.output(0)) != "f32":
             continue
-        elif kind in REDUCTIONS and not operation.get_attributes()["keep_dims"]:
-            _keep_sign(operation, operations)
+        elif kind in REDUCTIONS:
+            _keep_factor(operation, operations)
+            if kind in ("ReduceMax", "ReduceMin"):
+                _keep_sign(operation, operations)
         elif kind in ("Convolution", "GroupConvolution", "MatMul") and _is_constant(operation.input_value(1)):
             _add_bias(operation, operations)
 
@@ -65,13 +68,27 @@ def _type_name(port: Any) -> str:
 
 
 def _keep_sign(reduce: Any, operations: Any) -> None:
-    """A quantization is computed as part of the maximum before it, which then loses values below zero; so it is of a
-    mean or a sum, of what a factor was put to. With the axis kept, as in norms, it is not.
+    """A quantization is computed as part of the maximum before it, which then loses values below zero.
 
     ``max(x, the least float32)`` in between, which is ``x``, keeps the two apart.
     """
     least = operations.constant(np.array(np.finfo(np.float32).min, np.float32))
     _put_behind(reduce, lambda result: operations.maximum(result, least))
+
+
+def _keep_factor(reduce: Any, operations: Any) -> None:
+    """A factor for each channel, as a norm's, is put off until behind a reduction that drops its axis, and applied to
+    the wrong channels in the quantization there. ``max(x, the least float32)`` keeps it before.
+    """
+    if reduce.get_attributes()["keep_dims"]:
+        return
+    value = reduce.input_value(0)
+    node = value.get_node()
+    while node.get_type_name() in TURNING:
+        node = node.input_value(0).get_node()
+    if node.get_type_name() in ("Multiply", "Divide") and any(map(_is_constant, node.input_values())):
+        least = operations.constant(np.array(np.finfo(np.float32).min, np.float32))
+        reduce.input(0).replace_source_output(operations.maximum(value, least).output(0))
 
 
 def _keep_conversion(convert: Any, operations: Any) -> None:

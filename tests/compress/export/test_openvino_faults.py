@@ -24,15 +24,18 @@ from compress.zoo import image_text
 from runtimes.backends import open_engine
 
 
-@pytest.mark.parametrize("kind", ["max", "min", "mean", "sum"])
-def test_what_is_quantized_behind_a_reduction_keeps_its_sign(tmp_path, rng, kind):
+@pytest.mark.parametrize(("kind", "of"), [("max", "x"), ("min", "x"), *(
+    (kind, of) for kind in ("max", "min", "mean", "sum") for of in ("multiplied", "turned"))])
+def test_what_is_quantized_behind_a_reduction_keeps_its_sign_and_its_factor(tmp_path, rng, kind, of):
     x, factor = rng.uniform(-0.6, 0.8, (4, 7, 32)).astype(np.float32), rng.uniform(0.5, 1.5, 32).astype(np.float32)
-    constants = {"axes": np.array([1]), "scale": np.float32(0.0066), "zero": np.uint8(108), "factor": factor}
+    constants = {"axes": np.array([2 if of == "turned" else 1]), "scale": np.float32(0.0066), "zero": np.uint8(108),
+                 "factor": factor}
     nodes = [
         helper.make_node("Sigmoid", ["x"], ["s"], name="sigmoid"),
         helper.make_node("Mul", ["x", "s"], ["swish"], name="swish"),
-        helper.make_node("Mul", ["swish", "factor"], ["m"], name="multiply"),
-        helper.make_node(f"Reduce{kind.title()}", ["m", "axes"], ["r"], name="reduce", keepdims=0),
+        helper.make_node("Mul", ["swish", "factor"], ["multiplied"], name="multiply"),
+        helper.make_node("Transpose", ["multiplied"], ["turned"], name="turn", perm=[0, 2, 1]),
+        helper.make_node(f"Reduce{kind.title()}", [of, "axes"], ["r"], name="reduce", keepdims=0),
         helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"], name="quantize"),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="dequantize"),
     ]
@@ -42,7 +45,7 @@ def test_what_is_quantized_behind_a_reduction_keeps_its_sign(tmp_path, rng, kind
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
-    reduced = getattr(x / (1 + np.exp(-x)) * factor, kind)(axis=1)
+    reduced = getattr(x if of == "x" else x / (1 + np.exp(-x)) * factor, kind)(axis=1)
     expected = (np.clip(np.round(reduced / 0.0066) + 108, 0, 255) - 108) * 0.0066
     wrong, right = _answers(tmp_path / "m.onnx", {"x": x})
     assert np.abs(wrong - expected).max() > 0.2
