@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import compress.device
-from compress.cli import cli
 from compress.commands.targets import targets as group
 from compress.errors import CompressError
 from compress.targets import get_target, targets
+from tests.compress import command
 
 FACTS = {"cpu": "Cortex-A72\x1b[2J", "arch": "aarch64", "flags": ["asimd"], "dot_product": False,
          "memory_bytes": 4 << 30, "gpus": [], "npus": [], "backends": {"numpy": "2.0.1"}, "l4t": None, "jetpack": None,
@@ -42,16 +41,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: str) -> Result:
-    result = CliRunner().invoke(cli, ["targets", *arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return command.call("targets", *arguments)
 
 
 def told(*arguments: str) -> Any:
-    result = call(*arguments, "--json", "--quiet")
-    assert (result.exit_code, result.stderr) == (0, "")
-    return json.loads(result.stdout)
+    return command.told("targets", *arguments)
 
 
 def test_no_command_lists() -> None:
